@@ -1,0 +1,1 @@
+"""West wing: everything Caffe means. torch is never imported here."""

@@ -1,0 +1,81 @@
+"""Every error raised on bad input: where it is, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+from caffe2torch.where import Where
+
+
+class Caffe2TorchError(Exception):
+    """Base of every error that caffe2torch raises on bad input.
+
+    ``message`` says what is wrong in one sentence; ``where`` is its place, ``found`` and ``expected`` the two
+    sides of it, ``hint`` what to do about it. Any of them but the message may be absent.
+
+    >>> from caffe2torch.where import Where
+    >>> print(Caffe2TorchError("unknown policy 'cosine'", where=Where("solver.prototxt", 3, 1), hint="use 'step'"))
+    solver.prototxt:3:1: unknown policy 'cosine'
+      hint: use 'step'
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: Where | str | None = None,
+        found: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message if self.where is None else f"{self.where}: {self.message}"]
+        for label, text in (("found", self.found), ("expected", self.expected), ("hint", self.hint)):
+            if text is not None:
+                lines.append(f"  {label}: {text}")
+        return "\n".join(lines)
+
+
+class InputError(Caffe2TorchError):
+    """A file that cannot be read: missing, a directory, empty, not text. ``where`` is its path."""
+
+
+class PrototxtError(Caffe2TorchError):
+    """Text that protobuf's text format does not allow."""
+
+
+class NetError(Caffe2TorchError):
+    """A net that Caffe refuses to build, or whose learnable blobs cannot be known."""
+
+
+class SolverError(Caffe2TorchError):
+    """A solver that Caffe refuses."""
+
+
+class UnsupportedError(Caffe2TorchError):
+    """Something that Caffe or a fork of it does and that we refuse by name rather than approximate."""
+
+
+class BindingError(Caffe2TorchError):
+    """Blobs and parameters that do not belong to each other, or not certainly."""
+
+
+class ModelError(Caffe2TorchError):
+    """A model or optimizer factory that cannot be found, raises, or returns something else."""
+
+
+class SnapshotError(Caffe2TorchError):
+    """A .caffemodel, .solverstate or checkpoint that is damaged or belongs to another net."""
+
+
+class OutputError(Caffe2TorchError):
+    """A file that cannot be written, or exists already."""
+
+
+class MissingExtraError(Caffe2TorchError):
+    """An optional dependency that this call needs; the hint names the extra to install."""

@@ -1,0 +1,1 @@
+"""Built-in models, faithful to their Caffe originals."""

@@ -1,0 +1,130 @@
+"""What is to be learned by what: blobs bound to parameters, and the param groups that follow. Plain data, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from caffe2torch.errors import BindingError
+from caffe2torch.recipe import LearnableBlob, Note, TrainingRecipe
+
+__all__ = ["Binding", "BoundBlob", "GroupMember", "GroupPlan", "Kind", "Unclaimed", "plan_groups"]
+
+
+class Kind(StrEnum):
+    """What a Caffe blob is on torch's side."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundBlob:
+    """A blob and the tensor it became. ``name`` is as ``named_parameters()`` / ``named_buffers()`` of the bare model
+    give it, ``None`` where torch has no counterpart; ``how`` says which evidence bound it.
+    """
+
+    blob: LearnableBlob
+    kind: Kind
+    name: str | None
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A parameter of the model that no blob stands for, with the multipliers its user gave it (``None``: none yet)."""
+
+    name: str
+    shape: tuple[int, ...]
+    lr_mult: float | None = None
+    decay_mult: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Every blob of the recipe, in its order, and every parameter of the model that is left."""
+
+    model: str
+    blobs: tuple[BoundBlob, ...]
+    unclaimed: tuple[Unclaimed, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """One parameter of a group; ``blob`` is ``None`` for one that only its user gave multipliers to."""
+
+    parameter: str
+    blob: LearnableBlob | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """One param group: equal multipliers, fine-tuning factor already applied to ``lr_mult``."""
+
+    name: str
+    lr_mult: float
+    decay_mult: float
+    members: tuple[GroupMember, ...]
+    factor: float = 1.0
+
+
+def plan_groups(
+    recipe: TrainingRecipe, binding: Binding, finetune: Mapping[str, float] | None = None
+) -> tuple[GroupPlan, ...]:
+    """Merge parameters of equal multipliers into groups, in the order in which Caffe first sees each pair.
+
+    ``finetune`` maps a layer (its exact name, else a regular expression that matches the whole name) to a factor on
+    ``lr_mult``. A layer named there gets groups of its own even at factor 1, so that the optimizer of a training from
+    scratch and that of a fine-tuning have the same groups and load each other's ``state_dict``.
+
+    Raises ``BindingError`` for a key that matches no layer with a learnable blob, that is no regular expression, or
+    when two keys claim one layer.
+    """
+    keys = _finetuned_layers(recipe, finetune or {})
+    members: dict[tuple[str | None, float, float], list[GroupMember]] = {}
+    for bound in binding.blobs:
+        if bound.kind is not Kind.PARAMETER or bound.name is None:
+            continue
+        layers = (bound.blob.layer, *(use.layer for use in bound.blob.shared_with))
+        key = next((keys[layer] for layer in layers if layer in keys), None)
+        slot = members.setdefault((key, bound.blob.lr_mult, bound.blob.decay_mult), [])
+        slot.append(GroupMember(bound.name, bound.blob))
+    for left in binding.unclaimed:
+        if left.lr_mult is not None and left.decay_mult is not None:
+            members.setdefault((None, left.lr_mult, left.decay_mult), []).append(GroupMember(left.name, None))
+    groups = []
+    for (key, lr_mult, decay_mult), group in members.items():
+        factor = 1.0 if key is None else float((finetune or {})[key])
+        name = f"lr x{lr_mult * factor:g}, decay x{decay_mult:g}"
+        groups.append(
+            GroupPlan(name if key is None else f"{key}: {name}", lr_mult * factor, decay_mult, tuple(group), factor)
+        )
+    return tuple(groups)
+
+
+def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
+    """Layer name to the key of ``finetune`` that claims it."""
+    names = list(dict.fromkeys(user for b in recipe.blobs for user in (b.layer, *(u.layer for u in b.shared_with))))
+    claimed: dict[str, str] = {}
+    for key in finetune:
+        try:
+            matched = [key] if key in names else [name for name in names if re.fullmatch(key, name)]
+        except re.error as error:
+            raise BindingError(
+                f"{key!r} is neither a layer of the net nor a regular expression: {error}",
+                hint="write the layer's exact name, or a pattern such as 'conv_.*'",
+            ) from None
+        if not matched:
+            raise BindingError(
+                f"finetune names {key!r}, which matches no layer with learnable blobs",
+                hint="layers that learn: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else ""),
+            )
+        for name in matched:
+            if name in claimed:
+                raise BindingError(f"finetune names layer {name!r} twice: by {claimed[name]!r} and by {key!r}")
+            claimed[name] = key
+    return claimed

@@ -1,0 +1,1 @@
+"""East wing: everything torch means."""

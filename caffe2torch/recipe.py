@@ -1,0 +1,278 @@
+"""The recipe: what a Caffe training set-up is, in frozen dataclasses that know neither protobuf nor torch.
+
+Numbers that a prototxt states are float32 in Caffe. They stand here as the shortest decimal that reads back to
+the same float32 (``0.1``, not ``0.10000000149011612``), so that they print, compare and serialise as a person
+wrote them; whoever computes with them as Caffe does rounds them to float32 first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from caffe2torch.where import Where
+
+__all__ = [
+    "BlobUse",
+    "Filler",
+    "Layer",
+    "LearnableBlob",
+    "LrPolicy",
+    "Note",
+    "PolicyType",
+    "Regularization",
+    "Severity",
+    "Shape",
+    "SolverSettings",
+    "SolverType",
+    "Ramp",
+    "Source",
+    "Stated",
+    "Statement",
+    "TrainingRecipe",
+    "Unsupported",
+    "Where",
+]
+
+Shape = tuple[int | None, ...]
+"""Sizes per axis; ``None`` where a size depends on an input that the file does not state. ``()`` is a scalar."""
+
+
+class Severity(StrEnum):
+    """How much a note matters: ``info`` explains, ``warning`` asks to be read."""
+
+    INFO = "info"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person should know that is no error: an assumption, an unknown field, a fork's rule."""
+
+    where: Where | None
+    severity: Severity
+    message: str
+
+
+class Statement(StrEnum):
+    """How a multiplier came to its value."""
+
+    EXPLICIT = "explicit"
+    DEFAULTED = "defaulted"
+    SHARED = "shared"  # taken from another layer that uses the same named parameter
+    FORCED = "forced"  # Caffe overrides the file, as for BatchNorm's statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """How each of the two multipliers of a blob was stated."""
+
+    lr_mult: Statement
+    decay_mult: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Filler:
+    """How Caffe fills a blob before training (``filler.hpp``); absent values are Caffe's defaults.
+
+    ``min``, ``max``, ``mean``, ``std``, ``value`` and ``sparse`` are as in caffe.proto's ``FillerParameter``;
+    ``variance_norm`` is ``FAN_IN``, ``FAN_OUT`` or ``AVERAGE``.
+    """
+
+    type: str = "constant"
+    value: float = 0.0
+    min: float = 0.0
+    max: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    sparse: int = -1
+    variance_norm: str = "FAN_IN"
+    where: Where | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobUse:
+    """A further use of a shared blob: blob ``index`` of ``layer``, as that layer sees it."""
+
+    layer: str
+    layer_type: str
+    index: int
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
+class LearnableBlob:
+    """One learnable blob as Caffe's solver holds it (``net.cpp``, ``Net::AppendParam``).
+
+    ``role`` is ``weight``, ``bias``, ``scale``, ``shift``, ``mean``, ``variance``, ``factor``, ``slope``, ... (the
+    table in ``caffe/layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
+    ``where`` is the ``param`` block that states the multipliers, or the layer where there is none.
+    """
+
+    layer: str
+    layer_type: str
+    index: int
+    role: str
+    shape: Shape | None
+    lr_mult: float
+    decay_mult: float
+    stated: Stated
+    where: Where
+    shared_with: tuple[BlobUse, ...] = ()
+    filler: Filler | None = None
+
+    @property
+    def name(self) -> str:
+        """``LAYER/INDEX``, Caffe's own way to number a layer's blobs."""
+        return f"{self.layer}/{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that takes part in this phase, in the file's order and in today's spelling of its type.
+
+    ``settings`` is the layer's own parameter message (``convolution_param``, ...) as plain Python: scalars, strings
+    (enum values by name), tuples for repeated fields, nested mappings; schema defaults are filled in for scalars.
+    ``top_shapes`` has one shape per top (``None``: unknown). ``blobs`` are this layer's blobs, as indices into
+    ``TrainingRecipe.blobs`` (two layers that share a blob hold the same index).
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    settings: Mapping[str, object]
+    top_shapes: tuple[Shape | None, ...]
+    blobs: tuple[int, ...]
+    where: Where
+
+
+class SolverType(StrEnum):
+    """The solvers of BVLC Caffe, by the name that Caffe's registry knows."""
+
+    SGD = "SGD"
+    NESTEROV = "Nesterov"
+    ADAGRAD = "AdaGrad"
+    RMSPROP = "RMSProp"
+    ADADELTA = "AdaDelta"
+    ADAM = "Adam"
+
+
+class PolicyType(StrEnum):
+    """The rate policies of BVLC Caffe, and its forks' ``multifixed`` and ``plateau``."""
+
+    FIXED = "fixed"
+    STEP = "step"
+    EXP = "exp"
+    INV = "inv"
+    MULTISTEP = "multistep"
+    POLY = "poly"
+    SIGMOID = "sigmoid"
+    MULTIFIXED = "multifixed"
+    PLATEAU = "plateau"  # follows the loss: known by name so that it can be shown, and refused
+
+
+class Regularization(StrEnum):
+    """What weight decay adds to a gradient: the weight (L2) or its sign (L1)."""
+
+    L2 = "L2"
+    L1 = "L1"
+
+
+@dataclass(frozen=True, slots=True)
+class LrPolicy:
+    """What the global rate depends on; ``caffe/policies.py`` evaluates it.
+
+    Absent values are Caffe's (0 for ``gamma``, ``power`` and ``base_lr``). The forks' rules are off when ``None``
+    or empty: Intel's ``warmup_*`` and ``multifixed`` stages, NVIDIA's ``rampup_*`` and ``min_lr``.
+    """
+
+    type: PolicyType
+    base_lr: float = 0.0
+    gamma: float = 0.0
+    power: float = 0.0
+    stepsize: int = 0
+    stepvalues: tuple[int, ...] = ()
+    max_iter: int = 0
+    stage_lrs: tuple[float, ...] = ()
+    stage_iters: tuple[int, ...] = ()
+    warmup_iter: int | None = None
+    warmup_start_lr: float = 0.0
+    rampup_interval: int | None = None
+    rampup_lr: float = 0.0
+    min_lr: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """NVIDIA's polynomial change of momentum or weight decay: ``v + (maximum - v) * (i / max_iter) ** power``."""
+
+    maximum: float
+    power: float
+    max_iter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A fork's rule that is not translated: ``name`` is what a user writes to accept going without it."""
+
+    name: str
+    where: Where
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SolverSettings:
+    """A solver prototxt, read: every value as Caffe would use it, defaults filled in.
+
+    ``clip_gradients`` is ``None`` when off (absent or negative); 0 zeroes every gradient, as in Caffe.
+    ``momentum_ramp`` and ``weight_decay_ramp`` are NVIDIA's ``momentum_policy: "poly"`` and
+    ``weight_decay_policy: "poly"``; ``momentum_from_rate`` is its ``"opt"`` with ``max_momentum``.
+    ``unsupported`` lists what the file asks for and a translation must refuse unless its user accepts to go without.
+    ``places`` says where each stated field of the file is.
+    """
+
+    type: SolverType
+    policy: LrPolicy
+    momentum: float = 0.0
+    momentum2: float = 0.999
+    weight_decay: float = 0.0
+    regularization: Regularization = Regularization.L2
+    delta: float = 1e-8
+    rms_decay: float = 0.99
+    clip_gradients: float | None = None
+    iter_size: int = 1
+    max_iter: int = 0
+    force_backward: bool = False
+    momentum_ramp: Ramp | None = None
+    momentum_from_rate: float | None = None
+    weight_decay_ramp: Ramp | None = None
+    random_seed: int | None = None
+    net: str | None = None
+    unsupported: tuple[Unsupported, ...] = ()
+    places: Mapping[str, Where] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The text of a file that the recipe was read from, for reports that show it."""
+
+    file: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """A Caffe training set-up, whole: what is learned (``blobs``, in the order of ``.solverstate``) and how.
+
+    ``layers`` is the net of this phase, for tools that need its graph. ``solver`` is ``None`` when only a net was
+    read.
+    """
+
+    net_name: str
+    blobs: tuple[LearnableBlob, ...]
+    solver: SolverSettings | None
+    notes: tuple[Note, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)

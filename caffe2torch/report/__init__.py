@@ -1,0 +1,1 @@
+"""A Report as text, JSON, Markdown or HTML: functions, nothing else."""
