@@ -1,0 +1,40 @@
+"""What every test may ask for: the recorded material, the fixtures, and runs that repeat themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Small nets run faster on one thread than on two that wait for each other, and sums come out in one order. The
+# variables count only before torch is first imported, which is left to the tests that need it.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+settings.register_profile(
+    "caffe2torch",
+    max_examples=50,
+    deadline=None,  # a shared machine is slow at times; the suite's own budget is what counts
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("caffe2torch")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of nets, solvers and traces that belong to the project."""
+    return REPOSITORY / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of material recorded from real Caffe, beside the repository; skips where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "goldens").is_dir():
+        pytest.skip(f"the material recorded from Caffe is not here: no {folder}")
+    return folder
