@@ -1,1 +1,45 @@
-"""caffe2torch: carry how a Caffe network learned over to PyTorch, checked."""
+"""caffe2torch: carry how a Caffe network learned over to PyTorch, checked.
+
+Importing this package loads neither torch nor protobuf: a name is imported when it is first asked for, so that
+reading a recipe stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from caffe2torch.errors import Caffe2TorchError
+
+if TYPE_CHECKING:
+    from caffe2torch import testing as testing
+    from caffe2torch.caffe.read import read_recipe as read_recipe
+    from caffe2torch.models import SegNetBasic as SegNetBasic
+    from caffe2torch.pytorch.skeleton import skeleton as skeleton
+    from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
+    from caffe2torch.translation import Translation as Translation
+    from caffe2torch.translation import translate as translate
+    from caffe2torch.verify import Report as Report
+
+_HOME = {
+    "Report": "caffe2torch.verify",
+    "SegNetBasic": "caffe2torch.models",
+    "TrainingRecipe": "caffe2torch.recipe",
+    "Translation": "caffe2torch.translation",
+    "read_recipe": "caffe2torch.caffe.read",
+    "skeleton": "caffe2torch.pytorch.skeleton",
+    "translate": "caffe2torch.translation",
+}
+
+__version__ = "0.1.0"
+__all__ = ["Caffe2TorchError", "__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'caffe2torch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,55 @@
+# Two commands set everything up on a machine with Python 3.11+ and make: `make demo` and `make test`.
+# Every path is relative, so that a checkout below a folder with a space in its name works too.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SEGNET := fixtures/segnet_basic
+
+.PHONY: help demo test check lint types contract proto format clean
+
+help: ## list the commands
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and build/segnet_basic_optimizer.py
+	@mkdir -p build
+	$(PY) -m caffe2torch translate $(SEGNET)/train.prototxt $(SEGNET)/solver.prototxt \
+		--output build/segnet_basic_optimizer.py --force
+
+test: $(VENV)/.installed-dev ## run every test
+	$(PY) -m pytest
+
+check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
+	$(PY) proto/compile.py --check
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(PY) -m mypy
+
+contract: $(VENV)/.installed-dev
+	$(VENV)/bin/python -c "from importlinter.cli import lint_imports_command as c; c()"
+
+proto: $(VENV)/.installed-dev ## compile proto/*.proto again
+	$(PY) proto/compile.py
+
+format: $(VENV)/.installed-dev ## rewrite the code in the house style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "caffe2torch needs Python 3.11 or newer, \
+	and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist site
