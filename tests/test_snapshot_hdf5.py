@@ -1,0 +1,136 @@
+"""HDF5 snapshots say the same as binary ones; damage is one clear error."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import snapshot_files as files
+
+from caffe2torch.caffe.snapshot import read_caffemodel, read_solverstate
+from caffe2torch.errors import SnapshotError
+
+h5py = pytest.importorskip("h5py", reason="HDF5 needs the extra caffe2torch[hdf5]")
+
+WEIGHT = np.arange(12, dtype="f4").reshape(3, 4)
+BIAS = np.array([0.5, -2, 3], "f4")
+
+
+def model(path: Path, layers: Mapping[str, Sequence[np.ndarray]]) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, blobs in layers.items():
+            group = file.create_group(f"data/{name}")
+            for index, values in enumerate(blobs):
+                group.create_dataset(str(index), data=values)
+    return path
+
+
+def state(path: Path, iteration: int, history: Sequence[np.ndarray], learned_net: str = "a.caffemodel.h5") -> Path:
+    with h5py.File(path, "w") as file:
+        file["iter"] = np.array([iteration], "i4")
+        file["current_step"] = np.array([2], "i4")
+        file["learned_net"] = np.bytes_(learned_net)
+        for index, values in enumerate(history):
+            file.create_dataset(f"history/{index}", data=values)
+    return path
+
+
+def test_a_model_has_its_layers_with_blobs(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.h5", {"ip": [WEIGHT, BIAS], "relu": [], "inception/1x1": [BIAS], "p": [BIAS[0]]})
+    layers = {layer.name: layer.blobs for layer in read_caffemodel(path).layers}
+    assert layers.keys() == {"ip", "inception/1x1", "p"}
+    np.testing.assert_array_equal(layers["ip"][0], WEIGHT)
+    np.testing.assert_array_equal(layers["inception/1x1"][0], BIAS)
+    assert layers["p"][0].shape == ()
+
+
+def test_a_state_has_its_history_in_the_order_of_numbers_not_of_names(tmp_path: Path) -> None:
+    read = read_solverstate(state(tmp_path / "s.h5", 5, [BIAS + i for i in range(12)]))
+    assert (read.iteration, read.current_step, read.learned_net) == (5, 2, "a.caffemodel.h5")
+    np.testing.assert_array_equal(read.history[10], BIAS + 10)
+    np.testing.assert_array_equal(read.history[2], BIAS + 2)
+
+
+def test_wrong_files_are_called_what_they_are(tmp_path: Path) -> None:
+    weights, solver = model(tmp_path / "m.h5", {"ip": [BIAS]}), state(tmp_path / "s.h5", 1, [BIAS])
+    with pytest.raises(SnapshotError, match="state, not weights"):
+        read_caffemodel(solver)
+    with pytest.raises(SnapshotError, match="weights, not a solver's state"):
+        read_solverstate(weights)
+    with pytest.raises(SnapshotError, match="float"):
+        read_caffemodel(model(tmp_path / "i.h5", {"ip": [np.arange(3)]}))
+    with h5py.File(weights, "a") as file:
+        file["data/ip/2"] = BIAS
+    with pytest.raises(SnapshotError, match="none with number 1"):
+        read_caffemodel(weights)
+
+
+def test_a_size_that_the_file_cannot_hold_is_not_allocated(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("data/ip/0", shape=(1 << 40,), dtype="f4")  # HDF5 stores nothing until it is written
+    with pytest.raises(SnapshotError, match="claims 4,398,046,511,104 bytes"):
+        read_caffemodel(tmp_path / "m.h5")
+
+
+def test_links_out_of_the_file_are_not_followed(tmp_path: Path) -> None:
+    model(tmp_path / "other.h5", {"ip": [BIAS]})
+    with h5py.File(model(tmp_path / "m.h5", {"a": [WEIGHT]}), "a") as file:
+        file["data/b"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/data/ip")
+        file["data/a/loop"] = file["data"]
+    assert [layer.name for layer in read_caffemodel(tmp_path / "m.h5").layers] == ["a"]
+
+
+def test_damage_anywhere_is_one_error_or_other_numbers(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    whole = {
+        read_caffemodel: model(tmp_path / "m.h5", {"ip": [WEIGHT, BIAS], "fc": [WEIGHT]}).read_bytes(),
+        read_solverstate: state(tmp_path / "s.h5", 5, [WEIGHT, BIAS]).read_bytes(),
+    }
+    path = tmp_path / "broken.h5"
+    for read, raw in whole.items():
+        for _ in range(150):
+            broken = bytearray(raw[: chance.choice([len(raw), chance.randrange(1, len(raw))])])
+            for _ in range(chance.choice([0, 1, 3, 20])):
+                broken[chance.randrange(len(broken))] = chance.randrange(256)
+            path.write_bytes(broken)
+            said = files.complaint(read, path)
+            assert said == "" or said.startswith(str(path))
+
+
+def test_without_h5py_the_extra_is_named(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.h5", {"ip": [BIAS]})
+    program = (
+        "import sys; sys.modules['h5py'] = None\n"
+        "from caffe2torch.caffe.snapshot import read_caffemodel\n"
+        "from caffe2torch.errors import MissingExtraError\n"
+        "try: read_caffemodel(sys.argv[1])\n"
+        "except MissingExtraError as error: print(error.hint)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "pip install 'caffe2torch[hdf5]'"
+
+
+@pytest.mark.shared
+def test_recorded_hdf5_twins_equal_the_binary_files(shared: Path) -> None:
+    cases = sorted((shared / "goldens/layers").glob("*/model.caffemodel"))
+    assert len(cases) == 16
+    for path in cases:
+        binary, hdf5 = (
+            {layer.name: layer.blobs for layer in read_caffemodel(p).layers}
+            for p in (path, path.with_suffix(".caffemodel.h5"))
+        )
+        assert binary.keys() == hdf5.keys()
+        for name, blobs in binary.items():
+            assert len(blobs) == len(hdf5[name])
+            for one, other in zip(blobs, hdf5[name], strict=True):
+                np.testing.assert_array_equal(one, other)
+    folder = shared / "goldens/bvlc/snap_sgd_multistep_hdf5"
+    trace, read = np.load(folder / "trace.npz"), read_solverstate(folder / "snap_iter_17.solverstate.h5")
+    assert (read.iteration, read.learned_net) == (17, "snap_iter_17.caffemodel.h5")
+    for index, array in enumerate(read.history):
+        np.testing.assert_array_equal(array, trace[f"snap_history/{index}"])
