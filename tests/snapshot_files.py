@@ -11,7 +11,7 @@ from caffe2torch.errors import Caffe2TorchError
 
 
 def complaint(read: Callable[[Path], object], path: Path) -> str:
-    """What ``read`` says against ``path``: one of our errors, in its words, or nothing. Any other error is a failure."""
+    """What ``read`` says against ``path``: one of our errors in its words, or nothing; any other is a failure."""
     try:
         read(path)
     except Caffe2TorchError as error:

@@ -11,6 +11,7 @@ import snapshot_files as files
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caffe2torch.caffe.schema import message as protobuf_message
 from caffe2torch.caffe.snapshot import Weights, find_learned_net, read_caffemodel, read_solverstate
 from caffe2torch.caffe.wire import DamagedError, fields
 from caffe2torch.errors import InputError, SnapshotError
@@ -250,3 +251,30 @@ def test_recorded_states_equal_what_caffe_held(shared: Path) -> None:
         assert len(state.history) == sum(key.startswith("snap_history/") for key in trace.files)
         for index, array in enumerate(state.history):
             np.testing.assert_array_equal(array, trace[f"snap_history/{index}"])
+
+
+@given(data=st.data())
+def test_protobufs_own_writer_is_read_back_to_the_number(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    net = protobuf_message("NetParameter")(name="net", input=["data"], input_dim=[1, 2, 3])
+    expected = []
+    for index in range(data.draw(st.integers(1, 4))):
+        current = data.draw(st.booleans())
+        layer = (net.layer if current else net.layers).add(name=f"l{index}", bottom=["data"], top=[f"l{index}"])
+        for _ in range(data.draw(st.integers(0, 3))):
+            values = np.array(data.draw(st.lists(st.floats(width=32), max_size=6)), "f4")
+            blob = layer.blobs.add()
+            if data.draw(st.booleans()):
+                blob.shape.dim.extend([values.size, 1])
+            else:
+                blob.num, blob.channels, blob.height, blob.width = 1, 1, values.size, 1
+            (blob.data if data.draw(st.booleans()) else blob.double_data).extend(values)
+            expected.append((layer.name, tuple(blob.shape.dim) or (1, 1, values.size, 1), values))
+    path = written(tmp_path_factory.mktemp("oracle"), net.SerializeToString())
+    found = [(layer.name, blob) for layer in read_caffemodel(path).layers for blob in layer.blobs]
+    # Fields come in the order of their numbers: V1 layers (2) before layers (100).
+    expected.sort(key=lambda item: item[0] in {layer.name for layer in net.layer})
+    assert [(name, blob.shape) for name, blob in found] == [(name, shape) for name, shape, _ in expected]
+    for (_, blob), (_, _, values) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(blob.reshape(-1), values)

@@ -71,9 +71,7 @@ def read_blob(data: memoryview, start: int, end: int) -> Array:
             case (_Blob.NVIDIA_RAW_DATA, Wire.BYTES):
                 raw = field
             case (_Blob.OPENCL_PACKED_DATA, Wire.BYTES):
-                raise DamagedError(
-                    field.start, "a blob's numbers are packed as only the OpenCL branch of Caffe reads them"
-                )
+                raise DamagedError(field.start, "its numbers are packed as only the OpenCL branch of Caffe reads them")
             case (_Blob.DATA | _Blob.SHAPE | _Blob.DOUBLE_DATA, _):
                 raise DamagedError(field.start, f"field {field.number} of a blob is of another kind than Caffe's")
     shape = tuple(dims if legacy is None else legacy)
