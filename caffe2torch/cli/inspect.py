@@ -1,0 +1,34 @@
+"""``caffe2torch inspect NET [SOLVER]``: what a net and its solver learn, without torch."""
+
+from __future__ import annotations
+
+import click
+
+from caffe2torch.cli.options import net_state, one_or_two_files, read_files
+
+
+@click.command("inspect")
+@one_or_two_files
+@click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True)
+@click.option("--phase", type=click.Choice(["TRAIN", "TEST"]), default="TRAIN", show_default=True)
+@net_state
+def command(
+    files: tuple[str, ...],
+    style: str,
+    phase: str,
+    stages: tuple[str, ...],
+    level: int | None,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+) -> None:
+    """Show every learnable blob of NET, in Caffe's order, with its multipliers and where they are stated.
+
+    SOLVER adds how they are trained; a solver alone is enough when it names or holds its net.
+
+    \b
+    caffe2torch inspect train.prototxt
+    caffe2torch inspect train.prototxt solver.prototxt --format json
+    """
+    from caffe2torch.report.inspect import render_recipe
+
+    recipe = read_files(files, solver_needed=False, phase=phase, stages=stages, level=level, inputs=inputs)
+    click.echo(render_recipe(recipe, style), nl=False)

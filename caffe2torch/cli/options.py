@@ -1,0 +1,79 @@
+"""Options that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from caffe2torch.recipe import TrainingRecipe
+
+__all__ = ["assignment", "input_shape", "net_state", "one_or_two_files", "read_files"]
+
+
+def assignment(text: str) -> tuple[str, float]:
+    """``KEY=NUMBER``; the key may hold ``=`` itself, since a layer's name may."""
+    key, _, number = text.rpartition("=")
+    try:
+        if not key:
+            raise ValueError
+        return key, float(number)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form KEY=NUMBER, such as conv_classifier=10") from None
+
+
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """``NAME=N,C,H,W``: the shape of a blob whose size the net does not state."""
+    key, _, sizes = text.rpartition("=")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+        if not key or min(shape) < 1:
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=N,C,H,W, such as data=1,3,224,224") from None
+    return key, shape
+
+
+def one_or_two_files(function: Callable[..., object]) -> Callable[..., object]:
+    """``NET SOLVER``, or a solver alone that names or holds its net."""
+    return click.argument("files", nargs=-1, metavar="[NET] [SOLVER]", type=click.Path())(function)
+
+
+def net_state(function: Callable[..., object]) -> Callable[..., object]:
+    """The options that decide which layers take part, and the sizes that the file leaves open."""
+    for option in (
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            type=input_shape,
+            metavar="NAME=N,C,H,W",
+            help="The shape of an input that the net does not state.",
+        ),
+        click.option("--level", type=int, default=None, help="The net state's level."),
+        click.option("--stage", "stages", multiple=True, help="A stage of the net state, besides the solver's own."),
+    ):
+        function = option(function)
+    return function
+
+
+def read_files(
+    files: tuple[str, ...],
+    *,
+    solver_needed: bool,
+    phase: str = "TRAIN",
+    stages: tuple[str, ...] = (),
+    level: int | None = None,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...] = (),
+) -> TrainingRecipe:
+    """The recipe of ``NET SOLVER``, of ``NET`` alone where no solver is needed, or of a ``SOLVER`` that has its net."""
+    from caffe2torch.caffe.read import is_solver, read_recipe
+
+    if not 1 <= len(files) <= 2:
+        raise click.UsageError(f"expected a net and a solver prototxt, got {len(files)} files")
+    net: str | None = files[0]
+    solver: str | None = files[1] if len(files) == 2 else None
+    if len(files) == 1 and (solver_needed or (Path(files[0]).is_file() and is_solver(files[0]))):
+        net, solver = None, files[0]
+    return read_recipe(net, solver, phase=phase, stages=stages, level=level, inputs=dict(inputs))
