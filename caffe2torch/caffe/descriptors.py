@@ -23,14 +23,15 @@ _TYPES = {number: name.removeprefix("TYPE_").lower() for name, number in _FIELD.
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What the schema says of a field: its type as caffe.proto spells it (``float``, ``enum``, ``message``), whether it
-    repeats, the message it holds, an enum's values by name.
+    """What the schema says of a field: its type (``float``, ..., ``enum``, ``message``), whether it repeats, which
+    message or which enum (``PoolingParameter.PoolMethod``) it holds, and that enum's values by name.
     """
 
     type: str
     repeated: bool
-    message: str | None
-    values: Mapping[str, int] | None
+    message: str | None = None
+    enum: str | None = None
+    values: Mapping[str, int] | None = None
 
 
 @cache
@@ -58,13 +59,23 @@ def message(name: str) -> type[Message]:
 
 @cache
 def _declared() -> tuple[dict[str, descriptor_pb2.DescriptorProto], dict[str, dict[str, int]]]:
-    """Messages by name, and enums (values by name) by full name."""
+    """Messages by name, and enums by name (values by name); a message's own enums as ``MESSAGE.ENUM``."""
     file = _file()
     messages = {declared.name: declared for declared in file.message_type}
-    enums = {f".{_PACKAGE}.{enum.name}": enum for enum in file.enum_type}
+    enums = {enum.name: enum for enum in file.enum_type}
     for name, declared in messages.items():
-        enums |= {f".{_PACKAGE}.{name}.{enum.name}": enum for enum in declared.enum_type}
+        enums |= {f"{name}.{enum.name}": enum for enum in declared.enum_type}
     return messages, {name: {value.name: value.number for value in enum.value} for name, enum in enums.items()}
+
+
+def _fact(field: descriptor_pb2.FieldDescriptorProto) -> Fact:
+    kind, repeated = _TYPES[field.type], field.label == _FIELD.LABEL_REPEATED
+    held = field.type_name.removeprefix(f".{_PACKAGE}.")
+    if kind == "message":
+        return Fact(kind, repeated, message=held)
+    if kind == "enum":
+        return Fact(kind, repeated, enum=held, values=_declared()[1][held])
+    return Fact(kind, repeated)
 
 
 @cache
@@ -72,15 +83,6 @@ def facts(name: str) -> dict[str, Fact]:
     """The fields of a message, by name.
 
     >>> facts("ParamSpec")["lr_mult"]
-    Fact(type='float', repeated=False, message=None, values=None)
+    Fact(type='float', repeated=False, message=None, enum=None, values=None)
     """
-    messages, enums = _declared()
-    return {
-        field.name: Fact(
-            type=_TYPES[field.type],
-            repeated=field.label == _FIELD.LABEL_REPEATED,
-            message=field.type_name.rpartition(".")[2] if field.type == _FIELD.TYPE_MESSAGE else None,
-            values=enums[field.type_name] if field.type == _FIELD.TYPE_ENUM else None,
-        )
-        for field in messages[name].field
-    }
+    return {field.name: _fact(field) for field in _declared()[0][name].field}

@@ -11,10 +11,11 @@ from caffe2torch.where import Where
 
 __all__ = ["Open", "diagnose", "too_deep"]
 
-_CONFLICT = re.compile(r"(?:<{7}|={7}|>{7}|\|{7})(?![<=>|]).*")
+_CONFLICT = re.compile(r"(?:<{7}|={7}|>{7}|\|{7})(?![<=>|])")
 _PLACEHOLDER = re.compile(r"\$\{[^}\n]*\}|\$\(\w+\)|\$\w+|@\w+@|\{\{[^}\n]*\}\}|%\(\w+\)\w|%\w+%")
-_PROSE = re.compile(r"[^\s:{}]+(?:[ \t]+[^\s:{}]+)+")
-_SHOWN = 30
+_STRING = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*\1""")
+_PROSE = re.compile(r"[^\s:{}<>\[\]]+(?:[ \t]+[^\s:{}<>\[\]]+)+")
+_LONGEST = 40  # characters of a line that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,119 +26,103 @@ class Open:
     bracket: str
     where: Where
 
+    def __str__(self) -> str:
+        return f"'{self.name} {self.bracket}' of {self.where.line}:{self.where.column}"
+
 
 def too_deep(where: Where, limit: int, outermost: Where) -> PrototxtError:
     """The error for blocks nested deeper than any message of Caffe's."""
     return PrototxtError(
         f"blocks are nested more than {limit} deep",
         where=where,
-        expected="at most seven, as Caffe's own messages",
-        hint=f"look for a missing '}}' after {outermost.line}:{outermost.column}",
+        expected="at most seven, as in Caffe's own messages",
+        hint=f"the outermost of them opens at {outermost.line}:{outermost.column}",
     )
 
 
 def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, opened: Sequence[Open]) -> PrototxtError:
-    """The error for a text that cannot be read on at offset ``at``, inside ``opened`` brackets (outermost first)."""
+    """The error for a text that cannot be read on at offset ``at``, inside ``opened`` brackets, outermost first."""
     where = place(at)
-    begin = at - where.column + 1
-    end = text.find("\n", at)
-    line = text[begin : end if end >= 0 else len(text)].rstrip()
+    begin = at - (where.column - 1)
+    line = text[begin:].split("\n", 1)[0].rstrip()
     rest = line[where.column - 1 :]
 
-    if (conflict := _CONFLICT.match(line)) is not None:
+    if _CONFLICT.match(line):
         return PrototxtError(
             "a merge conflict was left in the file",
             where=place(begin),
-            found=conflict[0],
+            found=_shown(line),
             hint="keep one side and delete the lines that begin with <<<<<<<, ======= and >>>>>>>",
         )
-    if (placeholder := _placeholder(line, where.column - 1)) is not None:
-        return PrototxtError(
-            f"the file is a template: {placeholder[0]} stands for something",
-            where=place(begin + placeholder.start()),
-            expected=expected,
-            hint=f"fill in {placeholder[0]} (and every other placeholder) first",
-        )
+    for placeholder in _PLACEHOLDER.finditer(line):
+        if placeholder.start() < where.column <= placeholder.end():
+            return PrototxtError(
+                "the file is a template",
+                where=place(begin + placeholder.start()),
+                found=f"the placeholder {placeholder[0]}",
+                expected=expected,
+                hint=f"fill in {placeholder[0]} and every other placeholder first",
+            )
     if rest.startswith(("//", "/*")):
         return PrototxtError(
-            f"'{rest[:2]}' does not begin a comment in a prototxt",
+            f"'{rest[:2]}' begins no comment in a prototxt",
             where=where,
-            found=_quoted(rest),
+            found=_shown(rest),
             expected=expected,
-            hint="Caffe refuses it too; comments begin with '#'",
+            hint="Caffe refuses this too: comments begin with '#'",
         )
-    if rest.startswith(('"', "'")):
+    if rest.startswith(("'", '"')) and _STRING.match(rest) is None:
         return PrototxtError(
-            "a string that is not closed on its line" if not _closed(rest) else "a string where none can stand",
-            where=where,
-            found=_quoted(rest),
-            expected=f"a closing {rest[0]}" if not _closed(rest) else expected,
+            "a string is not closed on its line", where=where, found=_shown(rest), expected=f"a closing {rest[0]}"
         )
     if at >= len(text):
-        return _ended(where, expected, opened)
+        return _ends(where, expected, opened)
     if rest[0] in "}>]":
-        return _closes_wrongly(where, rest[0], expected, opened)
+        return _closes(where, rest[0], expected, opened)
     return PrototxtError(
         "this is not in protobuf's text format",
         where=where,
-        found=_quoted(rest),
+        found=_shown(rest),
         expected=expected,
         hint=_hint(rest, line),
     )
 
 
-def _placeholder(line: str, column: int) -> re.Match[str] | None:
-    """The placeholder at or around a column, if a template's author left one there."""
-    return next((match for match in _PLACEHOLDER.finditer(line) if match.start() <= column < match.end()), None)
-
-
-def _closed(rest: str) -> bool:
-    return re.match(r"""("|')(?:\\.|(?!\1)[^\\])*\1""", rest) is not None
-
-
-def _ended(where: Where, expected: str, opened: Sequence[Open]) -> PrototxtError:
-    if not opened:
-        return PrototxtError("the file ends in the middle of a field", where=where, expected=expected)
-    inner = opened[-1]
+def _ends(where: Where, expected: str, opened: Sequence[Open]) -> PrototxtError:
     return PrototxtError(
-        f"the file ends inside '{inner.name} {inner.bracket}', opened at {inner.where.line}:{inner.where.column}",
+        f"the file ends inside {opened[-1]}" if opened else "the file ends inside a field",
         where=where,
         found="the end of the file",
         expected=expected,
-        hint="a closing bracket is missing somewhere after that place, or the file is cut off",
+        hint="the file is cut off, or a closing bracket is missing" if opened else "is the file cut off?",
     )
 
 
-def _closes_wrongly(where: Where, closer: str, expected: str, opened: Sequence[Open]) -> PrototxtError:
-    if not opened:
-        return PrototxtError(
-            f"'{closer}' closes nothing",
-            where=where,
-            found=f"'{closer}'",
-            expected=expected,
-            hint="every block before it is closed already: one closing bracket too many, or one opening bracket too few",
-        )
-    inner = opened[-1]
+def _closes(where: Where, closer: str, expected: str, opened: Sequence[Open]) -> PrototxtError:
     return PrototxtError(
-        f"'{closer}' inside '{inner.name} {inner.bracket}', opened at {inner.where.line}:{inner.where.column}",
+        f"a '{closer}' stands inside {opened[-1]}" if opened else f"a '{closer}' closes nothing",
         where=where,
         found=f"'{closer}'",
         expected=expected,
+        hint=None if opened else "one closing bracket too many, or an opening one is missing before it",
     )
 
 
 def _hint(rest: str, line: str) -> str | None:
-    if rest[0].isdigit() and "," in line:
-        return "a list is written in brackets: [0, 1]"
-    if rest[0] == "=":
-        return "a value is stated with ':', not with '='"
-    if not rest[0].isprintable() or not rest[0].isascii():
-        return f"U+{ord(rest[0]):04X} can only stand in a comment or a string"
+    first = rest[0]
+    if first.isdigit() and "," in line:
+        return "a list stands in brackets: [0, 1]"
+    if first in "\"'":
+        return "names stand without quotes"
+    if first == "=":
+        return "':' stands between a name and its value"
+    if not first.isprintable() or not first.isascii():
+        return f"U+{ord(first):04X} can stand only in comments and strings"
     if _PROSE.fullmatch(line.strip()):
-        return "if the net ends before this line, delete what follows it"
+        return "if the prototxt ends before this line, delete what follows"
     return None
 
 
-def _quoted(rest: str) -> str:
-    shown = rest if len(rest) <= _SHOWN else rest[: _SHOWN - 3] + "..."
-    return ascii(shown) if not shown.isprintable() else f"'{shown}'"
+def _shown(text: str) -> str:
+    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return f"'{cut}'" if cut.isprintable() else ascii(cut)

@@ -1,50 +1,42 @@
 """Text to fields with their places, without a schema: what protobuf's text format says, whatever the names mean.
 
-The grammar is the one of protobuf's own parser (``google.protobuf.text_format``), so that a text which it reads is
-read here too. Nesting is kept on a stack of our own and every token is looked at once: a file nested thousands deep is
-one clear error, and the cost grows with the length of the text.
+The grammar is the one of protobuf's own parser (``google.protobuf.text_format``), so that every text which it reads is
+read here too. Nesting is kept on a stack of our own and every token is looked at once: a file nested a thousand deep
+is one clear error, and the cost grows with the length of the text.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from google.protobuf import text_encoding
+
 from caffe2torch.caffe.diagnosis import Open, diagnose, too_deep
 from caffe2torch.caffe.textfile import read_text
+from caffe2torch.caffe.tokens import END, NUMBER, STRING, WORD, Places, tokenise
+from caffe2torch.errors import PrototxtError
 from caffe2torch.where import Where
 
-__all__ = ["MAX_DEPTH", "Block", "Field", "Places", "parse", "read_text", "unquote"]
+__all__ = ["MAX_DEPTH", "Block", "Field", "parse", "read_text", "unquote"]
 
 MAX_DEPTH = 64
 """Blocks inside blocks, at most. Caffe's own messages nest seven deep."""
 
-# Every alternative is possessive: whitespace before the end of a text can be split in one way only.
-_TOKEN = re.compile(
-    r"""(?:\s++|\#[^\n]*+)*+
-        (?:([A-Za-z_][0-9A-Za-z_+-]*+)
-          |((?:[0-9+-]|\.[0-9])[0-9A-Za-z_.+-]*+)
-          |("[^"\n\\]*+(?:\\.[^"\n\\]*+)*+"|'[^'\n\\]*+(?:\\.[^'\n\\]*+)*+')
-          |([{}<>\[\]:,;])
-          |(\Z)
-          |(.))""",
-    re.VERBOSE,
-)
-_WORD, _NUMBER, _STRING, _MARK, _END, _STRAY = range(1, 7)
-_SCALARS = (_WORD, _NUMBER, _STRING)
+_SCALARS = (WORD, NUMBER, STRING)
 _CLOSERS = {"{": "}", "<": ">", "[": "]"}
 _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field as it is written. A list value ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
+    """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
 
-    ``value`` is the scalar's source text (quotes, escapes and all; ``unquote`` reads a string) or a ``Block``.
-    ``where`` is the place of the name, or of the element within a list. ``span`` is the whole field in the text, from its
-    name to its separator; the elements of a list share it.
+    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string).
+    ``where`` is the place of the name; of a list's element, its own. ``span`` is the whole field in the text, from its
+    name to its separator; the elements of a list (``listed``) share it.
     """
 
     name: str
@@ -72,42 +64,12 @@ class Block:
         >>> [layer.value.all("name")[0].value for layer in block.all("layer")]
         ['"a"', '"b"']
         """
-        if not self._by_name:
+        if not self._by_name:  # kept, so that a loop over a net's layers by index stays linear
             groups: defaultdict[str, list[Field]] = defaultdict(list)
             for one in self.fields:
                 groups[one.name].append(one)
             self._by_name.update((key, tuple(group)) for key, group in groups.items())
         return self._by_name.get(name, ())
-
-
-class Places:
-    """Offsets of one text to places; lines end at a line feed alone, as for protobuf."""
-
-    def __init__(self, text: str, file: str) -> None:
-        self.file = file
-        self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
-
-    def at(self, offset: int) -> Where:
-        """The place of a character.
-
-        >>> Places("a: 1\\nb: 2", "f").at(5)
-        Where(file='f', line=2, column=1)
-        """
-        line = bisect_right(self._starts, offset)
-        return Where(self.file, line, offset - self._starts[line - 1] + 1)
-
-
-@dataclass(slots=True)
-class _Frame:
-    """A block or list that is still open: the field that it is the value of, and what it holds so far."""
-
-    name: str
-    start: int  # of the field's name
-    opener: int
-    closer: str
-    takes_scalars: bool  # of a list: only one after a colon may hold them
-    fields: list[Field]
-    elements: list[tuple[str | Block, int]]
 
 
 def parse(text: str, file: str) -> Block:
@@ -116,133 +78,149 @@ def parse(text: str, file: str) -> Block:
     Raises:
         PrototxtError: the text is not in protobuf's text format; it says where, what was found, what was expected.
 
-    >>> parse("base_lr: 0.1  # rate", "solver.prototxt").fields[0]
-    Field(name='base_lr', value='0.1', where=Where(file='solver.prototxt', line=1, column=1), span=(0, 12), listed=False)
+    >>> base_lr, = parse("base_lr: 0.1  # rate", "solver.prototxt").fields
+    >>> base_lr.name, base_lr.value, str(base_lr.where), base_lr.span
+    ('base_lr', '0.1', 'solver.prototxt:1:1', (0, 12))
     """
-    kinds: list[int] = []
-    words: list[str] = []
-    starts: list[int] = []
-    for match in _TOKEN.finditer(text):
-        kind = match.lastindex
-        assert kind is not None
-        kinds.append(kind)
-        words.append(match[kind])
-        starts.append(match.start(kind))
-        if kind == _END:
-            break
-    places = Places(text, file)
-    here = places.at
-    root = _Frame("", 0, 0, "", False, [], [])
-    stack = [root]
-    i = 0
-
-    def wrong(index: int, expected: str) -> Exception:
-        opened = [Open(frame.name, text[frame.opener], here(frame.opener)) for frame in stack[1:]]
-        return diagnose(text, here, starts[index], expected, opened)
-
-    def push(name: str, start: int, takes_scalars: bool) -> None:
-        if len(stack) > MAX_DEPTH:
-            raise too_deep(here(starts[i]), MAX_DEPTH, here(stack[1].opener))
-        stack.append(_Frame(name, start, starts[i], _CLOSERS[words[i]], takes_scalars, [], []))
-
-    while True:
-        frame = stack[-1]
-        kind, word = kinds[i], words[i]
-        value: str | Block
-
-        if frame.closer == "]":
-            if word == "]" and kind == _MARK:
-                i = _skip_separator(words, i + 1)
-                stack.pop()
-                span = (frame.start, starts[i - 1] + len(words[i - 1]))
-                elements = frame.elements or [("", frame.start)]
-                stack[-1].fields.extend(Field(frame.name, item, here(at), span, True) for item, at in elements)
-                continue
-            if frame.elements:
-                if word != ",":
-                    raise wrong(i, "',' or ']'")
-                i += 1
-                kind, word = kinds[i], words[i]
-            if word in ("{", "<"):
-                push(frame.name, starts[i], False)
-                i += 1
-            elif kind in _SCALARS and frame.takes_scalars:
-                start = starts[i]
-                i = _skip_scalar(kinds, i)
-                frame.elements.append((text[start : starts[i - 1] + len(words[i - 1])], start))
-            else:
-                raise wrong(
-                    i, "a value" if frame.takes_scalars else "'{' (a list of numbers or strings needs ':' before it)"
-                )
-            continue
-
-        if kind == _WORD:
-            start, name = starts[i], word
-            i += 1
-        elif kind == _MARK and word == frame.closer:
-            i += 1
-            stack.pop()
-            block = Block(tuple(frame.fields))
-            parent = stack[-1]
-            if parent.closer == "]":
-                parent.elements.append((block, frame.start))
-            else:
-                i = _skip_separator(words, i)
-                span = (frame.start, starts[i - 1] + len(words[i - 1]))
-                parent.fields.append(Field(frame.name, block, here(frame.start), span))
-            continue
-        elif kind == _END and frame is root:
-            return Block(tuple(root.fields))
-        elif word == "[" and (extension := _EXTENSION.match(text, starts[i])):
-            start, name = starts[i], "".join(extension[0].split())
-            while starts[i] < extension.end():
-                i += 1
-        else:
-            raise wrong(i, f"a field or '{frame.closer}'" if frame.closer else "a field")
-
-        colon = words[i] == ":"
-        i += colon
-        kind, word = kinds[i], words[i]
-        if kind == _MARK and word in ("{", "<", "["):
-            push(name, start, colon)
-            i += 1
-        elif colon and kind in _SCALARS:
-            begin = starts[i]
-            i = _skip_scalar(kinds, i)
-            value = text[begin : starts[i - 1] + len(words[i - 1])]
-            i = _skip_separator(words, i)
-            frame.fields.append(Field(name, value, here(start), (start, starts[i - 1] + len(words[i - 1]))))
-        else:
-            raise wrong(i, f"a value for '{name}'" if colon else f"':' or '{{' after '{name}'")
-
-
-def _skip_separator(words: list[str], i: int) -> int:
-    """Step over the one comma or semicolon that may follow a field."""
-    return i + (words[i] in (",", ";"))
-
-
-def _skip_scalar(kinds: list[int], i: int) -> int:
-    """Step over a scalar: one token, or several strings side by side, which make one."""
-    if kinds[i] != _STRING:
-        return i + 1
-    while kinds[i] == _STRING:
-        i += 1
-    return i
+    return _Reader(text, file).read()
 
 
 def unquote(value: str) -> str | None:
-    r"""What a scalar's source text says when it is a string, ``None`` when it is not one.
+    r"""What a scalar's source text says if it is a string (or several side by side), else ``None``.
 
     >>> unquote('"conv" \'1\\x41\'')
     'conv1A'
     """
-    from google.protobuf import text_encoding
-
-    parts: list[bytes] = []
-    for match in _TOKEN.finditer(value):
-        if match.lastindex == _END:
-            return b"".join(parts).decode("utf-8", "replace")
-        if match.lastindex != _STRING:
+    kinds, words, _ = tokenise(value)
+    if set(kinds) != {STRING, END}:
+        return None
+    with warnings.catch_warnings():  # Python's codec, which protobuf uses, deprecates unknown escapes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return b"".join(text_encoding.CUnescape(word[1:-1]) for word in words[:-1]).decode("utf-8", "replace")
+        except ValueError:
             return None
-        parts.append(text_encoding.CUnescape(match[_STRING][1:-1]))
-    return None
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A block or list that is still open: the field that it is the value of, and what it holds so far."""
+
+    name: str
+    start: int  # of the field's name; of a list's element, its own
+    opener: int
+    closer: str
+    takes_scalars: bool = False  # of a list: one without ':' before it holds blocks only
+    fields: list[Field] = field(default_factory=list)
+    elements: list[tuple[str | Block, int]] = field(default_factory=list)
+
+
+class _Reader:
+    """One walk over the tokens. At the bottom of the stack lies the file, which the end of the text closes."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.text = text
+        self.kinds, self.words, self.starts = tokenise(text)
+        self.place = Places(text, file).at
+        self.i = 0
+        self.stack = [_Frame("", 0, 0, closer="")]
+
+    def read(self) -> Block:
+        while True:
+            frame = self.stack[-1]
+            if frame.closer == "]":
+                self._read_element(frame)
+            elif self.words[self.i] != frame.closer:
+                self._read_field(frame)
+            elif len(self.stack) > 1:
+                self._close_block(frame)
+            else:
+                return Block(tuple(frame.fields))
+
+    def _read_field(self, frame: _Frame) -> None:
+        start = self.starts[self.i]
+        name = self._read_name(frame)
+        colon = self.words[self.i] == ":"
+        self.i += colon
+        if self.words[self.i] in _CLOSERS:
+            self._open(name, start, takes_scalars=colon)
+        elif colon and self.kinds[self.i] in _SCALARS:
+            value = self._read_scalar()
+            frame.fields.append(Field(name, value, self.place(start), self._span(start)))
+        else:
+            raise self._wrong(f"a value for '{name}'" if colon else f"':' or '{{' after '{name}'")
+
+    def _read_name(self, frame: _Frame) -> str:
+        name = self.words[self.i]
+        if self.kinds[self.i] != WORD:
+            extension = _EXTENSION.match(self.text, self.starts[self.i])
+            if extension is None:
+                raise self._wrong(f"a field or '{frame.closer}'" if frame.closer else "a field")
+            name = "".join(extension[0].split())
+            while self.words[self.i] != "]":
+                self.i += 1
+        self.i += 1
+        return name
+
+    def _read_scalar(self) -> str:
+        """A scalar's source text: one token, or several strings side by side, which make one."""
+        start = self.starts[self.i]
+        self.i += 1
+        if self.kinds[self.i - 1] == STRING:
+            while self.kinds[self.i] == STRING:
+                self.i += 1
+        return self.text[start : self._end()]
+
+    def _read_element(self, frame: _Frame) -> None:
+        """The next element of a list with the comma before it, or the list's end."""
+        if self.words[self.i] == "]":
+            self._close_list(frame)
+            return
+        if frame.elements:
+            if self.words[self.i] != ",":
+                raise self._wrong("',' or ']'")
+            self.i += 1
+        start = self.starts[self.i]
+        if self.words[self.i] in ("{", "<"):
+            self._open(frame.name, start)
+        elif frame.takes_scalars and self.kinds[self.i] in _SCALARS:
+            frame.elements.append((self._read_scalar(), start))
+        else:
+            raise self._wrong("a value" if frame.takes_scalars else f"'{{', or ':' between '{frame.name}' and '['")
+
+    def _open(self, name: str, start: int, *, takes_scalars: bool = False) -> None:
+        here = self.starts[self.i]
+        if len(self.stack) > MAX_DEPTH:
+            raise too_deep(self.place(here), MAX_DEPTH, self.place(self.stack[1].opener))
+        self.stack.append(_Frame(name, start, here, _CLOSERS[self.words[self.i]], takes_scalars))
+        self.i += 1
+
+    def _close_block(self, frame: _Frame) -> None:
+        self.i += 1
+        self.stack.pop()
+        block, parent = Block(tuple(frame.fields)), self.stack[-1]
+        if parent.closer == "]":
+            parent.elements.append((block, frame.start))
+        else:
+            parent.fields.append(Field(frame.name, block, self.place(frame.start), self._span(frame.start)))
+
+    def _close_list(self, frame: _Frame) -> None:
+        self.i += 1
+        self.stack.pop()
+        span = self._span(frame.start)
+        for value, start in frame.elements or [("", frame.start)]:
+            self.stack[-1].fields.append(Field(frame.name, value, self.place(start), span, listed=True))
+
+    def _span(self, start: int) -> tuple[int, int]:
+        """Of a field that ends here, with the comma or semicolon that may follow it."""
+        if self.words[self.i] in (",", ";"):
+            self.i += 1
+        return start, self._end()
+
+    def _end(self) -> int:
+        """Where the last token that was read ends."""
+        return self.starts[self.i - 1] + len(self.words[self.i - 1])
+
+    def _wrong(self, expected: str) -> PrototxtError:
+        opened = [Open(frame.name, self.text[frame.opener], self.place(frame.opener)) for frame in self.stack[1:]]
+        return diagnose(self.text, self.place, self.starts[self.i], expected, opened)

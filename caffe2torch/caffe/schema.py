@@ -1,14 +1,17 @@
-"""Fields and the compiled caffe.proto to messages: what Caffe's schema knows is read by protobuf's own parser.
+"""Fields and the compiled caffe.proto to messages: protobuf's own parser reads what Caffe's schema knows.
 
 Real files hold fields of every fork. Each that our schema (BVLC's and the SegNet fork's) does not know becomes a
-located note; it is blanked out of the text, and protobuf reads the rest. A text that protobuf accepts as it stands gives
+located note and is blanked out of the text; protobuf reads the rest. A text that protobuf accepts as it stands gives
 exactly protobuf's message.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -17,6 +20,7 @@ from caffe2torch.caffe import prototxt
 from caffe2torch.caffe.descriptors import facts, message
 from caffe2torch.caffe.prototxt import Block, Field
 from caffe2torch.caffe.sieve import expected, sift
+from caffe2torch.caffe.tokens import Places
 from caffe2torch.errors import PrototxtError
 from caffe2torch.recipe import Note, Severity, Source
 from caffe2torch.where import Where
@@ -24,14 +28,15 @@ from caffe2torch.where import Where
 __all__ = ["Parsed", "inline_net", "message", "parse_net", "parse_solver"]
 
 _NET, _SOLVER = "NetParameter", "SolverParameter"
-_WORDS = {_NET: "net", _SOLVER: "solver"}
+_KINDS = {_NET: "net", _SOLVER: "solver"}
+_PLACEHOLDER = re.compile(r"\$\{[^}\s]+\}|@[A-Z_]+@")
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A prototxt, read. ``block`` holds what the schema knows and is aligned with ``message``: its i-th field ``layer`` is
-    ``message.layer[i]``, that one's ``param`` fields are ``.param``, and so on. What the schema does not know stands
-    in each block's ``unknown`` and in ``notes``.
+    """A prototxt, read. ``block`` is aligned with ``message``: its i-th field ``layer`` is ``message.layer[i]``, that
+    one's ``param`` fields are ``.param``, and so on. What the schema does not know is in each block's ``unknown`` and
+    in ``notes``.
     """
 
     message: Message
@@ -41,25 +46,24 @@ class Parsed:
 
 
 def parse_net(source: Source) -> Parsed:
-    """Read a net (``NetParameter``). A solver that holds its net inline gives that net.
+    """Read a net (``NetParameter``); of a solver that holds its training net itself, that net.
 
     Raises:
-        PrototxtError: the text is not in protobuf's text format, states a value that a field cannot take or a single
-            field twice, or is a solver without a net.
+        PrototxtError: the text is not in protobuf's text format, gives a field a value that it cannot take or a single
+            field two, or is a solver.
 
     >>> parsed = parse_net(Source("net.prototxt", 'layer { name: "ip" tpye: "InnerProduct" }'))
     >>> parsed.message.layer[0].name, str(parsed.notes[0].where)
     ('ip', 'net.prototxt:1:20')
     >>> parsed.notes[0].message
-    "unknown field 'tpye' in LayerParameter (did you mean 'type'?); ignored"
+    "unknown field 'tpye' in LayerParameter; did you mean 'type'? ignored"
     """
     block = prototxt.parse(source.text, source.file)
-    if not _looks_like(block, _SOLVER, rather_than=_NET):
+    if not _is_rather(_SOLVER, _NET, block):
         return _read(source, block, _NET)
-    solver = _read(source, block, _SOLVER)
-    net = inline_net(solver)
+    net = inline_net(_read(source, block, _SOLVER))
     if net is None:
-        raise _swapped(source, block, _NET, _SOLVER)
+        raise _swapped(_SOLVER, _NET, block)
     return net
 
 
@@ -67,40 +71,42 @@ def parse_solver(source: Source) -> Parsed:
     """Read a solver (``SolverParameter``).
 
     Raises:
-        PrototxtError: as for ``parse_net``; or the text is a net.
+        PrototxtError: as for ``parse_net``, or the text is a net.
 
     >>> parse_solver(Source("solver.prototxt", "base_lr: 0.5")).message.base_lr
     0.5
     """
     block = prototxt.parse(source.text, source.file)
-    if _looks_like(block, _NET, rather_than=_SOLVER):
-        raise _swapped(source, block, _SOLVER, _NET)
+    if _is_rather(_NET, _SOLVER, block):
+        raise _swapped(_NET, _SOLVER, block)
     return _read(source, block, _SOLVER)
 
 
 def inline_net(solver: Parsed) -> Parsed | None:
-    """The training net that a solver holds itself (``net_param`` or ``train_net_param``), if it does."""
+    """The training net that a solver holds itself (``net_param`` or ``train_net_param``), with the notes inside it."""
     for name in ("net_param", "train_net_param"):
         for field in solver.block.all(name):
-            assert isinstance(field.value, Block)
-            return Parsed(getattr(solver.message, name), field.value, solver.notes, solver.source)
+            if isinstance(field.value, Block):
+                end = Places(solver.source.text, solver.source.file).at(field.span[1])
+                notes = tuple(note for note in solver.notes if note.where and field.where <= note.where < end)
+                return Parsed(getattr(solver.message, name), field.value, notes, solver.source)
     return None
 
 
-def _looks_like(block: Block, other: str, *, rather_than: str) -> bool:
-    """Whether more top-level names belong to the other kind of file alone than belong to this kind."""
+def _is_rather(other: str, wanted: str, block: Block) -> bool:
+    """Whether more of the names are known to the other kind of file alone than to the kind that is wanted."""
     names = {field.name for field in block.fields}
-    here, there = names & facts(rather_than).keys(), names & facts(other).keys()
-    return len(there - here) > len(here)
+    known = names & facts(wanted).keys()
+    return len(names & facts(other).keys() - known) > len(known)
 
 
-def _swapped(source: Source, block: Block, wanted: str, got: str) -> PrototxtError:
+def _swapped(got: str, wanted: str, block: Block) -> PrototxtError:
     return PrototxtError(
-        f"a {_WORDS[got]} where a {_WORDS[wanted]} belongs",
-        where=block.fields[0].where if block.fields else source.file,
-        found=f"the field '{block.fields[0].name}'",
-        expected=f"the fields of a {wanted}",
-        hint="the net comes first, the solver second",
+        f"this is a {_KINDS[got]}, not a {_KINDS[wanted]}",
+        where=block.fields[0].where,
+        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in block.fields[:4]))}",
+        expected=f"fields of {wanted}",
+        hint="the net is named first, the solver second: are the two swapped?",
     )
 
 
@@ -108,13 +114,14 @@ def _read(source: Source, block: Block, root: str) -> Parsed:
     sifted = sift(block, root, source.text)
     result = message(root)()
     try:
-        _parse_text(sifted.text, result)
+        _merge(sifted.text, result)
     except text_format.ParseError as error:
-        raise _refusal(sifted.block, root, error, source) from None
-    return Parsed(result, sifted.block, sifted.notes, source)
+        raise _refusal(error, sifted.block, root, source) from None
+    notes = (*sifted.notes, *_unfilled(sifted.block, source.text), *_incomplete(sifted.block, result))
+    return Parsed(result, sifted.block, notes, source)
 
 
-def _parse_text(text: str, into: Message) -> None:
+def _merge(text: str, into: Message) -> None:
     if "\\" not in text:
         text_format.Parse(text, into)
         return
@@ -123,34 +130,63 @@ def _parse_text(text: str, into: Message) -> None:
         text_format.Parse(text, into)
 
 
-def _refusal(block: Block, root: str, error: text_format.ParseError, source: Source) -> PrototxtError:
-    """protobuf's refusal at the value that it is about: the first that it refuses on its own as well."""
-    culprit = _culprit(block, root)
-    if culprit is None:
-        return PrototxtError(str(error), where=Where(source.file, error.GetLine() or 1, error.GetColumn() or 1))
-    name, field = culprit
-    fact = facts(name)[field.name]
-    hint = None
-    if fact.type == "string" and field.value[:1] not in "\"'":
-        hint = f'{field.name}: "{field.value}"'
-    elif fact.type == "enum" and field.value[:1] in "\"'":
-        hint = "without quotes"
-    return PrototxtError(
-        f"{field.name} of {name} cannot be {field.value}", where=field.where, expected=expected(fact), hint=hint
-    )
-
-
-def _culprit(block: Block, name: str) -> tuple[str, Field] | None:
-    known = facts(name)
+def _unfilled(block: Block, text: str) -> Iterator[Note]:
+    """Notes on strings that hold a template's placeholder; as a value of any other kind, it is an error."""
+    if _PLACEHOLDER.search(text) is None:
+        return
     for field in block.fields:
         if isinstance(field.value, Block):
-            inner = known[field.name].message
-            assert inner is not None
-            if (found := _culprit(field.value, inner)) is not None:
-                return found
-            continue
+            yield from _unfilled(field.value, text)
+        elif (placeholder := _PLACEHOLDER.search(field.value)) is not None:
+            yield Note(field.where, Severity.WARNING, f"a template's {placeholder[0]} is not filled in: {field.name!r}")
+
+
+def _incomplete(block: Block, result: Any) -> Iterator[Note]:
+    """Notes on required fields that are not stated (the schema's only ones are ClipParameter's).
+
+    ``result`` is a ``Message``; the type stubs leave out the method that is called.
+    """
+    if result.IsInitialized():
+        return
+    for path in result.FindInitializationErrors():
+        *steps, name = path.split(".")
+        where, inner = None, block
+        for step in steps:
+            field_name, _, index = step.rstrip("]").partition("[")
+            field = inner.all(field_name)[int(index or 0)]
+            where = field.where
+            assert isinstance(field.value, Block)
+            inner = field.value
+        yield Note(where, Severity.WARNING, f"{steps[-1]} does not state {name!r}, which Caffe requires")
+
+
+def _refusal(error: text_format.ParseError, block: Block, root: str, source: Source) -> PrototxtError:
+    """What protobuf refuses, at the first value that it refuses on its own as well."""
+    for message_name, field in _scalars(block, root):
         try:
-            _parse_text(f"{field.name}: {field.value}", message(name)())
+            _merge(f"{field.name}: {field.value}", message(message_name)())
         except text_format.ParseError:
-            return name, field
-    return None
+            fact = facts(message_name)[field.name]
+            hint = None
+            if fact.type == "string":
+                hint = f'{field.name}: "{field.value}"'
+            elif fact.type == "enum":
+                hint = "the value of an enum stands without quotes"
+            return PrototxtError(
+                f"{field.name!r} in {message_name} cannot be {field.value}",
+                where=field.where,
+                expected=expected(fact),
+                hint=hint,
+            )
+    line, column = error.GetLine() or 1, error.GetColumn() or 1
+    return PrototxtError(str(error).removeprefix(f"{line}:{column} : "), where=Where(source.file, line, column))
+
+
+def _scalars(block: Block, name: str) -> Iterator[tuple[str, Field]]:
+    known = facts(name)
+    for field in block.fields:
+        inner = known[field.name].message
+        if inner is None or isinstance(field.value, str):
+            yield name, field
+        else:
+            yield from _scalars(field.value, inner)

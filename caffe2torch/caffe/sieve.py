@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 
 from caffe2torch.caffe.descriptors import Fact, facts
+from caffe2torch.caffe.elsewhere import forks_with
 from caffe2torch.caffe.prototxt import Block, Field
 from caffe2torch.errors import PrototxtError
 from caffe2torch.recipe import Note, Severity
 
-__all__ = ["EXPECTED", "Sifted", "expected", "sift"]
+__all__ = ["LISTED_IN_FORKS", "Sifted", "expected", "sift"]
 
-EXPECTED = {
+LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
+    ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
+}
+"""Single for BVLC and repeated in yjxiong's forks (pooling in OpenCL's too): a list there is a fork's, no mistake."""
+
+_SHORT = 5  # two letters swapped in "type" leave difflib a likeness of 0.75, in a long name far more
+
+_TAKES = {
     "float": "a number",
     "double": "a number",
     "int32": "a whole number from -2147483648 to 2147483647",
@@ -26,10 +35,6 @@ EXPECTED = {
     "bytes": "text in quotes",
     "message": "a block { ... }",
 }
-_LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
-    ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
-}
-"""Single in BVLC's schema and repeated in a fork's (yjxiong's; OpenCL's pooling), so that a list there is no mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,127 +46,132 @@ class Sifted:
     notes: tuple[Note, ...]
 
 
-def expected(fact: Fact) -> str:
-    """What a field of this type takes, in words."""
-    return f"one of {', '.join(fact.values)}" if fact.values is not None else EXPECTED[fact.type]
-
-
 def sift(block: Block, message: str, text: str) -> Sifted:
     """Separate what ``message`` knows from what it does not.
 
     Raises:
-        PrototxtError: a field that may stand once is stated twice, a block stands where a value belongs or the other way
-            round, a list where a single value belongs. Caffe refuses these too.
+        PrototxtError: a single field is stated twice or as a list, a block stands where a value belongs or the other
+            way round. protobuf's parsers, C++'s and Python's, refuse these too.
     """
     sieve = _Sieve()
     kept = sieve.keep(block, message)
-    return Sifted(kept, _cut(text, sieve.cuts), tuple(sieve.notes))
+    return Sifted(kept, _cut(text, sieve.cuts), tuple(sieve.notes.values()))
+
+
+def expected(fact: Fact) -> str:
+    """What a field of this type takes, in words.
+
+    >>> expected(facts("SolverParameter")["solver_mode"])
+    'one of CPU, GPU'
+    """
+    return _TAKES[fact.type] if fact.values is None else f"one of {', '.join(fact.values)}"
 
 
 class _Sieve:
+    """One walk over the blocks: collects notes, and the spans to cut with what takes their place."""
+
     def __init__(self) -> None:
-        self.notes: list[Note] = []
+        self.notes: dict[tuple[tuple[int, int], str], Note] = {}  # once per list, not once per element
         self.cuts: dict[tuple[int, int], str] = {}
 
     def keep(self, block: Block, message: str) -> Block:
+        """The block without what ``message`` does not know; the very same one where it knows everything."""
         known = facts(message)
         kept: list[Field] = []
         unknown: list[Field] = []
-        stated: dict[str, Field] = {}
-        changed = False
+        singles: dict[str, Field] = {}
         for field in block.fields:
             fact = known.get(field.name)
-            if fact is None:
-                self._drop(field, unknown, _unknown_field(message, field.name))
+            remark = _unknown_field(message, field.name) if fact is None else _unknown_use(field, fact, message)
+            if fact is None or remark:
+                unknown.append(field)
+                self.notes.setdefault((field.span, remark), Note(field.where, Severity.WARNING, remark))
                 continue
-            value = field.value
             if not fact.repeated:
-                if field.listed:
-                    if (message, field.name) not in _LISTED_IN_FORKS:
-                        raise _refused(field, message, f"{field.name} of {message} takes one value", "a list", fact)
-                    self._drop(
-                        field, unknown, f"a list for {field.name!r} in {message}, which takes one value; ignored"
-                    )
-                    continue
-                if field.name in stated:
-                    first = stated[field.name].where
-                    raise PrototxtError(
-                        f"{field.name} of {message} is stated more than once",
-                        where=field.where,
-                        expected=f"one {field.name}; the first stands at {first.line}:{first.column}",
-                        hint="Caffe refuses it too: delete one of them",
-                    )
-                stated[field.name] = field
-            elif field.listed and value == "":
-                changed = True  # an empty list: nothing in the message, nothing in the block
-                continue
-            if isinstance(value, Block):
+                _check_single(field, fact, message, singles.get(field.name))
+                singles[field.name] = field
+            elif field.listed and field.value == "":
+                continue  # an empty list is nothing
+            if isinstance(field.value, str):
+                if fact.message is not None:
+                    raise _misfit(field, fact, message, f"the value {field.value}")
+                kept.append(field)
+            else:
                 if fact.message is None:
-                    raise _refused(field, message, f"{field.name} of {message} is no block", "a block", fact)
-                inner = self.keep(value, fact.message)
-                if inner is not value:
-                    changed = True
-                    field = replace(field, value=inner)
-            elif fact.message is not None:
-                raise _refused(field, message, f"{field.name} of {message} is a block", f"the value {value}", fact)
-            elif fact.values is not None and not _may_be_known(value, fact.values):
-                stated.pop(field.name, None)
-                self._drop(field, unknown, _unknown_value(message, field.name, value, fact.values))
-                continue
-            kept.append(field)
+                    raise _misfit(field, fact, message, "a block")
+                inner = self.keep(field.value, fact.message)
+                kept.append(field if inner is field.value else replace(field, value=inner))
+        if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
+            return block
         for field in unknown:
-            if field.listed and field.name in known:
-                values = [one.value for one in kept if one.span == field.span and isinstance(one.value, str)]
-                self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
-        return Block(tuple(kept), tuple(unknown)) if unknown or changed else block
-
-    def _drop(self, field: Field, unknown: list[Field], message: str) -> None:
-        elsewhere_noted = field.listed and any(one.span == field.span for one in unknown[-1:])
-        unknown.append(field)
-        self.cuts[field.span] = ""
-        if not elsewhere_noted or "value" in message:
-            self.notes.append(Note(field.where, Severity.WARNING, message))
+            self.cuts[field.span] = _what_is_left(field, kept)
+        return Block(tuple(kept), tuple(unknown))
 
 
-def _cut(text: str, cuts: dict[tuple[int, int], str]) -> str:
-    """Replace spans by shorter texts, padded with blanks, so that everything else keeps its line and column."""
-    if not cuts:
-        return text
+def _what_is_left(field: Field, kept: list[Field]) -> str:
+    """What stands in the text instead of an unknown field: nothing, or a list without its unknown values."""
+    values = [str(one.value) for one in kept if one.span == field.span] if field.listed else []
+    return f"{field.name}:[{','.join(values)}]" if values else ""
+
+
+def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
+    """Replace spans by what is left of them, padded with blanks: all the rest keeps its line and column."""
     parts: list[str] = []
     at = 0
-    for (start, end), instead in sorted(cuts.items()):
-        parts += text[at:start], instead, re.sub(r"[^\n]", " ", text[start + len(instead) : end])
+    for (start, end), left in sorted(cuts.items()):
+        parts += text[at:start], left, re.sub(r"[^\n]", " ", text[start + len(left) : end])
         at = end
-    parts.append(text[at:])
-    return "".join(parts)
-
-
-def _may_be_known(value: str, values: Mapping[str, int]) -> bool:
-    """Whether protobuf knows this enum value; what is no name and no number is left to protobuf to refuse."""
-    if value in values:
-        return True
-    try:
-        return int(value, 0) in values.values()
-    except ValueError:
-        return not (value[0].isalpha() or value[0] == "_")
+    return "".join(parts) + text[at:]
 
 
 @cache
 def _unknown_field(message: str, name: str) -> str:
-    return f"unknown field {name!r} in {message}{_suggest(name, tuple(facts(message)))}; ignored"
+    return f"unknown field {name!r} in {message}{_whose(message, name, facts(message), 'a field')}"
 
 
-@cache
-def _suggest(name: str, candidates: tuple[str, ...]) -> str:
-    close = get_close_matches(name, candidates, n=1, cutoff=0.75)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _unknown_use(field: Field, fact: Fact, message: str) -> str:
+    """What the schema does not know about the way in which a known field is used; empty if there is nothing."""
+    if field.listed and not fact.repeated and (message, field.name) in LISTED_IN_FORKS:
+        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; ignored"
+    if fact.enum is None or fact.values is None or _may_be_known(field.value, fact.values):
+        return ""
+    whose = _whose(fact.enum, str(field.value), fact.values, "a value")
+    return f"unknown value {field.value} of {field.name!r} in {message}{whose}"
 
 
-def _unknown_value(message: str, name: str, value: str, values: Mapping[str, int]) -> str:
-    return f"unknown value {value} of {name!r} in {message}{_suggest(value, tuple(values))}; ignored"
+def _may_be_known(value: str | Block, values: Mapping[str, int]) -> bool:
+    """Whether an enum has this value, by name or number; what is neither is left to protobuf to refuse."""
+    if not isinstance(value, str) or value in values:
+        return True
+    try:
+        return int(value, 0) in values.values()
+    except ValueError:
+        return not value[:1].isalpha() and value[:1] != "_"
 
 
-def _refused(field: Field, message: str, text: str, found: str, fact: Fact) -> PrototxtError:
+def _whose(owner: str, name: str, candidates: Collection[str], what: str) -> str:
+    """The forks that know a name (whoever reads the recipe may know what it does), or the name perhaps meant."""
+    if forks := forks_with(owner, name):
+        return f": {what} of the fork{'s' * (len(forks) > 1)} {', '.join(forks)}"
+    cutoff = 0.7 if len(name) <= _SHORT else 0.85
+    meant = get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    return f"; did you mean {meant[0]!r}? ignored" if meant else "; ignored"
+
+
+def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -> None:
+    if field.listed:
+        raise _misfit(field, fact, message, "a list")
+    if first is not None:
+        raise PrototxtError(
+            f"{field.name!r} is stated twice in the same {message}",
+            where=field.where,
+            found=f"the first one at {first.where.line}:{first.where.column}",
+            expected=f"one {field.name!r}",
+            hint="Caffe refuses this too: delete one of them",
+        )
+
+
+def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
     return PrototxtError(
-        text, where=field.where, found=found, expected=expected(fact), hint=f"see {message} in caffe.proto"
+        f"{field.name!r} in {message} cannot be {found}", where=field.where, found=found, expected=expected(fact)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from caffe2torch.recipe import Source
 
 __all__ = ["read_text"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_HEAD = 1 << 16  # enough to see that a file is binary before all of a .caffemodel is read
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
-_SMUGGLED = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}  # surrogateescape's stand-ins, read as latin-1
-_KINDS = (
-    (b"\x89HDF", "an HDF5 file (a .caffemodel.h5 or .solverstate.h5, perhaps)"),
-    (b"PK\x03\x04", "a zip archive (a torch checkpoint, perhaps)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\xff\xfe", "UTF-16 text"),
-    (b"\xfe\xff", "UTF-16 text"),
-)
+_STRAY = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}  # surrogateescape's stand-ins, to latin-1
+_BINARY = {
+    b"\x89HDF": "HDF5 (a .caffemodel.h5 or .solverstate.h5?)",
+    b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
 
 
 def read_text(path: str | PathLike[str]) -> Source:
@@ -33,26 +32,27 @@ def read_text(path: str | PathLike[str]) -> Source:
     """
     name = fspath(path)
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(_HEAD)
+            _check_is_text(data, name)
+            data += file.read()
     except FileNotFoundError:
-        raise InputError("no such file", where=name) from None
+        raise InputError("there is no such file", where=name) from None
     except IsADirectoryError:
-        raise InputError("a directory", where=name, expected="a prototxt file") from None
+        raise InputError("this is a directory", where=name, expected="a prototxt file") from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=name) from None
-    for magic, kind in _KINDS:
-        if data.startswith(magic):
-            raise InputError("not a text file", where=name, found=kind, expected="a prototxt, which is UTF-8 text")
-    text = data.decode("utf-8", "surrogateescape").translate(_SMUGGLED).removeprefix(_BOM)
+        raise InputError(f"the file cannot be read: {error.strerror}", where=name) from None
+    except ValueError:  # a null character in the path
+        raise InputError("this is no file name", where=ascii(name)) from None
+    text = data.decode("utf-8", "surrogateescape").translate(_STRAY).removeprefix(_BOM)
     if not text.strip():
         raise InputError("the file is empty", where=name, expected="a net or a solver as text")
-    if (control := _CONTROL.search(text)) is not None:
-        line = text.count("\n", 0, control.start()) + 1
-        raise InputError(
-            "not a text file",
-            where=name,
-            found=f"the control character {ascii(control[0])} in line {line}",
-            expected="a prototxt, which is UTF-8 text",
-            hint="a .caffemodel or .solverstate holds weights, not the net's description",
-        )
     return Source(name, text)
+
+
+def _check_is_text(head: bytes, name: str) -> None:
+    found = next((kind for magic, kind in _BINARY.items() if head.startswith(magic)), None)
+    if found is None and b"\0" in head:
+        found = "binary data (a .caffemodel or .solverstate?)"
+    if found is not None:
+        raise InputError("this is not a text file", where=name, found=found, expected="a prototxt as UTF-8 text")
