@@ -93,12 +93,17 @@ class Filler:
 
 @dataclass(frozen=True, slots=True)
 class BlobUse:
-    """A further use of a shared blob: blob ``index`` of ``layer``, as that layer sees it."""
+    """A further use of a shared blob: blob ``index`` of ``layer``, as that layer sees it.
+
+    ``lr_mult`` is what this use states itself, ``None`` where it states none: Caffe backpropagates through each use
+    by its own statement (1 where there is none), though one value in the end multiplies the rate of all.
+    """
 
     layer: str
     layer_type: str
     index: int
     where: Where
+    lr_mult: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,15 @@ class LearnableBlob:
     def name(self) -> str:
         """``LAYER/INDEX``, Caffe's own way to number a layer's blobs."""
         return f"{self.layer}/{self.index}"
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether Caffe computes a gradient for it, which then counts when gradients are clipped.
+
+        A blob that does not learn has one where a use of it leaves the lr_mult of 0 to another use to state.
+        """
+        unstated = self.stated.lr_mult is Statement.SHARED or any(use.lr_mult != 0 for use in self.shared_with)
+        return self.lr_mult != 0 or unstated
 
 
 @dataclass(frozen=True, slots=True)
