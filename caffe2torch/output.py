@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from caffe2torch.errors import OutputError
 
-__all__ = ["check_writable", "write_files"]
+__all__ = ["check_writable", "whole_file", "write_files"]
 
 
 def check_writable(path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -45,19 +47,28 @@ def write_files(contents: Mapping[str | os.PathLike[str], str], *, force: bool =
         check_writable(path, force=force)
     for path, text in contents.items():
         try:
-            _write_whole(Path(path).resolve(), text.encode("utf-8"))
+            with whole_file(path) as file:
+                file.write(text.encode("utf-8"))
         except OSError as error:
             raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
 
 
-def _write_whole(target: Path, data: bytes) -> None:
-    if target.exists() and not target.is_file():
-        target.write_bytes(data)  # a device or a pipe: moving a file over it would destroy it
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write ``path``'s new content to, which takes its place in one step when the block ends.
+
+    It lies beside ``path``, and is flushed to disk before it is moved. When the block raises, or the process is
+    killed, what ``path`` was before is still there. Raises ``OSError`` as the system does.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():  # a device or a pipe: moving a file over it would destroy it
+        with target.open("wb") as device:
+            yield device
         return
     descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes files private; an output is an ordinary file
