@@ -1,0 +1,56 @@
+"""From a recipe's groups and solver to a torch optimizer that trains as Caffe's solver would."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
+from caffe2torch.errors import BindingError
+from caffe2torch.plan import GroupPlan
+from caffe2torch.pytorch import solvers
+from caffe2torch.pytorch.groups import param_groups
+from caffe2torch.recipe import SolverSettings
+from caffe2torch.solver_plan import frozen_with_gradient, refuse_unsupported
+
+__all__ = ["build_optimizer"]
+
+
+def build_optimizer(
+    model: torch.nn.Module, groups: Sequence[GroupPlan], solver: SolverSettings, without: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer for ``model``: a stock torch class in a thin layer that gives it Caffe's arithmetic.
+
+    Parameters whose lr_mult is 0 get ``requires_grad_(False)`` and stay in a group with lr 0; all others learn.
+    Parameters that no group names are left alone. ``without`` names rules that the user accepts to go without.
+
+    Raises ``BindingError`` when a group names a parameter that the model does not have, or two name the same, and
+    ``UnsupportedError`` for rules of the solver that are not translated.
+    """
+    refuse_unsupported(solver, without)
+    named: list[dict[str, Any]] = [
+        {
+            "name": group.name,
+            "lr_mult": group.lr_mult,
+            "decay_mult": group.decay_mult,
+            "params": [member.parameter for member in group.members],
+        }
+        for group in groups
+    ]
+    claimed = {name for group in named for name in group["params"]}
+    left_out = [name for name, _ in model.named_parameters() if name not in claimed]
+    try:
+        built = param_groups(
+            model,
+            named,
+            lr=rate(solver.policy, 0, step_at(solver.policy, 0)),
+            weight_decay=weight_decay_at(solver, 0),
+            left_out=left_out,
+            backpropagated=frozen_with_gradient(groups, solver),
+        )
+    except ValueError as error:
+        raise BindingError(f"the groups do not fit the model: {error}") from None
+    optimizer: torch.optim.Optimizer = getattr(solvers, f"Caffe{solver.type}")(built, solver)
+    return optimizer

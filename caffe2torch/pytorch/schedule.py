@@ -1,0 +1,80 @@
+"""Caffe's rate policies as a torch scheduler: one ``step()`` an iteration, exact rates, resumable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from caffe2torch.caffe.float32 import round32
+from caffe2torch.caffe.policies import momentum_at, next_step, rate, weight_decay_at
+from caffe2torch.recipe import SolverSettings
+from caffe2torch.solver_plan import momentum_changes
+
+__all__ = ["CaffeLRScheduler", "build_scheduler"]
+
+
+class CaffeLRScheduler(LRScheduler):
+    """Sets each group to what Caffe uses at the iteration to come: ``lr`` is rate * lr_mult, in float32.
+
+    ``last_epoch`` is Caffe's iteration, the first being 0; ``current_step`` is the counter of its multistep policy.
+    The loop is torch's own: ``optimizer.step(); scheduler.step(); optimizer.zero_grad()``, once an iteration.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, solver: SolverSettings, last_epoch: int = -1) -> None:
+        self.solver = solver
+        self.current_step = 0
+        self.multipliers = [(group["lr_mult"], group["decay_mult"]) for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        super().__init__(optimizer, last_epoch)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move on by one iteration (torch's deprecated ``epoch`` jumps to one)."""
+        iteration = self.last_epoch + 1 if epoch is None else epoch
+        self.current_step = next_step(self.solver.policy, iteration, self.current_step)
+        super().step(epoch)
+        self.set_ramps()
+
+    def rate(self) -> float:
+        """The global rate of the present iteration."""
+        return rate(self.solver.policy, self.last_epoch, self.current_step)
+
+    def get_lr(self) -> list[Any]:
+        """The effective rate of each group at the present iteration."""
+        now = self.rate()
+        return [round32(now * round32(lr_mult)) for lr_mult, _ in self.multipliers]
+
+    def set_ramps(self) -> None:
+        """NVIDIA's momentum and weight decay that change with the iteration."""
+        for group, (_, decay_mult) in zip(self.optimizer.param_groups, self.multipliers, strict=True):
+            if momentum_changes(self.solver):
+                group["momentum"] = momentum_at(self.solver, self.last_epoch, self.rate())
+            if self.solver.weight_decay_ramp is not None:
+                decay = weight_decay_at(self.solver, self.last_epoch)
+                group["weight_decay"] = round32(decay * round32(decay_mult))
+
+    def restore(self, iteration: int, current_step: int = 0) -> None:
+        """Go on where a ``.solverstate`` was written: after ``iteration`` updates, with its multistep counter."""
+        self.last_epoch, self.current_step = iteration - 1, current_step
+        self._initial_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step; multipliers and policy are the recipe's, and stay those of this scheduler."""
+        return {key: self.__dict__[key] for key in ("last_epoch", "current_step", "_step_count", "_last_lr")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the iteration of ``state_dict``; the groups get its rates at once."""
+        super().load_state_dict(state_dict)
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+        self.set_ramps()
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, solver: SolverSettings, last_iteration: int = -1
+) -> CaffeLRScheduler:
+    """The scheduler of ``solver``. ``last_iteration`` is the last one that was done before; -1 starts from scratch."""
+    return CaffeLRScheduler(optimizer, solver, last_iteration)

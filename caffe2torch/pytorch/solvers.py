@@ -1,0 +1,244 @@
+"""Caffe's six solvers on torch's own optimizers: the stock class makes each update, told what makes it Caffe's.
+
+Where torch's formula is Caffe's, it is told nothing. Where it is not, ``told`` says what the stock class reads for
+one step in place of the param group. The groups themselves, which users see, are never touched: ``group["lr"]`` is
+the true effective rate at all times.
+
+In the formulas h is Caffe's history, l the effective rate (rate * lr_mult), g the gradient after clipping,
+normalizing and decay, w the weights. Sources: BVLC's ``src/caffe/solvers/*.cpp``.
+
+What an emitted file carries is cut from this text (``caffe2torch/carry.py``): a branch that a solver never takes is
+left out, a setting becomes a constant.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from caffe2torch.caffe.float32 import round32
+from caffe2torch.recipe import Regularization, SolverSettings, SolverType
+from caffe2torch.solver_plan import has_momentum, momentum_changes, rescales_gradients
+
+__all__ = ["CaffeAdaDelta", "CaffeAdaGrad", "CaffeAdam", "CaffeNesterov", "CaffeRMSProp", "CaffeSGD", "CaffeStep"]
+
+Group = dict[str, Any]
+
+
+class CaffeStep(torch.optim.Optimizer):
+    """One iteration of Caffe around one step of the stock optimizer that this is mixed into.
+
+    Caffe's order (``SGDSolver::ApplyUpdate``): clip the summed gradient by its norm over all parameters, divide it by
+    iter_size, add the decay, update. A parameter without a gradient decays and moves by its history all the same.
+    """
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings, stated: Group, **stock: Any) -> None:
+        super().__init__(params, **stock)
+        self.solver = solver
+        # Past the stock constructor's checks: Caffe accepts what torch would not, a momentum of 1 in Adam for one.
+        self.defaults.update(stated)
+        for group in self.param_groups:
+            group.update(stated)
+        # So that a gradient scaler unscales before the step, or skips it: Caffe's norms are those of true gradients.
+        self._step_supports_amp_scaling = False
+
+    def __getstate__(self) -> Group:
+        return {**super().__getstate__(), "solver": self.solver}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one update. A ``closure`` is called first, and what it returns is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if rescales_gradients(self.solver):
+            scale = self.gradient_scale()
+        groups = self.param_groups
+        try:
+            for group in groups:
+                self.prepare(group)
+                told = self.told(group)
+                if rescales_gradients(self.solver):
+                    told = self.rescaled(group, told, scale)
+                if rescales_gradients(self.solver) or self.solver.type is SolverType.NESTEROV:
+                    self.multiply_gradients(group, told.pop("gradient_factor", 1.0))
+                if self.solver.regularization is Regularization.L1:
+                    self.add_signs(group, told)
+                self.param_groups = [{**group, **told}]
+                self.stock_step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+    def stock_step(self) -> None:
+        """The stock class's step without the hooks that torch wraps around it: ours has run them already."""
+        hooked: Any = super().step
+        inspect.unwrap(hooked.__func__)(self)
+
+    def prepare(self, group: Group) -> None:
+        """See that every parameter has a gradient, and that its tensors lie alike in memory.
+
+        Fused kernels walk through them side by side, and would mix up elements that lie differently without a word.
+        """
+        dead = math.isnan(group["lr"])  # for frozen parameters, too: 0 * NaN is NaN
+        for p in group["params"]:
+            if p.grad is None:
+                if not (p.requires_grad or dead):
+                    continue
+                p.grad = torch.zeros_like(p)
+            elif p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            state = self.state[p]
+            for key, value in state.items():
+                if key == "step":
+                    state[key] = value.to(p.device)
+                elif value.stride() != p.stride() or value.dtype != p.dtype or value.device != p.device:
+                    state[key] = torch.empty_like(p).copy_(value)
+            if has_momentum(self.solver) and "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)  # as in Caffe; torch's own begins past dampening
+
+    def told(self, group: Group) -> Group:  # noqa: ARG002  # a stock class that is exact is told nothing
+        """What the stock class reads for this step in place of what ``group`` says."""
+        return {}
+
+    def gradient_scale(self) -> float:
+        """Caffe's ``ClipGradients`` and ``Normalize`` as one factor for all gradients."""
+        scale = 1.0
+        if self.solver.clip_gradients is not None:
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if norm > self.solver.clip_gradients:
+                scale = self.solver.clip_gradients / norm
+        if self.solver.iter_size != 1:
+            scale *= 1.0 / self.solver.iter_size if self.solver.iter_size else math.inf
+        return scale
+
+    def rescaled(self, group: Group, told: Group, scale: float) -> Group:  # noqa: ARG002  # CaffeSGD needs it
+        """``told`` for gradients that are to be multiplied by ``scale``."""
+        return {**told, "gradient_factor": scale * told.get("gradient_factor", 1.0)}
+
+    def multiply_gradients(self, group: Group, factor: float) -> None:
+        """Multiply on the way through the fused kernels, which can divide by a loss scale; else before."""
+        self.grad_scale = None
+        if factor == 1.0:
+            return
+        if self.defaults.get("fused") and self.solver.regularization is not Regularization.L1:
+            self.grad_scale = torch.tensor(factor, dtype=torch.float32).reciprocal()
+        else:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(factor)
+
+    def rate_reference(self, group: Group) -> float:
+        """The constant rate by which a history is divided to be torch's buffer: the group's first that is not 0."""
+        if group.get("lr_reference", 0.0) == 0.0:
+            group["lr_reference"] = group["lr"]
+        return group["lr_reference"] or 1.0
+
+    def add_signs(self, group: Group, told: Group) -> None:
+        """Add L1's decay * sign(w) to the gradient; the stock class, which knows L2 alone, then has none to add."""
+        decay = told.get("weight_decay", group["weight_decay"])
+        told["weight_decay"] = 0.0
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.add_(p.sign(), alpha=decay)
+
+
+class CaffeSGD(CaffeStep, torch.optim.SGD):
+    """h = momentum*h + l*g; w -= h, where torch has h = momentum*h + g; w -= l*h.
+
+    Without the rate in it, torch's history is wrong from the first change of rate on. So its buffer is made to be
+    h/reference, with a constant rate as reference: a step with lr = reference and 1-dampening = l/reference is then
+    Caffe's update, with nothing more to read or to write. While the rate is the reference, it is the stock update.
+    """
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        super().__init__(params, solver, {"momentum": solver.momentum}, fused=True)
+
+    def told(self, group: Group) -> Group:
+        """The lr and dampening that make the stock update Caffe's."""
+        if not has_momentum(self.solver):
+            return {}
+        reference = self.rate_reference(group)
+        told = {"lr": reference, "dampening": 1.0 - group["lr"] / reference}
+        if momentum_changes(self.solver):  # a float32 0, but not torch's 0, with which it would not keep the history
+            told["momentum"] = group["momentum"] or sys.float_info.min
+        return told
+
+    def rescaled(self, group: Group, told: Group, scale: float) -> Group:
+        """scale*g + decay*w is scale*(g + decay/scale*w): nothing to write, and .grad stays as it is."""
+        if scale < 2.0**-24:  # but for one that 1-dampening would round away
+            return super().rescaled(group, told, scale)
+        told["weight_decay"] = group["weight_decay"] / scale
+        if not has_momentum(self.solver):
+            return {**told, "lr": group["lr"] * scale}
+        return {**told, "dampening": 1.0 - (1.0 - told["dampening"]) * scale}
+
+
+class CaffeNesterov(CaffeStep, torch.optim.SGD):
+    """h' = momentum*h + l*g; w -= (1+momentum)*h' - momentum*h, which is l*g + momentum*h'.
+
+    The buffer is h/reference as in Caffe's SGD, but torch uses g once more beside the buffer, past dampening. So lr is
+    the reference, and g and its decay are multiplied by l/reference on their way.
+    """
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        super().__init__(params, solver, {"momentum": solver.momentum, "nesterov": True}, fused=True)
+
+    def told(self, group: Group) -> Group:
+        """The lr, decay and factor for gradients that make the stock update Caffe's."""
+        if not has_momentum(self.solver):
+            return {}
+        reference = self.rate_reference(group)
+        ratio = group["lr"] / reference
+        told = {"lr": reference, "weight_decay": group["weight_decay"] * ratio, "gradient_factor": ratio}
+        if momentum_changes(self.solver):  # a float32 0, but not torch's 0, with which it would not keep the history
+            told["momentum"] = group["momentum"] or sys.float_info.min
+        return told
+
+
+class CaffeAdaGrad(CaffeStep, torch.optim.Adagrad):
+    """h += g^2; w -= l*g / (sqrt(h) + delta): the stock update."""
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        super().__init__(params, solver, {"eps": solver.delta}, fused=True)
+
+
+class CaffeRMSProp(CaffeStep, torch.optim.RMSprop):
+    """h = rms_decay*h + (1-rms_decay)*g^2; w -= l*g / (sqrt(h) + delta): the stock update, which is not fused."""
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        super().__init__(params, solver, {"alpha": round32(solver.rms_decay), "eps": solver.delta})
+
+
+class CaffeAdaDelta(CaffeStep, torch.optim.Adadelta):
+    """h1 = rho*h1 + (1-rho)*g^2; u = g*sqrt((h2+delta)/(h1+delta)); h2 = rho*h2 + (1-rho)*u^2; w -= l*u.
+
+    The stock update, which is not fused. Rho is what the solver calls momentum.
+    """
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        super().__init__(params, solver, {"rho": round32(solver.momentum), "eps": solver.delta})
+
+
+class CaffeAdam(CaffeStep, torch.optim.Adam):
+    """m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2; w -= l * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + delta).
+
+    Torch adds eps after the correction of v, Caffe delta before it: so step t is told eps = delta/sqrt(1-b2^t). The
+    betas, momentum and momentum2 in the solver, are rounded to float32 first, since 1-b2 shows the difference.
+    """
+
+    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
+        betas = (round32(solver.momentum), round32(solver.momentum2))
+        super().__init__(params, solver, {"betas": betas, "eps": solver.delta}, fused=True)
+
+    def told(self, group: Group) -> Group:
+        """The eps of this step."""
+        t = 1 + max((int(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), default=0)
+        return {"eps": group["eps"] / math.sqrt(1.0 - group["betas"][1] ** t)}

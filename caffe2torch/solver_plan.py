@@ -1,0 +1,68 @@
+"""What a solver asks for, as questions with one answer: what is refused, what its update needs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from caffe2torch.errors import UnsupportedError
+from caffe2torch.plan import GroupPlan
+from caffe2torch.recipe import SolverSettings, SolverType
+
+__all__ = ["frozen_with_gradient", "has_momentum", "momentum_changes", "refuse_unsupported", "rescales_gradients"]
+
+
+def refuse_unsupported(solver: SolverSettings, without: Collection[str] = ()) -> None:
+    """Raise ``UnsupportedError`` for what ``solver`` asks for and is not translated, but for the names in ``without``.
+
+    A name in ``without`` that the solver does not ask for is refused as well: it is mistyped, or stale. So is a
+    momentum2 of 1 or more, with which Caffe's Adam moves no weight or makes all of them NaN.
+    """
+    names = sorted(wanted.name for wanted in solver.unsupported)
+    for name in without:
+        if name not in names:
+            hint = f"it asks for {', '.join(names)}" if names else "everything that it asks for is translated"
+            raise UnsupportedError(f"the solver does not ask for {name!r}, which is to be left out", hint=hint)
+    for wanted in solver.unsupported:
+        if wanted.name not in without:
+            raise UnsupportedError(
+                f"{wanted.name} is not translated: {wanted.reason}",
+                where=wanted.where,
+                hint=f"to train without it, accept that by name: {wanted.name}",
+            )
+    if solver.type is SolverType.ADAM and not solver.momentum2 < 1:
+        raise UnsupportedError(
+            "Caffe's Adam moves no weight with this momentum2, or makes all of them NaN",
+            where=solver.places.get("momentum2"),
+            found=f"momentum2: {solver.momentum2:g}",
+            expected="a value below 1",
+        )
+
+
+def momentum_changes(solver: SolverSettings) -> bool:
+    """Whether momentum depends on the iteration (NVIDIA's ``momentum_policy``)."""
+    return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
+
+
+def has_momentum(solver: SolverSettings) -> bool:
+    """Whether the update keeps a history of updates, as SGD and Nesterov do."""
+    keeps = solver.type in (SolverType.SGD, SolverType.NESTEROV)
+    return keeps and (solver.momentum != 0 or momentum_changes(solver))
+
+
+def rescales_gradients(solver: SolverSettings) -> bool:
+    """Whether gradients are clipped or normalized."""
+    return solver.clip_gradients is not None or solver.iter_size != 1
+
+
+def frozen_with_gradient(groups: Sequence[GroupPlan], solver: SolverSettings) -> tuple[str, ...]:
+    """Parameters that do not learn and for which Caffe computes a gradient all the same, which counts in clipping.
+
+    These are all of them where the net says ``force_backward``, and blobs with a use that does not state lr_mult 0.
+    """
+    return tuple(
+        member.parameter
+        for group in groups
+        if group.lr_mult == 0
+        for member in group.members
+        if solver.force_backward or (member.blob is not None and member.blob.lr_mult == 0 and member.blob.has_gradient)
+    )
