@@ -1,0 +1,140 @@
+"""A twin of an optimizer: the same code and settings on small stand-ins, so that the real one is left untouched.
+
+torch's own ``copy.deepcopy(optimizer)`` will not do: ``Optimizer.__getstate__`` drops what a subclass keeps beside its
+groups, every parameter would be copied whole, and a scheduler leaves a ``step`` in the instance that still steps the
+original. So the twin's attributes are copied here, with every parameter replaced by its stand-in on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["Twin", "bare_model", "bare_optimizer", "bare_scheduler", "make_twin"]
+
+# Wrappers whose inner object does the work, by the package that defines them; any other one may do work of its own.
+_WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
+
+
+class Twin:
+    """An optimizer, and the scheduler that drives it if there is one, on stand-ins.
+
+    ``stand_ins`` maps ``id`` of each original tensor to its stand-in.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, stand_ins: dict[int, torch.Tensor]) -> None:
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.stand_ins = stand_ins
+
+
+def make_twin(
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    stand_ins: Mapping[int, torch.Tensor],
+    *,
+    started: bool = False,
+) -> Twin:
+    """Copy ``optimizer`` and ``scheduler`` onto ``stand_ins``, with an empty history.
+
+    Where the optimizer made its history when it was built (``torch.optim.Adagrad``), ``started`` keeps that: constants
+    as they are, anything that has already moved as zeros. Whatever in the optimizer cannot be copied raises as
+    ``copy.deepcopy`` does.
+    """
+    memo: dict[int, Any] = dict(stand_ins)
+    for inner in _inner_optimizers(optimizer):
+        memo[id(inner.state)] = _history(inner, memo) if started else defaultdict(dict)
+    twin = _copy(optimizer, memo)
+    follower = None if scheduler is None else _copy(scheduler, memo)
+    return Twin(twin, follower, dict(stand_ins))
+
+
+def bare_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, out of ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, torch.nn.Module):
+            return model
+        model = inner
+
+
+def bare_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside Accelerate's or Lightning's wrapper; any other object as it is."""
+    while _is_wrapper(optimizer) and isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def bare_scheduler(scheduler: Any) -> Any:
+    """The scheduler inside Accelerate's wrapper; any other object as it is."""
+    while _is_wrapper(scheduler) and getattr(scheduler, "scheduler", None) is not None:
+        scheduler = scheduler.scheduler
+    return scheduler
+
+
+def _is_wrapper(thing: object) -> bool:
+    return any(cls.__module__.partition(".")[0] in _WRAPPERS for cls in type(thing).__mro__)
+
+
+def _inner_optimizers(optimizer: torch.optim.Optimizer) -> Iterable[torch.optim.Optimizer]:
+    """The optimizer and those that it holds as attributes, as Lookahead does."""
+    yield optimizer
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer):
+            yield from _inner_optimizers(value)
+
+
+def _copy(thing: Any, memo: dict[int, Any]) -> Any:
+    """A copy of an optimizer or scheduler, attribute by attribute, with ``step`` the class's own."""
+    twin = object.__new__(type(thing))
+    memo[id(thing)] = twin
+    for name, value in vars(thing).items():
+        if name == "step" and isinstance(value, types.FunctionType):
+            _transplant_step(thing, twin, value)
+        elif isinstance(value, torch.optim.Optimizer) and id(value) not in memo:
+            twin.__dict__[name] = _copy(value, memo)
+        else:
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+def _transplant_step(thing: Any, twin: Any, step: types.FunctionType) -> None:
+    """Give the twin the ``step`` under what was put into the instance: a scheduler's patch is bound to the original."""
+    inner: Any = step
+    while hasattr(inner, "_wrapped_by_lr_sched") and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    if inner.__module__.partition(".")[0] in _WRAPPERS:
+        return
+    if inner is step:
+        raise TypeError(f"{type(thing).__name__}.step was replaced by a function that is bound to this very object")
+    if inner is not getattr(type(thing).step, "__func__", type(thing).step):
+        twin.__dict__["step"] = types.MethodType(inner, twin)
+
+
+def _history(optimizer: torch.optim.Optimizer, memo: Mapping[int, Any]) -> defaultdict[Any, Any]:
+    """The history that an optimizer was built with, on stand-ins."""
+    history: defaultdict[Any, Any] = defaultdict(dict)
+    for parameter, state in optimizer.state.items():
+        stand_in = memo.get(id(parameter))
+        if stand_in is None:
+            continue
+        history[stand_in] = {name: _reset(value, parameter, stand_in) for name, value in state.items()}
+    return history
+
+
+def _reset(value: Any, parameter: torch.Tensor, stand_in: torch.Tensor) -> Any:
+    """One entry of a history as it was before the first step."""
+    if not isinstance(value, torch.Tensor):
+        return 0 if isinstance(value, int) and not isinstance(value, bool) else copy.deepcopy(value)
+    if value.shape != parameter.shape or value.dim() == 0:
+        return torch.zeros_like(value)
+    first = value.reshape(-1)[:1]
+    constant = bool((value == first).all())
+    return torch.full_like(stand_in.detach(), first.item() if constant else 0.0)

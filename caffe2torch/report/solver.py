@@ -1,0 +1,97 @@
+"""A solver's settings by Caffe's own field names, for the reports."""
+
+from __future__ import annotations
+
+from caffe2torch.recipe import PolicyType, SolverSettings, SolverType
+
+__all__ = ["solver_dict", "solver_line"]
+
+_OF_POLICY = {
+    PolicyType.FIXED: (),
+    PolicyType.STEP: ("gamma", "stepsize"),
+    PolicyType.EXP: ("gamma",),
+    PolicyType.INV: ("gamma", "power"),
+    PolicyType.MULTISTEP: ("gamma", "stepvalue"),
+    PolicyType.POLY: ("power",),
+    PolicyType.SIGMOID: ("gamma", "stepsize"),
+    PolicyType.MULTIFIXED: ("stagelr", "stageiter"),
+    PolicyType.PLATEAU: ("gamma",),
+}
+_OF_TYPE = {
+    SolverType.RMSPROP: ("rms_decay", "delta"),
+    SolverType.ADAM: ("momentum2", "delta"),
+    SolverType.ADAGRAD: ("delta",),
+    SolverType.ADADELTA: ("delta",),
+}
+
+
+def solver_dict(solver: SolverSettings) -> dict[str, object]:
+    """Every setting by its name in a solver prototxt; those of forks only where they are set."""
+    policy = solver.policy
+    fields: dict[str, object] = {
+        "type": str(solver.type),
+        "lr_policy": str(policy.type),
+        "base_lr": policy.base_lr,
+        "gamma": policy.gamma,
+        "power": policy.power,
+        "stepsize": policy.stepsize,
+        "stepvalue": list(policy.stepvalues),
+        "max_iter": solver.max_iter,
+        "momentum": solver.momentum,
+        "momentum2": solver.momentum2,
+        "rms_decay": solver.rms_decay,
+        "delta": solver.delta,
+        "weight_decay": solver.weight_decay,
+        "regularization_type": str(solver.regularization),
+        "iter_size": solver.iter_size,
+        "clip_gradients": solver.clip_gradients,
+    }
+    forks: dict[str, object] = {
+        "stagelr": list(policy.stage_lrs) or None,
+        "stageiter": list(policy.stage_iters) or None,
+        "warmup_iter": policy.warmup_iter,
+        "warmup_start_lr": None if policy.warmup_iter is None else policy.warmup_start_lr,
+        "rampup_interval": policy.rampup_interval,
+        "rampup_lr": None if policy.rampup_interval is None else policy.rampup_lr,
+        "min_lr": policy.min_lr,
+        "max_momentum": solver.momentum_ramp.maximum if solver.momentum_ramp else solver.momentum_from_rate,
+        "momentum_power": solver.momentum_ramp.power if solver.momentum_ramp else None,
+        "max_weight_decay": solver.weight_decay_ramp.maximum if solver.weight_decay_ramp else None,
+        "weight_decay_power": solver.weight_decay_ramp.power if solver.weight_decay_ramp else None,
+    }
+    return fields | {name: value for name, value in forks.items() if value is not None}
+
+
+def solver_line(solver: SolverSettings) -> str:
+    """What matters of a solver, on one line.
+
+    >>> from caffe2torch.recipe import LrPolicy
+    >>> policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=100)
+    >>> solver_line(SolverSettings(SolverType.SGD, policy, momentum=0.9, weight_decay=0.0005))
+    'SGD, base_lr 0.1, lr_policy step (gamma 0.5, stepsize 100), momentum 0.9, weight_decay 0.0005'
+    """
+    fields = solver_dict(solver)
+
+    def named(*names: str) -> list[str]:
+        return [f"{name} {_short(fields[name])}" for name in names if fields.get(name) is not None]
+
+    shape = named(*_OF_POLICY[solver.policy.type], *(n for n in fields if n.startswith(("warmup", "rampup", "min_lr"))))
+    parts = [
+        str(solver.type),
+        *named("base_lr"),
+        f"lr_policy {solver.policy.type}" + (f" ({', '.join(shape)})" if shape else ""),
+    ]
+    parts += named("momentum", *_OF_TYPE.get(solver.type, ()), "weight_decay")
+    parts += [f"{name} {_short(fields[name])}" for name, usual in _QUIET.items() if fields[name] != usual]
+    return ", ".join(parts)
+
+
+_QUIET = {"regularization_type": "L2", "iter_size": 1, "clip_gradients": None}
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)

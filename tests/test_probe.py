@@ -1,0 +1,311 @@
+"""The probe sees what an optimizer does, whatever it says, and leaves everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from port import SGD, SmallNet, groups_of, names, recipe_of, report_of, wrong
+
+from caffe2torch.measure.reading import read
+from caffe2torch.measure.suspects import caffe_rule
+from caffe2torch.plan import plan_groups
+from caffe2torch.pytorch.probe import observe
+from caffe2torch.verify import verify
+
+
+@pytest.fixture
+def model() -> SmallNet:
+    torch.manual_seed(3)
+    return SmallNet()
+
+
+@pytest.fixture
+def optimizer(model: SmallNet) -> torch.optim.SGD:
+    return torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9)
+
+
+def test_a_right_optimizer_is_all_ok(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    report = report_of(model, optimizer)
+    assert report.ok, str(report)
+    assert len(report.rows) == 10
+    for row in report.rows:
+        assert row.observed.lr == pytest.approx(row.expected.lr, rel=1e-6)
+        assert row.observed.weight_decay == pytest.approx(row.expected.weight_decay, rel=1e-6)
+
+
+def test_one_group_with_another_rate_turns_its_rows_red(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    optimizer.param_groups[1]["lr"] = 0.1
+    report = report_of(model, optimizer)
+    assert wrong(report) == {f"{layer}.bias": "mismatch" for layer in ("conv1", "conv2", "conv_classifier")}
+    assert all("lr is 0.1, Caffe's is 0.2 (2 times too small)" in row.reason for row in report.wrong)
+
+
+def test_a_multiplier_that_is_only_written_into_the_group_is_not_believed(model: SmallNet) -> None:
+    groups = [group | {"lr": 0.1, "lr_mult": 2.0 if not group["weight_decay"] else 1.0} for group in groups_of(model)]
+    report = report_of(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+    assert sorted(wrong(report)) == ["conv1.bias", "conv2.bias", "conv_classifier.bias"]
+
+
+def test_a_dropped_parameter_is_missing(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    dropped = optimizer.param_groups[0]["params"].pop(1)
+    assert dropped is model.conv1_bn.weight
+    report = report_of(model, optimizer)
+    assert wrong(report) == {"conv1_bn.weight": "missing"}
+    assert report.wrong[0].reason == "no param group holds it"
+    assert report.rows[2].groups == ()
+
+
+def test_a_group_left_out_is_missing_whole(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    del optimizer.param_groups[1]
+    assert wrong(report_of(model, optimizer)) == {
+        f"{layer}.bias": "missing" for layer in ("conv1", "conv2", "conv_classifier")
+    }
+
+
+def test_a_parameter_that_the_model_lost_is_missing(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    recipe, binding = recipe_of(model)
+    model.conv1.bias = None
+    report = verify(recipe, binding, plan_groups(recipe, binding), observe(model, optimizer, SGD))
+    assert wrong(report)["conv1.bias"] == "missing"
+    assert "the model has no parameter 'conv1.bias'" in report.wrong[0].reason
+
+
+def test_a_parameter_in_two_groups_is_a_duplicate(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    optimizer.param_groups[0]["params"].append(model.conv2.bias)
+    report = report_of(model, optimizer)
+    assert wrong(report) == {"conv2.bias": "duplicate"}
+    assert report.wrong[0].reason.startswith("it stands in group 0 and group 1: each step moves it 2 times")
+
+
+def test_a_parameter_twice_in_one_group_is_a_duplicate(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    optimizer.param_groups[1]["params"].append(model.conv2.bias)
+    report = report_of(model, optimizer)
+    assert wrong(report) == {"conv2.bias": "duplicate"}
+    assert report.wrong[0].reason.startswith("it stands in group 1 2 times")
+
+
+def test_two_swapped_parameters_are_both_wrong(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    first, second = (group["params"] for group in optimizer.param_groups)
+    first[0], second[0] = second[0], first[0]
+    report = report_of(model, optimizer)
+    assert wrong(report) == {"conv1.weight": "mismatch", "conv1.bias": "mismatch"}
+    weight, bias = report.wrong
+    assert weight.reason == "lr is 0.2, Caffe's is 0.1 (2 times as much); weight_decay is 0, Caffe's is 0.0005"
+    assert bias.reason == "lr is 0.1, Caffe's is 0.2 (2 times too small); weight_decay is 0.0005, Caffe's is 0"
+
+
+def test_a_frozen_parameter_is_wrong_where_caffe_trains_it(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    model.conv1.weight.requires_grad_(False)
+    report = report_of(model, optimizer)
+    assert wrong(report) == {"conv1.weight": "mismatch"}
+    assert "its requires_grad is False; Caffe trains it at lr 0.1" in report.wrong[0].reason
+
+
+def test_an_optimizer_of_another_copy_of_the_model_is_told_as_such(model: SmallNet) -> None:
+    other = torch.optim.SGD(groups_of(copy.deepcopy(model)), lr=0.1, momentum=0.9)
+    report = report_of(model, other)
+    assert set(wrong(report).values()) == {"missing"}
+    assert "10 tensors that are not parameters of this model: it was built on another copy" in report.causes[0].message
+
+
+def test_nothing_of_the_users_is_touched(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    """Bit for bit: parameters, gradients, buffers, state, groups, scheduler and every random number generator."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+
+    def everything() -> list[Any]:
+        tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters())]
+        tensors += [s["momentum_buffer"] for s in optimizer.state.values()]
+        plain = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        held = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        states = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
+        scheduled = {k: v for k, v in vars(scheduler).items() if k != "optimizer"}
+        return [[t.clone().tolist() for t in tensors], copy.deepcopy(plain), held, states, copy.deepcopy(scheduled)]
+
+    before, attributes = everything(), set(vars(optimizer))
+    observe(model, optimizer, SGD, scheduler)
+    assert everything() == before
+    assert set(vars(optimizer)) == attributes
+
+
+def test_the_state_of_a_run_in_the_middle_does_not_colour_what_is_seen(model: SmallNet) -> None:
+    for make in (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam):
+        optimizer = make(groups_of(model), lr=0.1)
+        fresh = observe(model, optimizer, SGD)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        assert observe(model, optimizer, SGD).parameters == fresh.parameters
+
+
+class Kept(torch.optim.Optimizer):
+    """Keeps its settings beside its groups, as subclasses do that deepcopy loses."""
+
+    def __init__(self, params: Any, rate: float) -> None:
+        super().__init__(params, {})
+        self.rate = rate
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # nobody here passes a closure
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(self.rate * p.grad)
+
+
+class NormScaled(Kept):
+    """Divides by the gradient's norm over the whole tensor, as LARS does."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # nobody here passes a closure
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(self.rate * p.grad / (p.grad.norm() + 1e-12))
+
+
+class Clipping(torch.optim.SGD):
+    """Clips by the norm of all gradients before it steps."""
+
+    def step(self) -> None:  # type: ignore[override]  # nobody here passes a closure
+        torch.nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], 1e-2)
+        super().step()
+
+
+class NeedsClosure(Kept):
+    def step(self, closure: Any = None) -> None:
+        closure()
+
+
+def lr_seen(model: torch.nn.Module, optimizer: Any) -> set[float | None]:
+    seen = observe(model, optimizer, SGD)
+    assert not seen.problem, seen.problem
+    moved = [p.windows[0] for p in seen.parameters]
+    return {round(read(caffe_rule(SGD), seen.windows[0], m, [0.0] * 5).lr or 0.0, 12) for m in moved}
+
+
+def test_what_a_subclass_keeps_beside_its_groups_goes_along(model: SmallNet) -> None:
+    assert lr_seen(model, Kept(model.parameters(), 0.25)) == {0.25}
+
+
+def test_a_step_that_a_scheduler_patched_is_not_taken_on_the_original(model: SmallNet) -> None:
+    optimizer = Kept([{"params": list(model.parameters()), "lr": 1.0}], 0.25)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    assert lr_seen(model, optimizer) == {0.25}
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_norms_over_a_tensor_are_found_out(model: SmallNet) -> None:
+    seen = observe(model, NormScaled(model.parameters(), 0.1), SGD)
+    assert not any(p.elementwise for p in seen.parameters)
+    report = report_of(model, NormScaled(model.parameters(), 0.1))
+    assert all("depends on the others" in row.reason for row in report.wrong)
+    assert len(report.wrong) == 10
+
+
+def test_a_clip_inside_the_optimizer_is_found_out_and_seen_through(model: SmallNet) -> None:
+    optimizer = Clipping(groups_of(model), lr=0.1, momentum=0.9)
+    seen = observe(model, optimizer, SGD)
+    assert seen.clips
+    assert all(p.elementwise for p in seen.parameters)
+    report = report_of(model, optimizer)
+    assert not report.ok
+    assert not report.wrong
+    assert "clips gradients by their norm, the solver does not" in report.causes[0].message
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda model: NeedsClosure(model.parameters(), 0.1), "TypeError"),
+        (lambda model: torch.optim.LBFGS(model.parameters()), "closure"),
+        (lambda model: torch.optim.SparseAdam(list(model.parameters())), "SparseAdam does not support dense"),
+    ],
+    ids=["closure", "lbfgs", "sparse"],
+)
+def test_what_cannot_be_probed_is_said(model: SmallNet, make: Callable[[SmallNet], Any], said: str) -> None:
+    report = report_of(model, make(model))
+    assert not report.ok
+    assert said in report.causes[0].message
+    assert set(wrong(report).values()) == {"mismatch"}
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile], ids=["data parallel", "compiled"])
+def test_names_are_those_of_the_bare_model(model: SmallNet, optimizer: Any, wrap: Callable[[Any], Any]) -> None:
+    assert names(observe(wrap(model), optimizer, SGD).parameters) == [n for n, _ in model.named_parameters()]
+
+
+def wrapper(module: str, attribute: str) -> type:
+    """A class like Accelerate's and Lightning's optimizer wrappers, which delegate and add what only training needs."""
+
+    class Wrapper:
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer = optimizer
+
+        @property
+        def param_groups(self) -> Any:
+            return self.optimizer.param_groups
+
+        def step(self) -> None:
+            raise AssertionError("the wrapper's step needs a running trainer")
+
+    Wrapper.__module__ = module
+    Wrapper.__name__ = attribute
+    return Wrapper
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("accelerate.optimizer", "AcceleratedOptimizer"),
+        ("lightning.pytorch.core.optimizer", "LightningOptimizer"),
+        ("lightning.fabric.wrappers", "_FabricOptimizer"),
+        ("pytorch_lightning.core.optimizer", "LightningOptimizer"),
+    ],
+)
+def test_the_optimizer_inside_a_wrapper_is_probed(model: SmallNet, optimizer: Any, module: str, name: str) -> None:
+    assert report_of(model, wrapper(module, name)(optimizer)).ok
+
+
+def stepped(model: SmallNet) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    groups = [{k: v for k, v in group.items() if k != "weight_decay"} for group in groups_of(model)]
+    yield "foreach", torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9, foreach=True)
+    yield "fused", torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9, fused=True)
+    yield "loop", torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9, foreach=False)
+    yield (
+        "tensor lr",
+        torch.optim.SGD(
+            [
+                group | {"lr": torch.tensor(group["lr"]), "weight_decay": w["weight_decay"]}
+                for group, w in zip(groups, groups_of(model), strict=True)
+            ],
+            momentum=0.9,
+        ),
+    )
+
+
+def test_every_implementation_of_one_rule_reads_the_same(model: SmallNet) -> None:
+    for name, optimizer in stepped(model):
+        report = report_of(model, optimizer)
+        assert report.ok, f"{name}: {report}"
+
+
+def test_scalars_halves_and_meta_tensors_are_probed() -> None:
+    module = torch.nn.Module()
+    module.number = torch.nn.Parameter(torch.tensor(1.0))
+    module.short = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+    module.nowhere = torch.nn.Parameter(torch.ones(3, 4, device="meta"))
+    seen = observe(module, torch.optim.SGD(module.parameters(), lr=0.1), SGD)
+    assert [p.shape for p in seen.parameters] == [(), (3,), (3, 4)]
+    assert {p.windows[0][0][0] for p in seen.parameters} == {-0.1}
