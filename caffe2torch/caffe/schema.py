@@ -29,7 +29,11 @@ __all__ = ["Parsed", "inline_net", "message", "parse_net", "parse_solver"]
 
 _NET, _SOLVER = "NetParameter", "SolverParameter"
 _KINDS = {_NET: "net", _SOLVER: "solver"}
-_PLACEHOLDER = re.compile(r"\$\{[^}\s]+\}|@[A-Z_]+@")
+_ODD = re.compile(
+    r"""(?P<placeholder>\$\{[^}\s]+\}|@[A-Z_]+@)
+      |(?<!\\)(?:\\\\)*(?P<escape>\\[^abfnrtv\\?'"0-7xXuU\n])""",
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def _read(source: Source, block: Block, root: str) -> Parsed:
         _merge(sifted.text, result)
     except text_format.ParseError as error:
         raise _refusal(error, sifted.block, root, source) from None
-    notes = (*sifted.notes, *_unfilled(sifted.block, source.text), *_incomplete(sifted.block, result))
+    notes = (*sifted.notes, *_odd_strings(sifted.block, source.text), *_incomplete(sifted.block, result))
     return Parsed(result, sifted.block, notes, source)
 
 
@@ -130,15 +134,24 @@ def _merge(text: str, into: Message) -> None:
         text_format.Parse(text, into)
 
 
-def _unfilled(block: Block, text: str) -> Iterator[Note]:
-    """Notes on strings that hold a template's placeholder; as a value of any other kind, it is an error."""
-    if _PLACEHOLDER.search(text) is None:
+def _odd_strings(block: Block, text: str) -> Iterator[Note]:
+    """Notes on strings that protobuf reads although something is wrong with them.
+
+    A template's placeholder can stand in a string only: as any other value it is an error. An unknown escape
+    (``"C:\\data"``) is kept as it stands by protobuf's Python parser, while the one of C++, and so Caffe, refuses it.
+    """
+    if _ODD.search(text) is None:
         return
     for field in block.fields:
         if isinstance(field.value, Block):
-            yield from _unfilled(field.value, text)
-        elif (placeholder := _PLACEHOLDER.search(field.value)) is not None:
-            yield Note(field.where, Severity.WARNING, f"a template's {placeholder[0]} is not filled in: {field.name!r}")
+            yield from _odd_strings(field.value, text)
+        elif (odd := _ODD.search(field.value)) is not None:
+            what = (
+                f"a template's {odd['placeholder']} is not filled in"
+                if odd["placeholder"]
+                else f"the escape {odd['escape']} is kept as it stands, but Caffe refuses it"
+            )
+            yield Note(field.where, Severity.WARNING, f"in the string of {field.name!r}, {what}")
 
 
 def _incomplete(block: Block, result: Any) -> Iterator[Note]:

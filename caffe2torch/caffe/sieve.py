@@ -172,6 +172,4 @@ def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -
 
 
 def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
-    return PrototxtError(
-        f"{field.name!r} in {message} cannot be {found}", where=field.where, found=found, expected=expected(fact)
-    )
+    return PrototxtError(f"{field.name!r} in {message} cannot be {found}", where=field.where, expected=expected(fact))
