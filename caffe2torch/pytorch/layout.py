@@ -1,0 +1,89 @@
+"""Where each number of a Caffe blob lies in the tensor that it became: the few layouts in which the two differ.
+
+=====================================  ===========================================================================
+blob                                   tensor
+=====================================  ===========================================================================
+Convolution, Deconvolution, Embed,     the same numbers in the same order, whatever axes of size 1 or flattened axes
+InnerProduct, Scale, Bias, PReLU, RNN  there are (a fully connected layer as a convolution, ``1xCx1x1`` as ``C``)
+InnerProduct with ``transpose: true``  transposed: Caffe keeps inputs x outputs, torch outputs x inputs
+LSTM, as ``nn.LSTM``                   the rows of gates i, f, o, g in the order i, f, g, o
+=====================================  ===========================================================================
+
+Weights, history and fillers all go through here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from math import prod
+
+from torch import Tensor, nn
+
+from caffe2torch.caffe.blobs import Array
+from caffe2torch.plan import BoundBlob
+from caffe2torch.pytorch.skeleton import SkeletonLayer
+from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+
+__all__ = ["Layout", "caffe_shape", "layout_of", "second_bias", "to_torch"]
+
+
+class Layout(StrEnum):
+    """How a blob's numbers are ordered in its tensor."""
+
+    SAME = "same"
+    TRANSPOSED = "transposed"
+    GATES = "gates"
+
+
+_GATES = [0, 1, 3, 2]  # i, f, o, g -> i, f, g, o
+
+
+def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn.Module]) -> Layout:
+    """The layout of a bound blob; ``modules`` are the model's, by their names without wrappers.
+
+    A skeleton's tensors are Caffe's own, and so are an LSTM's in a module that is not torch's.
+    """
+    blob = bound.blob
+    module = None if bound.name is None else modules.get(bound.name.rpartition(".")[0])
+    if isinstance(module, SkeletonLayer):
+        return Layout.SAME
+    if blob.layer_type == "InnerProduct" and blob.role == "weight":
+        layer = next((layer for layer in recipe.layers if layer.name == blob.layer and layer.blobs), None)
+        return Layout.TRANSPOSED if layer is not None and layer.settings.get("transpose") else Layout.SAME
+    if blob.layer_type == "LSTM" and isinstance(module, nn.LSTM | nn.LSTMCell):
+        return Layout.GATES
+    return Layout.SAME
+
+
+def to_torch(array: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
+    """A blob's array as its tensor of ``shape`` has it; a view where the layout allows one.
+
+    >>> import numpy as np
+    >>> to_torch(np.arange(6.0).reshape(2, 3), Layout.TRANSPOSED, (3, 2)).tolist()
+    [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    """
+    match layout:
+        case Layout.TRANSPOSED:
+            array = array.reshape(-1, shape[0]).T
+        case Layout.GATES:
+            array = array.reshape(4, -1)[_GATES]
+    return array.reshape(shape)
+
+
+def caffe_shape(blob: LearnableBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
+    """The blob's shape on Caffe's side; sizes that the prototxt leaves open are taken from the tensor."""
+    if blob.shape is not None and None not in blob.shape:
+        return tuple(size for size in blob.shape if size is not None)
+    shape = tuple(tensor.shape)
+    if blob.layer_type == "InnerProduct" and blob.role == "weight":
+        shape = (shape[0], prod(shape[1:]))
+        return shape[::-1] if layout is Layout.TRANSPOSED else shape
+    return shape
+
+
+def second_bias(bound: BoundBlob) -> str | None:
+    """The bias that torch's recurrent layers add to the one that Caffe's have."""
+    if bound.blob.layer_type not in ("LSTM", "RNN") or bound.name is None or "bias_ih" not in bound.name:
+        return None
+    return bound.name.replace("bias_ih", "bias_hh")
