@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from caffe2torch.caffe.fork_fields import FORK_FIELDS, Meaning
 from caffe2torch.caffe.policies import next_step, rate, rates
 from caffe2torch.caffe.prototxt import read_text
+from caffe2torch.caffe.read import read_recipe
 from caffe2torch.caffe.schema import parse_solver
 from caffe2torch.caffe.solver import read_solver
-from caffe2torch.errors import Caffe2TorchError, PrototxtError, SolverError
+from caffe2torch.errors import Caffe2TorchError, NetError, PrototxtError, SolverError
 from caffe2torch.recipe import (
     LrPolicy,
     Note,
@@ -417,26 +418,26 @@ def test_every_solver_field_that_a_fork_added_is_classified(shared: Path) -> Non
 
 # --- against recorded Caffe and real files ---
 
-NET_IS_WRONG = {"shared_decay_mismatch", "shared_lr_mismatch", "shared_shape_mismatch", "too_many_params"}
 ACCEPTED = {"base_lr_missing", "iter_size_zero", "momentum_one_adam", "poly_without_max_iter"}
 
 
 @pytest.mark.shared
-def test_our_verdict_on_every_wrong_solver_is_caffes(shared: Path) -> None:
+def test_our_verdict_on_every_wrong_set_up_is_caffes(shared: Path) -> None:
     cases = sorted((shared / "goldens" / "bvlc_errors").iterdir())
     assert len(cases) == 22
     for case in cases:
         refused_by_caffe = "exit 0" not in (case / "caffe_said.txt").read_text(encoding="utf-8")
         assert refused_by_caffe == (case.name not in ACCEPTED)
+        files = case / "net.prototxt", case / "solver.prototxt"
         if case.name == "unknown_field":  # read and noted, so that a fork's file is not lost over one field
-            assert "weight_dacay" in read_file(case / "solver.prototxt")[1][0].message
-        elif refused_by_caffe and case.name not in NET_IS_WRONG:
-            with pytest.raises((SolverError, PrototxtError)) as caught:
-                read_file(case / "solver.prototxt")
-            assert caught.value.where is not None
+            (note,) = read_recipe(*files).notes
+            assert (str(note.where), note.severity) == (f"{files[1]}:14:1", Severity.WARNING)
+        elif refused_by_caffe:
+            with pytest.raises((NetError, PrototxtError, SolverError)) as caught:
+                read_recipe(*files)
+            assert caught.value.where is not None, case.name
         else:
-            found = [note.severity for note in read_file(case / "solver.prototxt")[1]]
-            assert (Severity.WARNING in found) == (case.name in ACCEPTED)
+            assert Severity.WARNING in [note.severity for note in read_recipe(*files).notes], case.name
 
 
 @pytest.mark.shared
