@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.caffe.fork_fields import FORK_FIELDS, Meaning
-from caffe2torch.caffe.policies import next_step, rate, rates
+from caffe2torch.caffe.policies import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 from caffe2torch.caffe.prototxt import read_text
 from caffe2torch.caffe.read import read_recipe
 from caffe2torch.caffe.schema import parse_solver
@@ -414,6 +414,58 @@ def test_every_solver_field_that_a_fork_added_is_classified(shared: Path) -> Non
     added = {row["field"] for row in rows if row["in_bvlc"] == "0"}
     assert len(added) > 30
     assert added <= FORK_FIELDS.keys()
+
+
+# --- anything at all ---
+
+VALUES = st.sampled_from(
+    [
+        "0",
+        "1",
+        "-1",
+        "0.5",
+        "-0",
+        "1e39",
+        "nan",
+        "inf",
+        "7",
+        "true",
+        '"poly"',
+        '"opt"',
+        '"step"',
+        '"L1"',
+        '"Adam"',
+        "ADAM",
+    ]
+)
+BVLC_FIELDS = (
+    "type solver_type lr_policy base_lr gamma power stepsize stepvalue momentum momentum2 weight_decay delta rms_decay "
+    "regularization_type clip_gradients iter_size max_iter average_loss random_seed net test_iter test_interval"
+)
+NAMES = st.sampled_from([*BVLC_FIELDS.split(), *FORK_FIELDS, "tpye"])
+
+
+@given(st.sampled_from([*PolicyType]), st.dictionaries(NAMES, VALUES, max_size=8), st.integers(0, 2**31 - 1))
+def test_any_solver_is_refused_clearly_or_has_a_rate_everywhere(
+    policy: PolicyType, fields: dict[str, str], iteration: int
+) -> None:
+    fields.setdefault("lr_policy", f'"{policy}"')
+    text = " ".join(f"{name}: {value}" for name, value in fields.items())
+    try:
+        settings, notes = read(text)
+    except Caffe2TorchError as error:
+        refused_at = str(error.where)
+    else:
+        refused_at = ""
+    if refused_at:
+        assert refused_at.startswith("solver.prototxt:1:")
+        return
+    assert settings.places.keys() == fields.keys()
+    assert all(note.where is not None and note.message for note in notes)
+    step = step_at(settings.policy, iteration)
+    lr = rate(settings.policy, iteration, step)
+    for value in (lr, momentum_at(settings, iteration, lr), weight_decay_at(settings, iteration)):
+        assert math.isnan(value) or np.float32(value) == value
 
 
 # --- against recorded Caffe and real files ---
