@@ -15,17 +15,17 @@ class BN(nn.BatchNorm2d):
     shifts are 0.001, as every SegNet prototxt fills them.
 
     In ``train()`` it is the fork's mode ``LEARN``: normalize by the batch's mean and biased variance, then scale, then
-    shift. The steps are apart as in the fork; ``nn.BatchNorm2d`` makes one of them, rounds differently, and strayed
-    further from the recorded runs than they allow. The fork writes the variance as E[x^2] - E[x]^2; torch sums squared
-    deviations, which is the same number and keeps its digits where the mean is large.
+    shift. The last two are steps of their own, as in the fork; ``nn.BatchNorm2d`` folds them into the first, rounds
+    differently, and strays a little further from recorded runs. The fork writes the variance as E[x^2] - E[x]^2; torch
+    sums squared deviations, which is the same number and keeps its digits where the mean is large.
 
     ``eval()`` uses ``running_mean`` and ``running_var``, collected as in ``nn.BatchNorm2d``. The fork has no such
     thing; with the 0 and 1 that they start from, ``eval()`` is its mode ``INFERENCE``: scale and shift, nothing else.
 
     >>> import torch
     >>> bn = BN(1)
-    >>> bn(torch.tensor([[[[0.0, 2.0, 4.0]]]])).detach()
-    tensor([[[[-1.2237,  0.0010,  1.2257]]]])
+    >>> bn(torch.tensor([[[[0.0, 4.0]]]])).detach()
+    tensor([[[[-0.9990,  1.0010]]]])
     """
 
     def __init__(self, channels: int) -> None:
