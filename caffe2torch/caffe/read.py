@@ -11,7 +11,7 @@ from typing import Any
 from caffe2torch.caffe.net import NetState, read_layers
 from caffe2torch.caffe.notes import Notes
 from caffe2torch.caffe.remarks import segnet_peculiarities
-from caffe2torch.caffe.schema import Parsed, inline_net, parse_net, parse_solver
+from caffe2torch.caffe.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
 from caffe2torch.caffe.solver import read_solver
 from caffe2torch.caffe.state import PHASES, merged
 from caffe2torch.caffe.textfile import read_text
@@ -34,9 +34,9 @@ def read_recipe(
     """Read a Caffe training set-up: which blobs learn, in Caffe's order, with which multipliers, and by which solver.
 
     ``net`` may be ``None`` where the solver names or holds one: a stale path is looked up from the working directory,
-    then beside the solver. ``solver`` may be ``None``. ``phase``, ``stages`` and ``level`` add to the state that the
-    solver and the net state (``solver.cpp``, ``InitTrainNet``). ``inputs`` gives sizes that the file does not state, by
-    blob: ``{"data": (1, 3, 224, 224)}``.
+    then beside the solver. ``solver`` may be ``None``; a single file may be either of the two.
+    ``phase``, ``stages`` and ``level`` add to the state that the solver and the net state (``solver.cpp``,
+    ``InitTrainNet``). ``inputs`` gives sizes that the file does not state, by blob: ``{"data": (1, 3, 224, 224)}``.
 
     Raises:
         InputError: a file that is missing or is no text.
@@ -56,6 +56,8 @@ def read_recipe(
     if phase not in PHASES:
         raise NetError(f"no phase {phase!r}", expected="TRAIN or TEST")
     notes = Notes()
+    if net is not None and solver is None and is_solver(read_text(net)):
+        net, solver = None, net
     parsed_solver = None if solver is None else parse_solver(read_text(solver))
     settings, solver_notes = (None, ()) if parsed_solver is None else read_solver(parsed_solver)
     if net is not None:

@@ -7,33 +7,28 @@ exactly protobuf's message.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
 from caffe2torch.caffe import prototxt
 from caffe2torch.caffe.descriptors import facts, message
+from caffe2torch.caffe.diagnosis import shown
+from caffe2torch.caffe.doubts import doubts
 from caffe2torch.caffe.prototxt import Block, Field
 from caffe2torch.caffe.sieve import expected, sift
 from caffe2torch.caffe.tokens import Places
 from caffe2torch.errors import PrototxtError
-from caffe2torch.recipe import Note, Severity, Source
+from caffe2torch.recipe import Note, Source
 from caffe2torch.where import Where
 
-__all__ = ["Parsed", "inline_net", "message", "parse_net", "parse_solver"]
+__all__ = ["Parsed", "inline_net", "is_solver", "message", "parse_net", "parse_solver"]
 
 _NET, _SOLVER = "NetParameter", "SolverParameter"
 _KINDS = {_NET: "net", _SOLVER: "solver"}
-_ODD = re.compile(
-    r"""(?P<placeholder>\$\{[^}\s]+\}|@[A-Z_]+@)
-      |(?<!\\)(?:\\\\)*(?P<escape>\\[^abfnrtv\\?'"0-7xXuU\n])""",
-    re.VERBOSE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +81,15 @@ def parse_solver(source: Source) -> Parsed:
     return _read(source, block, _SOLVER)
 
 
+def is_solver(source: Source) -> bool:
+    """Whether a text is rather a solver than a net, by the names of its fields; raises ``PrototxtError`` as they do.
+
+    >>> is_solver(Source("a.prototxt", "base_lr: 0.5")), is_solver(Source("b.prototxt", 'name: "net" layer { }'))
+    (True, False)
+    """
+    return _is_rather(_SOLVER, _NET, prototxt.parse(source.text, source.file))
+
+
 def inline_net(solver: Parsed) -> Parsed | None:
     """The training net that a solver holds itself (``net_param`` or ``train_net_param``), with the notes inside it."""
     for name in ("net_param", "train_net_param"):
@@ -121,8 +125,7 @@ def _read(source: Source, block: Block, root: str) -> Parsed:
         _merge(sifted.text, result)
     except text_format.ParseError as error:
         raise _refusal(error, sifted.block, root, source) from None
-    notes = (*sifted.notes, *_odd_strings(sifted.block, source.text), *_incomplete(sifted.block, result))
-    return Parsed(result, sifted.block, notes, source)
+    return Parsed(result, sifted.block, (*sifted.notes, *doubts(sifted.block, result, sifted.text)), source)
 
 
 def _merge(text: str, into: Message) -> None:
@@ -134,65 +137,30 @@ def _merge(text: str, into: Message) -> None:
         text_format.Parse(text, into)
 
 
-def _odd_strings(block: Block, text: str) -> Iterator[Note]:
-    """Notes on strings that protobuf reads although something is wrong with them.
-
-    A template's placeholder can stand in a string only: as any other value it is an error. An unknown escape
-    (``"C:\\data"``) is kept as it stands by protobuf's Python parser, while the one of C++, and so Caffe, refuses it.
-    """
-    if _ODD.search(text) is None:
-        return
-    for field in block.fields:
-        if isinstance(field.value, Block):
-            yield from _odd_strings(field.value, text)
-        elif (odd := _ODD.search(field.value)) is not None:
-            what = (
-                f"a template's {odd['placeholder']} is not filled in"
-                if odd["placeholder"]
-                else f"the escape {odd['escape']} is kept as it stands, but Caffe refuses it"
-            )
-            yield Note(field.where, Severity.WARNING, f"in the string of {field.name!r}, {what}")
-
-
-def _incomplete(block: Block, result: Any) -> Iterator[Note]:
-    """Notes on required fields that are not stated (the schema's only ones are ClipParameter's).
-
-    ``result`` is a ``Message``; the type stubs leave out the method that is called.
-    """
-    if result.IsInitialized():
-        return
-    for path in result.FindInitializationErrors():
-        *steps, name = path.split(".")
-        where, inner = None, block
-        for step in steps:
-            field_name, _, index = step.rstrip("]").partition("[")
-            field = inner.all(field_name)[int(index or 0)]
-            where = field.where
-            assert isinstance(field.value, Block)
-            inner = field.value
-        yield Note(where, Severity.WARNING, f"{steps[-1]} does not state {name!r}, which Caffe requires")
-
-
 def _refusal(error: text_format.ParseError, block: Block, root: str, source: Source) -> PrototxtError:
     """What protobuf refuses, at the first value that it refuses on its own as well."""
     for message_name, field in _scalars(block, root):
         try:
             _merge(f"{field.name}: {field.value}", message(message_name)())
         except text_format.ParseError:
-            fact = facts(message_name)[field.name]
-            hint = None
-            if fact.type == "string":
-                hint = f'{field.name}: "{field.value}"'
-            elif fact.type == "enum":
-                hint = "the value of an enum stands without quotes"
-            return PrototxtError(
-                f"{field.name!r} in {message_name} cannot be {field.value}",
-                where=field.where,
-                expected=expected(fact),
-                hint=hint,
-            )
+            return _unfit(field, message_name)
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     return PrototxtError(str(error).removeprefix(f"{line}:{column} : "), where=Where(source.file, line, column))
+
+
+def _unfit(field: Field, message_name: str) -> PrototxtError:
+    fact, value = facts(message_name)[field.name], str(field.value)
+    takes, hint = expected(fact), None
+    if value[0] in "\"'":
+        if fact.type in ("string", "bytes"):
+            takes = "a string whose escapes are valid"
+        elif fact.type == "enum":
+            hint = "an enum's value stands without quotes"
+    elif fact.type == "string":
+        hint = f'{field.name}: "{value}"'
+    return PrototxtError(
+        f"{field.name!r} in {message_name} cannot be {shown(value)}", where=field.where, expected=takes, hint=hint
+    )
 
 
 def _scalars(block: Block, name: str) -> Iterator[tuple[str, Field]]:
