@@ -30,5 +30,5 @@ def command(
     """
     from caffe2torch.report.inspect import render_recipe
 
-    recipe = read_files(files, solver_needed=False, phase=phase, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files, phase=phase, stages=stages, level=level, inputs=inputs)
     click.echo(render_recipe(recipe, style), nl=False)

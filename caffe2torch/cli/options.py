@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["assignment", "input_shape", "net_state", "one_or_two_files", "read_files"]
+__all__ = ["assignment", "input_shape", "multipliers", "net_state", "one_or_two_files", "read_files"]
 
 
 def assignment(text: str) -> tuple[str, float]:
@@ -33,6 +32,15 @@ def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         raise click.BadParameter(f"{text!r} is not of the form NAME=N,C,H,W, such as data=1,3,224,224") from None
     return key, shape
+
+
+def multipliers(text: str) -> tuple[float, float]:
+    """``lr_mult=N,decay_mult=N``."""
+    try:
+        given = dict(part.split("=") for part in text.split(","))
+        return float(given.pop("lr_mult")), float(given.pop("decay_mult"))
+    except (KeyError, ValueError):
+        raise click.BadParameter(f"{text!r} is not of the form lr_mult=1,decay_mult=1") from None
 
 
 def one_or_two_files(function: Callable[..., object]) -> Callable[..., object]:
@@ -61,19 +69,14 @@ def net_state(function: Callable[..., object]) -> Callable[..., object]:
 def read_files(
     files: tuple[str, ...],
     *,
-    solver_needed: bool,
     phase: str = "TRAIN",
     stages: tuple[str, ...] = (),
     level: int | None = None,
     inputs: tuple[tuple[str, tuple[int, ...]], ...] = (),
 ) -> TrainingRecipe:
-    """The recipe of ``NET SOLVER``, of ``NET`` alone where no solver is needed, or of a ``SOLVER`` that has its net."""
-    from caffe2torch.caffe.read import is_solver, read_recipe
+    """The recipe of ``NET SOLVER``, of ``NET`` alone, or of a ``SOLVER`` that names or holds its net."""
+    from caffe2torch.caffe.read import read_recipe
 
     if not 1 <= len(files) <= 2:
         raise click.UsageError(f"expected a net and a solver prototxt, got {len(files)} files")
-    net: str | None = files[0]
-    solver: str | None = files[1] if len(files) == 2 else None
-    if len(files) == 1 and (solver_needed or (Path(files[0]).is_file() and is_solver(files[0]))):
-        net, solver = None, files[0]
-    return read_recipe(net, solver, phase=phase, stages=stages, level=level, inputs=dict(inputs))
+    return read_recipe(*files, phase=phase, stages=stages, level=level, inputs=dict(inputs))

@@ -1,0 +1,138 @@
+"""From two prototxts and a model to a checked optimizer: the rooms of both wings, walked through once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import nn
+
+from caffe2torch.caffe.read import read_recipe
+from caffe2torch.emit import emit
+from caffe2torch.errors import Caffe2TorchError, SolverError
+from caffe2torch.models.recognize import segnet_basic_for
+from caffe2torch.plan import Binding, GroupPlan, plan_groups
+from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.optimizer import build_optimizer
+from caffe2torch.pytorch.probe import observe
+from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
+from caffe2torch.pytorch.skeleton import skeleton
+from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.solver_plan import refuse_unsupported
+from caffe2torch.verify import Report, verify
+
+__all__ = ["Translation", "translate"]
+
+Path = str | PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What ``translate`` gives: the optimizer and scheduler of ``model``, how they came about, and the check of them.
+
+    Use them in torch's own loop: ``iter_size`` times ``loss.backward()``, then ``optimizer.step()``,
+    ``scheduler.step()``, ``optimizer.zero_grad()``.
+    """
+
+    recipe: TrainingRecipe
+    model: nn.Module
+    binding: Binding
+    groups: tuple[GroupPlan, ...]
+    optimizer: torch.optim.Optimizer
+    scheduler: CaffeLRScheduler
+    report: Report
+    without: tuple[str, ...] = ()
+
+    @property
+    def solver(self) -> SolverSettings:
+        """The recipe's solver, which a translation always has."""
+        return _solver_of(self.recipe)
+
+    def source(self) -> str:
+        """Python that builds the same optimizer and scheduler with torch alone, bit for bit."""
+        return emit(self.recipe, self.groups, model_name=self.binding.model, without=self.without)
+
+
+def translate(
+    net: TrainingRecipe | Path | None,
+    solver: Path | None = None,
+    model: nn.Module | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    finetune: Mapping[str, float] | None = None,
+    unclaimed: tuple[float, float] | None = None,
+    without: Collection[str] = (),
+    stages: Sequence[str] = (),
+    level: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> Translation:
+    """Give ``model`` the optimizer and the scheduler with which Caffe would have trained it, and check them.
+
+    ``net`` and ``solver`` are prototxts, or ``net`` is a recipe that was read before. Without a ``model``, a net that
+    is SegNetBasic gets the built-in one, any other its own skeleton (only parameters and buffers, no ``forward``).
+
+    ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
+    ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``unclaimed`` is the
+    ``(lr_mult, decay_mult)`` of parameters that no blob stands for; without it they are an error. ``without`` names
+    rules of Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without.
+    ``stages``, ``level`` and ``inputs`` are as for ``read_recipe``.
+
+    Parameters whose lr_mult is 0 get ``requires_grad_(False)``, as Caffe computes no gradient for them. ``model`` is
+    changed in no other way.
+
+    Raises a ``Caffe2TorchError`` for everything that Caffe refuses, that cannot be translated, or that does not fit.
+
+    >>> import pathlib, tempfile, torch, caffe2torch
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "net.prototxt").write_text('''
+    ...     layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 }
+    ...             param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 } }''')
+    >>> _ = (folder / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" weight_decay: 0.0005')
+    >>> model = torch.nn.Sequential()
+    >>> model.add_module("ip", torch.nn.Linear(3, 2))
+    >>> t = caffe2torch.translate(folder / "net.prototxt", folder / "solver.prototxt", model)
+    >>> t.report.ok
+    True
+    >>> [(group["param_names"], round(group["lr"], 6), round(group["weight_decay"], 6))
+    ...     for group in t.optimizer.param_groups]
+    [(['ip.weight'], 0.1, 0.0005), (['ip.bias'], 0.2, 0.0)]
+    """
+    if isinstance(net, TrainingRecipe):
+        if solver is not None:
+            raise Caffe2TorchError("a recipe and a solver file are given", hint="read both files into one recipe")
+        recipe = net
+    else:
+        recipe = read_recipe(net, solver, stages=stages, level=level, inputs=inputs)
+    settings = _solver_of(recipe)
+    refuse_unsupported(settings, without)
+    notes: tuple[Note, ...] = ()
+    if model is None:
+        model, note = _model_for(recipe)
+        notes = (note,)
+    binding = bind(recipe, model, names, unclaimed=unclaimed)
+    groups = plan_groups(recipe, binding, finetune)
+    optimizer = build_optimizer(model, groups, settings, without)
+    scheduler = build_scheduler(optimizer, settings)
+    seen = observe(model, optimizer, settings, scheduler)
+    report = verify(recipe, binding, groups, seen, notes=notes)
+    return Translation(recipe, model, binding, groups, optimizer, scheduler, report, tuple(without))
+
+
+def _solver_of(recipe: TrainingRecipe) -> SolverSettings:
+    if recipe.solver is None:
+        raise SolverError(
+            "no solver is given, and a net alone says nothing about an optimizer",
+            hint="name the solver's prototxt after the net's",
+        )
+    return recipe.solver
+
+
+def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
+    """A stand-in for the model that was not given, and which one it is."""
+    built_in = segnet_basic_for(recipe)
+    if built_in is not None:
+        return built_in, Note(None, Severity.INFO, "no model was given; this net is SegNetBasic, so the built-in one")
+    text = "no model was given; bound to the skeleton made from the net's own blobs"
+    return skeleton(recipe), Note(None, Severity.INFO, text)
