@@ -1,1 +1,8 @@
-"""Built-in models, faithful to their Caffe originals."""
+"""Built-in models and losses, faithful to their Caffe originals."""
+
+from __future__ import annotations
+
+from caffe2torch.models.losses import CaffeSoftmaxLoss
+from caffe2torch.models.segnet_basic import SegNetBasic
+
+__all__ = ["CaffeSoftmaxLoss", "SegNetBasic"]
