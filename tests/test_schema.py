@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from caffe2torch.caffe.descriptors import Fact, facts
 from caffe2torch.caffe.prototxt import Block, read_text
-from caffe2torch.caffe.schema import Parsed, inline_net, message, parse_net, parse_solver
+from caffe2torch.caffe.schema import Parsed, inline_net, is_solver, message, parse_net, parse_solver
 from caffe2torch.errors import PrototxtError
 from caffe2torch.recipe import Severity, Source
 
@@ -477,7 +477,19 @@ REFUSED = {
         """\
         s:1:1: 'solver_mode' in SolverParameter cannot be 'GPU'
           expected: one of CPU, GPU
-          hint: the value of an enum stands without quotes""",
+          hint: an enum's value stands without quotes""",
+    ),
+    "escapes that are no text": (
+        r"lr_policy: '\777'",
+        """\
+        s:1:1: 'lr_policy' in SolverParameter cannot be '\\777'
+          expected: a string whose escapes are valid""",
+    ),
+    "bytes that are no UTF-8": (
+        r"net: '\377' lr_policy: 'fixed'",
+        """\
+        s:1:1: 'net' in SolverParameter cannot be '\\377'
+          expected: a string whose escapes are valid""",
     ),
     "a value for a block": (
         "train_state: 1",
@@ -551,6 +563,7 @@ def test_no_pair_is_taken_for_swapped_and_every_swapped_one_is(shared: Path) -> 
             parse_net(a_solver)
         with pytest.raises(PrototxtError, match="this is a net, not a solver"):
             parse_solver(a_net)
+        assert (is_solver(a_net), is_solver(a_solver)) == (False, True)
 
 
 @pytest.mark.parametrize("name", ["net_param", "train_net_param"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
@@ -36,7 +36,7 @@ class Fact:
 
 @cache
 def _file() -> descriptor_pb2.FileDescriptorProto:
-    compiled = files("caffe2torch.caffe").joinpath("caffe_schema.binpb").read_bytes()
+    compiled = Path(__file__).with_name("caffe_schema.binpb").read_bytes()
     return descriptor_pb2.FileDescriptorSet.FromString(compiled).file[0]
 
 

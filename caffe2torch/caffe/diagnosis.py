@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from caffe2torch.errors import PrototxtError
 from caffe2torch.where import Where
 
-__all__ = ["Open", "diagnose", "too_deep"]
+__all__ = ["Open", "diagnose", "shown", "too_deep"]
 
 _CONFLICT = re.compile(r"(?:<{7}|={7}|>{7}|\|{7})(?![<=>|])")
 _PLACEHOLDER = re.compile(r"\$\{[^}\n]*\}|\$\(\w+\)|\$\w+|@\w+@|\{\{[^}\n]*\}\}|%\(\w+\)\w|%\w+%")
@@ -51,7 +51,7 @@ def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, o
         return PrototxtError(
             "a merge conflict was left in the file",
             where=place(begin),
-            found=_shown(line),
+            found=f"'{shown(line)}'",
             hint="keep one side and delete the lines that begin with <<<<<<<, ======= and >>>>>>>",
         )
     for placeholder in _PLACEHOLDER.finditer(line):
@@ -67,13 +67,13 @@ def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, o
         return PrototxtError(
             f"'{rest[:2]}' begins no comment in a prototxt",
             where=where,
-            found=_shown(rest),
+            found=f"'{shown(rest)}'",
             expected=expected,
             hint="Caffe refuses this too: comments begin with '#'",
         )
     if rest.startswith(("'", '"')) and _STRING.match(rest) is None:
         return PrototxtError(
-            "a string is not closed on its line", where=where, found=_shown(rest), expected=f"a closing {rest[0]}"
+            "a string is not closed on its line", where=where, found=f"'{shown(rest)}'", expected=f"a closing {rest[0]}"
         )
     if at >= len(text):
         return _ends(where, expected, opened)
@@ -82,7 +82,7 @@ def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, o
     return PrototxtError(
         "this is not in protobuf's text format",
         where=where,
-        found=_shown(rest),
+        found=f"'{shown(rest)}'",
         expected=expected,
         hint=_hint(rest, line),
     )
@@ -123,6 +123,7 @@ def _hint(rest: str, line: str) -> str | None:
     return None
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A piece of a file as it can stand in an error: cut where it is long, escaped where it does not print."""
     cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-    return f"'{cut}'" if cut.isprintable() else ascii(cut)
+    return cut if cut.isprintable() else ascii(cut)[1:-1]

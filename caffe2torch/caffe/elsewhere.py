@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 __all__ = ["forks_with"]
 
@@ -14,8 +14,8 @@ _VERSION = re.compile(r"-(?:\d[\d.]*|3d)$")
 
 @cache
 def _table() -> dict[tuple[str, str], tuple[str, ...]]:
-    text = files("caffe2torch.caffe").joinpath("fork_names.csv").read_text(encoding="utf-8")
-    return {(row["owner"], row["name"]): _forks(row["forks"]) for row in csv.DictReader(text.splitlines())}
+    with Path(__file__).with_name("fork_names.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["owner"], row["name"]): _forks(row["forks"]) for row in csv.DictReader(file)}
 
 
 def _forks(joined: str) -> tuple[str, ...]:

@@ -103,15 +103,18 @@ class _Sieve:
                 kept.append(field if inner is field.value else replace(field, value=inner))
         if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
             return block
-        for field in unknown:
-            self.cuts[field.span] = _what_is_left(field, kept)
+        self._cut_out(unknown, kept)
         return Block(tuple(kept), tuple(unknown))
 
-
-def _what_is_left(field: Field, kept: list[Field]) -> str:
-    """What stands in the text instead of an unknown field: nothing, or a list without its unknown values."""
-    values = [str(one.value) for one in kept if one.span == field.span] if field.listed else []
-    return f"{field.name}:[{','.join(values)}]" if values else ""
+    def _cut_out(self, unknown: list[Field], kept: list[Field]) -> None:
+        """In place of an unknown field stands nothing; of a list, its known values."""
+        left: dict[tuple[int, int], list[str]] = {field.span: [] for field in unknown}
+        for field in kept:
+            if field.span in left:
+                left[field.span].append(str(field.value))
+        for field in unknown:
+            values = left[field.span]
+            self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
 
 
 def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
