@@ -70,6 +70,13 @@ def test_every_case_ends_as_a_recipe_or_one_clear_refusal(
     assert "TRACEBACK" not in capsys.readouterr().out
 
 
+def test_a_rule_that_is_not_translated_is_refused_by_name(tally: ModuleType, folder: Path) -> None:
+    outcomes = {case.name: tally.judge(case, translate=True) for case in tally.find_cases(folder)}
+    assert outcomes["a pair"].verdict == "translated"
+    assert outcomes["other"].verdict == "refused: UnsupportedError"
+    assert "larc" in outcomes["other"].detail
+
+
 def test_a_traceback_is_shown_and_fails(
     tally: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
