@@ -42,6 +42,7 @@ CLUES: Mapping[str, tuple[str, ...]] = {
     ),
     "SSD": ("layer.norm_param", "type PriorBox", "type MultiBoxLoss", "type AnnotatedData"),
     "PSPNet": ("type Interp", "type BNData", "batch_norm_param.update_global_stats"),
+    "junhyukoh": ("layer.lstm_param",),
     "NormFace": ("layer.normalize_param", "type InnerDistance"),
     "yjxiong": tuple(
         f"bn_param.{name}" for name in ("slope_filler", "bias_filler", "frozen", "momentum", "eps", "engine")

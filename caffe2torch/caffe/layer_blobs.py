@@ -60,9 +60,7 @@ def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ..
         text = f"layer {node.name!r} ({node.type}): {misfit.message}"
         raise NetError(text, where=layer.where, hint=misfit.hint) from None
     if node.type in _COUNTS_OUTPUTS and "num_output" not in node.settings:
-        text = (
-            f"layer {node.name!r} states no num_output; Caffe refuses it (DIGITS fills it in), its size is unknown"
-        )
+        text = f"layer {node.name!r} states no num_output; Caffe refuses it (DIGITS fills it in), its size is unknown"
         notes.warn(layer.where, text)
     return _assumed(notes, node, layer) if rules is None else rules
 

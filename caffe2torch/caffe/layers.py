@@ -31,8 +31,16 @@ def blob_rules(node: Node) -> tuple[BlobRule, ...] | None:
     >>> [(rule.role, rule.shape) for rule in blob_rules(node)]
     [('weight', (5, 24)), ('bias', (5,))]
     """
-    if (rule := BLOBS.get(node.type)) is not None:
+    if (rule := BLOBS.get(_read_as(node))) is not None:
         return rule(node)
     if node.type in BLOBLESS or (node.type in FORK_BLOBLESS and not node.param_blocks):
         return ()
     return None
+
+
+def _read_as(node: Node) -> str:
+    """The type whose rule holds: an LSTM with ``lstm_param`` is junhyukoh's ``Lstm`` under BVLC's name."""
+    if node.type == "LSTM" and (clue := node.dialect.of("junhyukoh")) is not None:
+        node.remarks.append(f"read as junhyukoh's Lstm, whose bias comes last, because of {clue}")
+        return "Lstm"
+    return node.type

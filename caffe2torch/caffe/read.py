@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
@@ -16,10 +17,12 @@ from caffe2torch.caffe.solver import read_solver
 from caffe2torch.caffe.state import PHASES, merged
 from caffe2torch.caffe.textfile import read_text
 from caffe2torch.errors import InputError, NetError, SolverError
-from caffe2torch.recipe import SolverSettings, TrainingRecipe
+from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
 from caffe2torch.where import Where
 
 __all__ = ["read_recipe"]
+
+_SOLVERS_WORDS = re.compile(r"\b(?:base_lr|lr_policy|max_iter|solver_mode|(?:train_)?net(?:_param)?)\s*[:{]")
 
 
 def read_recipe(
@@ -56,7 +59,7 @@ def read_recipe(
     if phase not in PHASES:
         raise NetError(f"no phase {phase!r}", expected="TRAIN or TEST")
     notes = Notes()
-    if net is not None and solver is None and is_solver(read_text(net)):
+    if net is not None and solver is None and _looks_like_a_solver(read_text(net)):
         net, solver = None, net
     parsed_solver = None if solver is None else parse_solver(read_text(solver))
     settings, solver_notes = (None, ()) if parsed_solver is None else read_solver(parsed_solver)
@@ -77,6 +80,11 @@ def read_recipe(
         notes.add(note)
     sources = (parsed.source, *(() if parsed_solver is None else (parsed_solver.source,)))
     return TrainingRecipe(name, blobs, settings, notes.finish(), layers, tuple(dict.fromkeys(sources)))
+
+
+def _looks_like_a_solver(source: Source) -> bool:
+    """Whether a file is a solver; a net without a word of one, which is most of them, need not be parsed for that."""
+    return _SOLVERS_WORDS.search(source.text) is not None and is_solver(source)
 
 
 def _state(parsed: Parsed, solver: Parsed | None, phase: str, stages: tuple[str, ...], level: int | None) -> NetState:

@@ -61,7 +61,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
                 result[name] = value
     special = [name for name in stated if name not in _COMMON]
     if own not in stated:
-        alike = [name for name in special if _squashed(name) == _OWN.get(kind, kind.lower())]
+        alike = [name for name in special if _squashed(name) in (_OWN.get(kind), kind.lower())]
         unnamed = special if own is None and len(special) == 1 else []
         own = next(iter(alike or unnamed), own)
     for name, values in stated.items():

@@ -31,6 +31,8 @@ def top_shapes(node: Node) -> tuple[Shape | None, ...]:
 
 
 def _rule(node: Node) -> TopRule:
+    if node.type == "LSTM" and node.dialect.of("junhyukoh") is not None:
+        return TOPS["Lstm"]
     if (rule := TOPS.get(node.type)) is not None:
         return rule
     if not node.bottoms and "transform_param" in node.settings:
