@@ -411,7 +411,7 @@ def test_what_many_layers_say_in_the_same_words_is_one_note() -> None:
 
 def test_what_the_optimizer_does_not_cover_is_noted_once_for_each_kind() -> None:
     _, _, notes = read(
-        """layer { name: "d" type: "Data" top: "data" top: "t" transform_param { scale: .5 mirror: true mean_value: 9 } }
+        """layer { name: "d" type: "Data" top: "data" top: "t" transform_param { scale: .5 mirror: 1 mean_value: 9 } }
         layer { name: "bn" type: "BatchNorm" bottom: "data" top: "bn" batch_norm_param { eps: 0.001 } }
         layer { name: "bn2" type: "BatchNorm" bottom: "data" top: "bn2" batch_norm_param { eps: 0.001 } }
         layer { name: "drop" type: "Dropout" bottom: "bn" top: "drop" dropout_param { dropout_ratio: 0.7 } }

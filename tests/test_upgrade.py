@@ -183,7 +183,7 @@ def test_a_v0_padding_layer_goes_into_the_convolution_after_it() -> None:
         """
         input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8
         layers { layer { name: "pad1" type: "padding" pad: 2 } bottom: "data" top: "padded" }
-        layers { layer { name: "c" type: "conv" num_output: 4 kernelsize: 5 pad: 9 stride: 2 } bottom: "padded" top: "c" }
+        layers { layer { type: "conv" num_output: 4 kernelsize: 5 pad: 9 stride: 2 } bottom: "padded" top: "c" }
         layers { layer { name: "pool1" type: "pool" kernelsize: 3 pool: AVE } bottom: "c" top: "p" }
         """
     )
@@ -206,7 +206,7 @@ def test_a_v0_setting_that_means_nothing_to_its_layer_is_dropped_and_noted() -> 
 
 def test_old_transformations_move_out_of_the_data_parameters() -> None:
     net = upgraded(
-        'layers { type: DATA data_param { source: "x" crop_size: 227 mirror: true scale: 0.5 mean_file: "m" } }'
+        'layers { type: DATA data_param { crop_size: 9 mirror: true scale: 0.5 mean_file: "m" } }'
         'layers { name: "i" type: IMAGE_DATA image_data_param { crop_size: 32 } } layers { name: "r" type: RELU }'
     )
     data, image, relu = (layer.message for layer in net.layers)
