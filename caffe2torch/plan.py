@@ -24,13 +24,15 @@ class Kind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class BoundBlob:
     """A blob and the tensor it became. ``name`` is as ``named_parameters()`` / ``named_buffers()`` of the bare model
-    give it, ``None`` where torch has no counterpart; ``how`` says which evidence bound it.
+    give it, ``None`` where torch has no counterpart; ``how`` says which evidence bound it. ``rivals`` are other tensors
+    that nothing tells apart from it: the optimizer is the same whichever it is, but loading weights needs a decision.
     """
 
     blob: LearnableBlob
     kind: Kind
     name: str | None
     how: str
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

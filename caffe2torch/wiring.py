@@ -8,7 +8,7 @@ through it is still the value of the unit or junction that it came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -170,6 +170,21 @@ def rebuild(wiring: Wiring, place: Callable[[WiringBuilder, Node, tuple[int, ...
     return Wiring(tuple(builder.units), tuple(builder.nodes))
 
 
+def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
+    """The wiring without some units (indices): their nodes are transparent to their first input."""
+    kept = [number for number in range(len(wiring.units)) if number not in left_out]
+    index = {old: new for new, old in enumerate(kept)}
+    placed = rebuild(
+        wiring,
+        lambda builder, node, inputs: (
+            builder.join(node.op, inputs)
+            if node.unit is None
+            else (builder.use(index[node.unit], inputs) if node.unit in index else inputs[0])
+        ),
+    )
+    return Wiring(tuple(wiring.units[number] for number in kept), placed.nodes)
+
+
 def _merge_sums(wiring: Wiring) -> Wiring:
     """``(a + b) + c`` is ``a + b + c`` where nothing else looks at ``a + b``; products and maxima alike."""
     users = consumers(wiring)
@@ -227,17 +242,7 @@ def merge_norms(wiring: Wiring) -> Wiring:
             shape=units[norm].shape if units[norm].shape is not None else units[scale].shape,
             held=units[norm].held + units[scale].held,
         )
-    kept = [number for number in range(len(units)) if number not in merged]
-    index = {old: new for new, old in enumerate(kept)}
-    placed = rebuild(
-        wiring,
-        lambda builder, node, inputs: (
-            builder.join(node.op, inputs)
-            if node.unit is None
-            else (inputs[0] if node.unit in merged else builder.use(index[node.unit], inputs))
-        ),
-    )
-    return Wiring(tuple(units[number] for number in kept), placed.nodes)
+    return without_units(Wiring(tuple(units), wiring.nodes), merged)
 
 
 def _same_size(wiring: Wiring, norm: int, scale: int) -> bool:

@@ -12,7 +12,7 @@ from math import prod
 from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 from caffe2torch.wiring import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder
 
-__all__ = ["caffe_wiring", "unit_kind"]
+__all__ = ["biases_before_norms", "caffe_wiring", "net_inputs", "unit_kind"]
 
 _KINDS = {
     "BN": UnitKind.NORM,  # SegNet's has no statistics
@@ -66,6 +66,41 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
         for top in layer.tops:
             value[top] = node
     return builder.build()
+
+
+def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
+    """Name and shape of every blob from outside that something learnable looks at: images, but not labels."""
+    origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
+    used: dict[tuple[str, Shape | None], None] = {}
+    for layer in recipe.layers:
+        found = origins.get(layer.bottoms[0], frozenset()) if layer.bottoms else frozenset()
+        if layer.blobs:
+            used.update(dict.fromkeys(sorted(found, key=str)))
+            found = frozenset()
+        for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
+            origins[top] = found if layer.bottoms else frozenset({(top, shape)})
+    return list(used)
+
+
+def biases_before_norms(recipe: TrainingRecipe) -> dict[int, bool]:
+    """Biases (indices of blobs) that a batch normalization, and nothing else, sees first.
+
+    It subtracts the mean, and with it the bias, whatever that is: ``True``. With ``use_global_stats`` it subtracts a
+    stored mean, so that the bias matters, but could as well be part of that mean: ``False``.
+    """
+    maker: dict[str, int] = {}  # blob name -> the layer that made its present value
+    readers: list[list[Layer]] = [[] for _ in recipe.layers]
+    for number, layer in enumerate(recipe.layers):
+        for bottom in layer.bottoms:
+            if bottom in maker:
+                readers[maker[bottom]].append(layer)
+        maker.update(dict.fromkeys(layer.tops, number))
+    found: dict[int, bool] = {}
+    for layer, after in zip(recipe.layers, readers, strict=True):
+        if after and all(reader.type in ("BatchNorm", "BN") for reader in after):
+            live = not any(reader.settings.get("use_global_stats") for reader in after)
+            found.update({number: live for number in layer.blobs if recipe.blobs[number].role == "bias"})
+    return found
 
 
 def _unit_sources(layer: Layer, sources: list[int]) -> list[int]:

@@ -17,7 +17,7 @@ from caffe2torch.pytorch.skeleton import SkeletonLayer
 from caffe2torch.pytorch.wrappers import named_modules, named_tensors
 from caffe2torch.wiring import Held, Unit, UnitKind
 
-__all__ = ["module_units"]
+__all__ = ["module_units", "opaque_modules"]
 
 _KINDS: tuple[tuple[type | tuple[type, ...], UnitKind], ...] = (
     (_ConvTransposeNd, UnitKind.TRANSPOSED),
@@ -61,6 +61,17 @@ def module_units(model: nn.Module) -> list[Unit]:
             keys = tuple(held.key for held in unit.held)
             units[keys] = _tied(units[keys], unit) if keys in units else unit
     return list(units.values())
+
+
+def opaque_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Unit]]:
+    """The modules of which one call is one use of a unit: torch's own layers, and what looks like one.
+
+    A module of unknown kind is not among them: what it does with its parameters is for its operations to tell.
+    """
+    parts = {part: unit for unit in module_units(model) for part in unit.parts}
+    for path, module in named_modules(model):
+        if path in parts and parts[path].kind is not UnitKind.OTHER:
+            yield module, parts[path]
 
 
 def _unit(path: str, module: nn.Module, names: dict[int, str]) -> Unit | None:

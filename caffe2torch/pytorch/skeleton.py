@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from caffe2torch.caffe.graph import unit_kind
+from caffe2torch.caffe.given_inputs import with_inputs
+from caffe2torch.caffe.graph import caffe_wiring, unit_kind
 from caffe2torch.pytorch.naming import module_names
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
-from caffe2torch.wiring import UnitKind
+from caffe2torch.wiring import UnitKind, Wiring
 
 __all__ = ["Skeleton", "SkeletonLayer", "layers_with_blobs", "skeleton"]
 
@@ -27,14 +29,19 @@ _BUFFERS = ("mean", "variance")
 
 
 class SkeletonLayer(nn.Module):
-    """The tensors of one Caffe layer. ``roles`` maps an attribute to the role of the blob that it stands for."""
+    """The tensors of one Caffe layer, and what it needs to tell how it was wired: it is never called.
 
-    def __init__(self, layer: str, layer_type: str, kind: UnitKind) -> None:
+    ``roles`` and ``blobs`` map an attribute to the role and the index of the blob that it stands for, in ``net``.
+    """
+
+    def __init__(self, layer: str, layer_type: str, kind: UnitKind, net: Wiring) -> None:
         super().__init__()
         self.layer = layer
         self.layer_type = layer_type
         self.kind = kind
+        self.net = net
         self.roles: dict[str, str] = {}
+        self.blobs: dict[str, int] = {}
 
     def extra_repr(self) -> str:
         """The layer's type and the shapes of its tensors."""
@@ -50,13 +57,17 @@ class Skeleton(nn.Module):
         raise NotImplementedError("a skeleton holds a net's parameters and buffers, it computes nothing")
 
 
-def skeleton(recipe: TrainingRecipe) -> nn.Module:
+def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
     """A module with the parameters and buffers of a net, one submodule for each layer that learns.
 
     Submodules carry the layers' names (``naming.module_name`` for what torch does not allow) and hold ``weight`` and
     ``bias`` (also for a scale, a shift and a slope), ``running_mean`` and ``running_var``; blobs of other roles go by
-    their role. A blob that several layers share is one tensor, registered in each. Sizes that the net leaves open
-    stand as 1, and so does a blob of unknown shape. All values are 0: ``initialize`` or a snapshot fills them.
+    their role. A blob that several layers share is one tensor, registered in each. Sizes that neither the net states
+    nor follow from ``input_shapes`` (input blob to shape) stand as 1, and so does a blob of unknown shape. All values
+    are 0: ``initialize`` or a snapshot fills them.
+
+    Its layers carry the net's wiring, so that a skeleton can be bound by structure, too, whatever its modules are
+    called and in whatever module they are put. Raises ``NetError`` for ``input_shapes`` that the net contradicts.
 
     >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, TrainingRecipe, Where
     >>> stated = Stated(Statement.EXPLICIT, Statement.EXPLICIT)
@@ -64,13 +75,15 @@ def skeleton(recipe: TrainingRecipe) -> nn.Module:
     >>> skeleton(TrainingRecipe("net", (blob,), None)).state_dict()["ip/1.weight"].shape
     torch.Size([10, 1])
     """
+    if input_shapes:
+        recipe = with_inputs(recipe, input_shapes)
     model = Skeleton()
+    net = caffe_wiring(recipe)
     tensors: dict[int, torch.Tensor] = {}
     layers = layers_with_blobs(recipe)
     for (layer, layer_type, blobs), name in zip(layers, module_names(layer for layer, _, _ in layers), strict=True):
-        module = SkeletonLayer(
-            layer, layer_type, unit_kind(layer_type, [recipe.blobs[number].role for number in blobs])
-        )
+        kind = unit_kind(layer_type, [recipe.blobs[number].role for number in blobs])
+        module = SkeletonLayer(layer, layer_type, kind, net)
         for number in blobs:
             _register(module, recipe.blobs[number], number, tensors)
         model.add_module(name, module)
@@ -100,6 +113,7 @@ def _register(module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: 
     if taken or (hasattr(module, attribute) and attribute not in module.roles):
         attribute = f"{attribute}_{taken + 1}"
     module.roles[attribute] = blob.role
+    module.blobs[attribute] = number
     if number not in tensors:
         zeros = torch.zeros([size or 1 for size in blob.shape or ()])
         tensors[number] = zeros if blob.role in _BUFFERS else nn.Parameter(zeros)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe2torch.pytorch.fitting import Fit, fit, spell
@@ -34,13 +34,13 @@ class Misfit:
 
 
 def match_tensors(
-    recipe: TrainingRecipe, blobs: Sequence[int], module: Unit, *, norm_follows: bool = False
+    recipe: TrainingRecipe, blobs: Sequence[int], module: Unit, cancelled: Mapping[int, bool] | None = None
 ) -> tuple[list[Match], list[Misfit]]:
     """Pair the blobs of a layer (or of a BatchNorm with its Scale) with a module's tensors by role, and check shapes.
 
     Three kinds of blobs may go without a tensor: BatchNorm's factor, which torch folds into its statistics;
-    statistics, where the module keeps none; and a bias that a batch normalization subtracts again (``norm_follows``),
-    where the module has none.
+    statistics, where the module keeps none; and a bias that a batch normalization subtracts again, where the module
+    has none (``cancelled``, see ``biases_before_norms``).
     """
     free = list(module.held)
     matches: list[Match] = []
@@ -49,9 +49,9 @@ def match_tensors(
         blob = recipe.blobs[number]
         tensor = _counterpart(blob, free)
         if tensor is None:
-            remark = _may_lack(blob, norm_follows)
+            remark = _may_lack(blob, (cancelled or {}).get(number))
             if remark is None:
-                misfits.append(Misfit(number, None, f"{module.name or 'the model'} has no {blob.role}"))
+                misfits.append(Misfit(number, None, f"the module has no {blob.role}"))
             else:
                 matches.append(Match(number, None, remark))
             continue
@@ -85,13 +85,15 @@ def _counterpart(blob: LearnableBlob, free: list[Held]) -> Held | None:
     return None
 
 
-def _may_lack(blob: LearnableBlob, norm_follows: bool) -> str | None:
+def _may_lack(blob: LearnableBlob, cancelled: bool | None) -> str | None:
     if blob.role == "factor":
         return "torch divides its running statistics already"
     if blob.role in ("mean", "variance"):
         return "the module keeps no running statistics"
-    if blob.role == "bias" and norm_follows:
-        return "the batch norm that follows subtracts it again, and the model has none"
+    if blob.role == "bias" and cancelled is not None:
+        if cancelled:
+            return "the batch norm after it subtracts it again, and the model has none"
+        return "the model has none: subtract it from the running mean of the batch norm after it when loading weights"
     return None
 
 

@@ -1,0 +1,193 @@
+"""Which unit of the model each unit of the net became, by the most trusted evidence there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from caffe2torch.pytorch.matching import Matching, match_whole
+from caffe2torch.pytorch.name_hints import name_hints
+from caffe2torch.pytorch.partial import match_parts
+from caffe2torch.pytorch.skeleton import layers_with_blobs
+from caffe2torch.pytorch.slots import match_tensors
+from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.wiring import Unit, Wiring, without_units
+
+__all__ = ["Counterpart", "Findings", "How", "by_names", "by_wiring"]
+
+
+class How:
+    """Evidence, in words for a report."""
+
+    SAID = "named by the user"
+    EQUAL = "equal names"
+    ALIKE = "names equal but for spelling"
+    PLACE = "structure"
+    NEARBY = "structure nearby"
+
+
+@dataclass(frozen=True, slots=True)
+class Counterpart:
+    """Blobs of a layer (or of several that are one unit) and the module that holds them, by which evidence."""
+
+    layer: str
+    blobs: tuple[int, ...]
+    module: Unit
+    how: str
+    rivals: tuple[Unit, ...] = ()
+
+
+@dataclass(slots=True)
+class Findings:
+    """Counterparts, and what was seen on the way.
+
+    ``ties``: units of the net that nothing tells apart, with the modules that they could be. ``torn``: units of the
+    net for which two claims lead to different modules. ``warnings``: what a person should read.
+    """
+
+    found: list[Counterpart] = field(default_factory=list)
+    ties: list[tuple[tuple[Unit, ...], tuple[Unit, ...]]] = field(default_factory=list)
+    torn: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    agree: bool = False  # the wirings are equal as a whole, at least but for sizes
+
+
+def by_wiring(recipe: TrainingRecipe, nets: Sequence[Wiring], model: Wiring, said: Mapping[str, str]) -> Findings:
+    """Counterparts by structure, with names where the structure leaves a choice or differs.
+
+    ``nets`` is the net's wiring, and that without the layers to be skipped: the first that equals the model's as a
+    whole decides. If none does: what the user said, then names whose shapes fit, then what surrounds a unit.
+    """
+    for net in nets:
+        findings = _whole(net, model, said)
+        if findings is not None:
+            return findings
+    return _parts(recipe, nets[-1], model, said)
+
+
+def by_names(
+    recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit], said: Mapping[str, str]
+) -> list[Counterpart]:
+    """Counterparts by names alone, layer by layer: a BatchNorm and its Scale may be two modules or one.
+
+    Shapes are left to the caller, except where names agree only after normalising.
+    """
+    layers = [
+        (layer, blobs) for layer, _, blobs in layers_with_blobs(recipe) if any(layer in unit.parts for unit in units)
+    ]
+    singles = [Unit(layer, (layer,), modules[0].kind, None, ()) for layer, _ in layers]
+    equal, alike = name_hints(singles, modules)
+    of_layer: dict[str, tuple[Unit, str]] = {}
+    for number, (layer, blobs) in enumerate(layers):
+        module = next((module for module in modules if said.get(layer) in module.parts), None)
+        if module is not None:
+            of_layer[layer] = module, How.SAID
+        elif number in equal:
+            of_layer[layer] = modules[equal[number]], How.EQUAL
+        elif number in alike and not match_tensors(recipe, blobs, modules[alike[number]])[1]:
+            of_layer[layer] = modules[alike[number]], How.ALIKE
+    for unit in units:  # the other half of a batch norm goes where the first went
+        known = [of_layer[part] for part in unit.parts if part in of_layer]
+        for part in unit.parts:
+            if known and part not in of_layer:
+                of_layer[part] = known[0]
+    return [Counterpart(layer, blobs, *of_layer[layer]) for layer, blobs in layers if layer in of_layer]
+
+
+def _whole(net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings | None:
+    known = _said_pairs(net, model, said)
+    equal, alike = name_hints(net.units, model.units)
+    findings = Findings(agree=True)
+    matching = match_whole(net, model, known, (equal, alike))
+    if matching is None and known:
+        matching = match_whole(net, model, {}, (known, equal, alike))
+        if matching is not None:
+            matching = _overruled(matching, known)
+            findings.agree = False
+            findings.warnings.append("what names says contradicts the wiring of net and model; names was followed")
+    if matching is None:
+        return None
+    rivals: dict[int, tuple[int, ...]] = {}
+    for ones, others in matching.ties:
+        findings.ties.append((tuple(net.units[one] for one in ones), tuple(model.units[other] for other in others)))
+        rivals.update(dict.fromkeys(ones, others))
+    for one, other in matching.pairs.items():
+        how = _how(one, other, known, equal, alike)
+        if one in equal and equal[one] != other and one not in known:
+            findings.warnings.append(
+                f"layer {net.units[one].name!r} stands where module {model.units[other].name} stands, not where the "
+                f"module of its own name does; bound by structure"
+            )
+        fitting = tuple(model.units[rival] for rival in rivals.get(one, ()) if rival != other)
+        findings.found.append(_counterpart(net.units[one], model.units[other], how, fitting))
+    return findings
+
+
+def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings:
+    findings = Findings()
+    known = _said_pairs(net, model, said)
+    how = dict.fromkeys(known, How.SAID)
+    for hints, name in zip(name_hints(net.units, model.units), (How.EQUAL, How.ALIKE), strict=True):
+        for one, other in hints.items():
+            free = one not in known and other not in known.values()
+            if free and not match_tensors(recipe, _blobs(net.units[one]), model.units[other])[1]:
+                known[one] = other
+                how[one] = name
+    parts = match_parts(net, model, known)
+    certain = _agree_elsewhere(net, model, parts.pairs)
+    if not certain and any(one not in how for one in parts.pairs):
+        findings.warnings.append(
+            "net and model are not wired alike, even without what has no counterpart; units were matched by what "
+            "surrounds them"
+        )
+    for one, other in parts.pairs.items():
+        evidence = how.get(one, How.PLACE if certain else How.NEARBY)
+        findings.found.append(_counterpart(net.units[one], model.units[other], evidence))
+    findings.torn = {
+        net.units[one].name: tuple(model.units[other].name for other in sorted(others))
+        for one, others in parts.torn.items()
+    }
+    return findings
+
+
+def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int]) -> bool:
+    """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
+    kept = sorted(pairs)
+    places = {other: place for place, other in enumerate(sorted(pairs.values()))}
+    rest = without_units(net, set(range(len(net.units))) - set(kept))
+    others = without_units(model, set(range(len(model.units))) - places.keys())
+    expected = {place: places[pairs[one]] for place, one in enumerate(kept)}
+    return match_whole(rest, others, expected) is not None
+
+
+def _said_pairs(net: Wiring, model: Wiring, said: Mapping[str, str]) -> dict[int, int]:
+    """What the user said, as units; units whose layers were sent to different modules are left to ``by_names``."""
+    pairs: dict[int, int] = {}
+    for number, unit in enumerate(net.units):
+        targets = {said[part] for part in unit.parts if part in said}
+        others = [place for place, other in enumerate(model.units) if targets & set(other.parts)]
+        if len(others) == 1 and targets <= set(model.units[others[0]].parts):
+            pairs[number] = others[0]
+    return pairs
+
+
+def _overruled(matching: Matching, known: Mapping[int, int]) -> Matching:
+    taken = set(known.values())
+    rest = {one: other for one, other in matching.pairs.items() if one not in known and other not in taken}
+    return replace(matching, pairs={**known, **rest})
+
+
+def _how(one: int, other: int, known: Mapping[int, int], equal: Mapping[int, int], alike: Mapping[int, int]) -> str:
+    if one in known:
+        return How.SAID
+    if equal.get(one) == other:
+        return How.EQUAL
+    return How.ALIKE if alike.get(one) == other else How.PLACE
+
+
+def _counterpart(unit: Unit, module: Unit, how: str, rivals: tuple[Unit, ...] = ()) -> Counterpart:
+    return Counterpart(unit.name, _blobs(unit), module, how, rivals)
+
+
+def _blobs(unit: Unit) -> tuple[int, ...]:
+    return tuple(int(held.key) for held in unit.held)

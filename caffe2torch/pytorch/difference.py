@@ -1,0 +1,71 @@
+"""What differs between a unit of the net and one of the model, and between net and model as wholes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from caffe2torch.pytorch.fitting import fit, spell
+from caffe2torch.pytorch.matching import match_whole
+from caffe2torch.wiring import Node, Unit, UnitKind, Wiring, without_units
+
+__all__ = ["differences", "explain"]
+
+
+def differences(unit: Unit, module: Unit) -> list[str]:
+    """In words what keeps a unit of the net from being a module, Caffe's side first; empty if nothing does."""
+    if unit.kind is not module.kind:
+        return [f"{unit.kind} / {module.kind}"]
+    found = []
+    ours, theirs = unit.shape, tuple(size or 0 for size in module.shape or ())
+    if ours is not None and fit(ours, theirs) is None:
+        if unit.kind is UnitKind.MAP and len(ours) > 1 and len(theirs) > 1:
+            named = [("outputs", ours[:1], theirs[:1]), ("inputs per group", ours[1:2], theirs[1:2])]
+            named.append(("kernel", ours[2:] or (1, 1), theirs[2:] or (1, 1)))
+            found += [f"{what} {spell(a)} / {spell(b)}" for what, a, b in named if a != b and None not in a]
+        found = found or [f"sizes {spell(ours)} / {spell(theirs)}"]
+    if unit.groups != module.groups:
+        found.append(f"groups {unit.groups} / {module.groups}")
+    for role in ("bias", "shift"):
+        if unit.role(role) is not None and module.role(role) is None:
+            found.append(f"the module has no {role}")
+    return found
+
+
+def explain(net: Wiring, model: Wiring) -> Iterator[str]:
+    """Sentences on what differs between two wirings that are not equal: kinds of units, sharing, sizes."""
+    counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
+    for kind in sorted(counts[0].keys() | counts[1].keys()):
+        if counts[0][kind] != counts[1][kind]:
+            yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
+    if match_whole(_untied(net), _untied(model), {}) is not None:
+        shared = [sum(len(unit.parts) > 1 for unit in wiring.units) for wiring in (net, model)]
+        yield f"the wirings are equal but for what is shared: {shared[0]} layers in the net, {shared[1]} in the model"
+        return
+    if counts[0][UnitKind.NORM] == counts[1][UnitKind.NORM]:
+        return
+    bare = [without_units(one, {i for i, u in enumerate(one.units) if u.kind is UnitKind.NORM}) for one in (net, model)]
+    matching = match_whole(bare[0], bare[1], {})
+    if matching is None:
+        return
+    yield "without batch norms the wirings are equal"
+    grouped: dict[str, list[str]] = {}
+    for one, other in matching.pairs.items():
+        for text in differences(bare[0].units[one], bare[1].units[other]):
+            grouped.setdefault(text, []).append(f"{bare[0].units[one].name!r} at {bare[1].units[other].name}")
+    for text, places in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+        yield f"{text}: {', '.join(places[:2])}{more}"
+
+
+def _untied(wiring: Wiring) -> Wiring:
+    """The wiring with a unit of its own for every use."""
+    units: list[Unit] = []
+    nodes: list[Node] = []
+    for node in wiring.nodes:
+        if node.unit is None:
+            nodes.append(node)
+        else:
+            nodes.append(Node(node.op, node.inputs, len(units)))
+            units.append(wiring.units[node.unit])
+    return Wiring(tuple(units), tuple(nodes))
