@@ -134,3 +134,22 @@ def test_recorded_hdf5_twins_equal_the_binary_files(shared: Path) -> None:
     assert (read.iteration, read.learned_net) == (17, "snap_iter_17.caffemodel.h5")
     for index, array in enumerate(read.history):
         np.testing.assert_array_equal(array, trace[f"snap_history/{index}"])
+
+
+def test_numbers_in_one_piece_are_not_copied_and_compressed_ones_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("data/ip/0", data=WEIGHT)
+        file.create_dataset("data/ip/1", data=np.zeros((100, 100), "f4"), compression="gzip", shuffle=True)
+        file.create_dataset("data/ip/2", data=WEIGHT.astype(">f4"))
+        file.create_dataset("data/ip/3", data=WEIGHT.astype("f8"), chunks=(1, 2))
+    with h5py.File(tmp_path / "user.h5", "w", userblock_size=512) as file:
+        file.create_dataset("data/ip/0", data=WEIGHT)
+    ((first, zeros, swapped, double),) = (layer.blobs for layer in read_caffemodel(tmp_path / "m.h5").layers)
+    assert not first.flags.owndata
+    assert not first.flags.writeable
+    for array in (first, swapped, double):
+        np.testing.assert_array_equal(array, WEIGHT)
+    assert zeros.shape == (100, 100)
+    assert not zeros.any()
+    # HDF5 looks for its signature at 0, 512, 1024, ...: what lies before it is the user's.
+    np.testing.assert_array_equal(read_caffemodel(tmp_path / "user.h5").layers[0].blobs[0], WEIGHT)

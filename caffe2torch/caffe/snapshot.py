@@ -185,7 +185,7 @@ def _open(path: str | os.PathLike[str]) -> memoryview | None:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     head = bytes(data[:512])
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if any(bytes(data[start : start + 8]) == b"\x89HDF\r\n\x1a\n" for start in (0, 512, 1024, 2048)):
         return None
     if head.startswith(b"PK\x03\x04"):
         raise SnapshotError(

@@ -5,9 +5,11 @@ Source: ``net.cpp`` (``Net::ToHDF5``), ``sgd_solver.cpp`` (``SnapshotSolverState
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,13 +100,26 @@ def _is_dataset(item: object) -> bool:
 
 
 def _array(path: str | os.PathLike[str], dataset: Any) -> Array:
-    """A data set of floats, whose claimed size the file can really hold, so that no lie is allocated."""
+    """A data set of floats: where it lies in the mapped file, if it lies there in one piece, as Caffe writes it.
+
+    One in several pieces, or compressed, is read, if the file can really hold the size that it claims.
+    """
     if dataset.dtype.kind != "f":
         raise SnapshotError(f"holds {dataset.dtype} in {dataset.name!r}, where Caffe writes floats", where=str(path))
     if dataset.shape is None or dataset.nbytes > dataset.id.get_storage_size() * _DEFLATE_LIMIT:
         raise SnapshotError(f"is damaged: {dataset.name!r} claims {dataset.nbytes:,} bytes", where=str(path))
-    array: Array = np.asarray(dataset[()])
+    offset = dataset.id.get_offset()
+    array: Array
+    if offset is None or dataset.external or dataset.file.userblock_size:
+        array = np.asarray(dataset[()])
+    else:
+        array = np.ndarray(dataset.shape, dataset.dtype, _mapped(path), offset)
     return array
+
+
+def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
+    with Path(path).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _integer(path: str | os.PathLike[str], file: Any, name: str) -> int:
