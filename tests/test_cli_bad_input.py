@@ -84,7 +84,7 @@ def test_a_broken_file_is_told_with_its_place(pair: Path, verb: str, case: str) 
     assert words in message
 
 
-@pytest.mark.parametrize(("net", "words"), [("absent.prototxt", "does not exist"), (".", "directory")])
+@pytest.mark.parametrize(("net", "words"), [("absent.prototxt", "no such file"), (".", "directory")])
 def test_a_file_that_cannot_be_read_is_told_by_name(pair: Path, net: str, words: str) -> None:
     del pair
     message = refuse("translate", net, "solver.prototxt")

@@ -7,8 +7,8 @@ Sources: BVLC's ``UpgradeSolverType`` (``upgrade_proto.cpp``), ``SolverRegistry`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,7 +19,7 @@ from caffe2torch.caffe.oddities import oddities
 from caffe2torch.caffe.prototxt import Field
 from caffe2torch.caffe.schema import Parsed
 from caffe2torch.errors import SolverError
-from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
 from caffe2torch.where import Where
 
 __all__ = ["read_solver"]
@@ -74,9 +74,21 @@ def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
         places={name: field.where for name, field in stated.fields.items()},
     )
     settings, fork_notes = apply_fork_rules(settings, parsed.block.unknown)
+    settings = replace(settings, unsupported=(*settings.unsupported, *_strangers(parsed)))
     understood = {field.where for field in parsed.block.unknown if field.name in FORK_FIELDS}
     left = tuple(note for note in parsed.notes if note.where not in understood)
     return settings, (*left, *fork_notes, *oddities(settings, message.regularization_type))
+
+
+def _strangers(parsed: Parsed) -> Iterator[Unsupported]:
+    """Fields that no Caffe known to us has. Caffe stops at them, since a misspelt field is a setting that is lost."""
+    names = parsed.message.DESCRIPTOR.fields_by_name
+    for field in parsed.block.unknown:
+        if field.name not in FORK_FIELDS:
+            what = "has a value" if field.name in names else "is a field"
+            close = get_close_matches(field.name, names, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close and field.name not in names else ""
+            yield Unsupported(field.name, field.where, f"it {what} that no Caffe we know of reads{meant}")
 
 
 @dataclass(frozen=True, slots=True)
