@@ -204,8 +204,9 @@ def test_old_shapes_fit_their_own_padded_to_four_axes_and_no_other_size(shape: t
     assert not fits((*padded[:-1], padded[-1] + 1), shape or (1,))
 
 
-def test_notes_are_warnings_but_for_what_is_only_passed_over(tmp_path: Path) -> None:
+def test_what_was_asked_for_is_said_and_what_was_not_is_warned_of(tmp_path: Path) -> None:
     parts = net_of(tmp_path)
     weights = read_caffemodel(files.caffemodel(tmp_path / "m", {"one": ONE, "aux": TWO}))
-    notes = load_weights(*parts, weights, new_layers=["two"])
-    assert {note.severity for note in notes} == {Severity.WARNING, Severity.INFO}
+    assert {note.severity for note in load_weights(*parts, weights, new_layers=["two"])} == {Severity.INFO}
+    weights = read_caffemodel(files.caffemodel(tmp_path / "m", {"one": ONE, "two": [TWO[0] * np.nan, TWO[1]]}))
+    assert {note.severity for note in load_weights(*parts, weights)} == {Severity.WARNING}

@@ -51,7 +51,8 @@ def blob_weights(
         for index, array in enumerate(layer.blobs):
             name = holders[layer.name, index].name
             if name in found and not np.array_equal(found[name], array, equal_nan=True):
-                notes.append(_note(f"{weights.file}: {name} is shared, and differs in {layer.name!r}, which is taken"))
+                message = f"{weights.file}: {name} is shared, and differs in {layer.name!r}, which is taken"
+                notes.append(Note(None, Severity.WARNING, message))
             found[name] = array
     held = {layer.name: len(layer.blobs) for layer in weights.layers}
     for name in dict.fromkeys(blob.layer for blob in recipe.blobs if blob.name not in found):
@@ -67,14 +68,10 @@ def blob_weights(
             where=weights.file,
             hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
         )
-    notes += [
-        _note(f"{weights.file}: {problems[0]}; the layer is new and keeps its values")
-        for name, problems in differing.items()
-    ]
+    asked_for = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
     if passed_over:
-        notes.append(
-            Note(None, Severity.INFO, f"{weights.file}: not in this net, passed over: {', '.join(passed_over)}")
-        )
+        asked_for.append(f"not in this net, passed over: {', '.join(passed_over)}")
+    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in asked_for]
     return {name: array for name, array in found.items() if name.rpartition("/")[0] not in differing}, tuple(notes)
 
 
@@ -154,7 +151,3 @@ def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
 
 def _shape(shape: Shape | None) -> str:
     return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "no axes"
-
-
-def _note(message: str) -> Note:
-    return Note(None, Severity.WARNING, message)

@@ -114,7 +114,8 @@ def check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
     changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
         return []
-    return [_note(f"{path}: the run goes on with other settings than it had: {_listed(changed)}")]
+    message = f"{path}: the run goes on with other settings than it had: {_listed(changed)}"
+    return [Note(None, Severity.WARNING, message)]
 
 
 def check_model(
@@ -139,7 +140,9 @@ def check_model(
     if errors := [problem for name, problem in problems.items() if name.rpartition(".")[0] not in new]:
         hint = "layers that are meant to be new must be named as such (a fine-tuning factor does that)"
         raise SnapshotError(f"is of another model: {_listed(errors)}", where=str(path), hint=hint)
-    kept = [_note(f"{path}: {problem}; it is new and keeps its values") for problem in problems.values()]
+    kept = [
+        Note(None, Severity.INFO, f"{path}: {problem}; it is new and keeps its values") for problem in problems.values()
+    ]
     return {name: value for name, value in saved.items() if name not in problems}, kept
 
 
@@ -186,7 +189,3 @@ def _plain(value: Any) -> Any:
 def _listed(items: Iterable[str]) -> str:
     items = list(items)
     return "; ".join(items[:_LISTED]) + (f"; and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
-
-
-def _note(message: str) -> Note:
-    return Note(None, Severity.WARNING, message)
