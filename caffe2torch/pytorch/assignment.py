@@ -43,7 +43,7 @@ def assign(
     """Give each blob its tensor. ``said`` are tensors that the user named, ``skipped`` blobs to do without, and
     ``cancelled`` the biases that a batch norm subtracts again (``biases_before_norms``).
     """
-    result = Assignment({number: Assigned(None, "skipped by the user") for number in skipped})
+    result = Assignment({number: Assigned(None, How.SKIPPED) for number in skipped})
     for number, tensor in said.items():
         _take_said(recipe, result, number, tensor)
     taken = {tensor.key for tensor in said.values()}

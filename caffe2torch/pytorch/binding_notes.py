@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from caffe2torch.pytorch.assignment import Assignment
 from caffe2torch.pytorch.complaint import toml_line
-from caffe2torch.pytorch.counterparts import Findings
+from caffe2torch.pytorch.counterparts import Findings, How
 from caffe2torch.pytorch.graph import ModelWiring
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.wiring import Unit, UnitKind
@@ -53,10 +53,10 @@ def _summary(recipe: TrainingRecipe, assignment: Assignment, seen: ModelWiring) 
     layers: dict[str, dict[str, None]] = {}
     for number, one in sorted(assignment.blobs.items()):
         layers.setdefault(one.how, {})[recipe.blobs[number].layer] = None
-    counts = ", ".join(
-        f"{len(names)} by {how}" if "by" not in how else f"{len(names)} {how}" for how, names in layers.items()
-    )
-    return f"layers by evidence: {counts}" + ("" if seen.wiring is None else f"; the model's wiring is from {seen.how}")
+    counts = ", ".join(f"{len(names)} by {how}" for how, names in layers.items() if how != How.SKIPPED)
+    skipped = f", {len(layers[How.SKIPPED])} skipped" if How.SKIPPED in layers else ""
+    wiring = "" if seen.wiring is None else f"; the model's wiring is from {seen.how}"
+    return f"layers bound: {counts or 'none'}{skipped}{wiring}"
 
 
 def _remarks(recipe: TrainingRecipe, assignment: Assignment) -> Iterator[Note]:

@@ -43,12 +43,14 @@ def complaint(
     """The error for a binding that leaves something out: all that is wrong in one message, the first place first."""
     bound = {str(one.tensor.key) for one in assignment.blobs.values() if one.tensor is not None}
     refused = {one.module.name for _, one in assignment.misfits}
+    contested = {str(misfit.tensor.key) for misfit, _ in assignment.misfits if misfit.tensor is not None}
     free = [module for module in modules if not any(held.key in bound for held in module.held)]
     idle = [module for module in free if module.name not in refused and _unmeant(module, left)]
     bad = dict.fromkeys(misfit.blob for misfit, _ in assignment.misfits)
     missing = [number for number in left.blobs if number not in bad]
     units = [unit for unit in net if any(held.key in missing for held in unit.held)]
-    stray = [name for name in left.parameters if not any(held.key == name for module in free for held in module.held)]
+    known = {held.key for module in free for held in module.held} | contested
+    stray = [name for name in left.parameters if name not in known]
     lines = [
         *left.explanation,
         *_listed(assignment.clashes),
@@ -118,11 +120,17 @@ def _headline(recipe: TrainingRecipe, model: str, misfits: int, units: int, left
 
 
 def _misfit_lines(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
-    grouped: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for misfit, one in assignment.misfits:
         layer, place = recipe.blobs[misfit.blob].layer, one.module.name or "the model itself"
-        grouped.setdefault(f"layer {layer!r} at {place} ({one.how})", []).append(misfit.reason)
-    return [f"{place}: {'; '.join(reasons)}" for place, reasons in grouped.items()]
+        reasons.setdefault(f"layer {layer!r} at {place} ({one.how})", []).append(misfit.reason)
+    layers: dict[str, list[str]] = {}
+    for place, texts in reasons.items():
+        layers.setdefault("; ".join(texts), []).append(place)
+    return [
+        f"{places[0]}: {reason}" + (f", and {len(places) - 1} layers more" if len(places) > 1 else "")
+        for reason, places in sorted(layers.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
@@ -143,16 +151,16 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
 def _hint(findings: Findings, units: Sequence[Unit], free: Sequence[Unit], *, misfits: bool, left: bool) -> str:
     advice = []
     if misfits:
-        advice.append("give the model the net's sizes, or leave those layers out (--skip LAYER)")
+        advice.append("give the model the net's sizes, or leave those layers out (skip, --skip LAYER)")
     if units:
         unit = next((unit for unit in units if unit.name in findings.torn), units[0])
         near = _closest(unit, free)
         place = findings.torn.get(unit.name, (near.name if near is not None else "MODULE",))[0]
         example = toml_line(unit.name, place)
         alone = next((unit for unit in units if unit.name not in findings.torn), units[0])
-        advice.append(f"bind layers in a names file ({example}), or leave them out (--skip {alone.name!r})")
+        advice.append(f"bind layers in a names file ({example}), or leave them out (skip, --skip {alone.name!r})")
     if left or misfits:
-        advice.append("say how parameters without a layer learn (--unclaimed lr_mult=1,decay_mult=1)")
+        advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
 
 

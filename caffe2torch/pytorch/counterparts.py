@@ -19,11 +19,12 @@ __all__ = ["Counterpart", "Findings", "How", "by_names", "by_wiring"]
 class How:
     """Evidence, in words for a report."""
 
-    SAID = "named by the user"
+    SAID = "the user's names"
     EQUAL = "equal names"
     ALIKE = "names equal but for spelling"
     PLACE = "structure"
     NEARBY = "structure nearby"
+    SKIPPED = "skipped by the user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,18 @@ def by_wiring(recipe: TrainingRecipe, nets: Sequence[Wiring], model: Wiring, sai
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
     ``nets`` is the net's wiring, and that without the layers to be skipped: the first that equals the model's as a
-    whole decides. If none does: what the user said, then names whose shapes fit, then what surrounds a unit.
+    whole decides, or equals it without kinds of units that only one side has. If none does: what the user said, then
+    names whose shapes fit, then what surrounds a unit.
     """
     for net in nets:
         findings = _whole(net, model, said)
         if findings is not None:
             return findings
+    lonely = [without_units(*_lonely(one, other)) for one, other in ((nets[-1], model), (model, nets[-1]))]
+    findings = _whole(lonely[0], lonely[1], said)
+    if findings is not None:
+        findings.agree = False
+        return findings
     return _parts(recipe, nets[-1], model, said)
 
 
@@ -92,6 +99,12 @@ def by_names(
             if known and part not in of_layer:
                 of_layer[part] = known[0]
     return [Counterpart(layer, blobs, *of_layer[layer]) for layer, blobs in layers if layer in of_layer]
+
+
+def _lonely(wiring: Wiring, other: Wiring) -> tuple[Wiring, set[int]]:
+    """The units of a kind that the other side does not have at all: batch norms of a net that was made without."""
+    kinds = {unit.kind for unit in other.units}
+    return wiring, {number for number, unit in enumerate(wiring.units) if unit.kind not in kinds}
 
 
 def _whole(net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings | None:

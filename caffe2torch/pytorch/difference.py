@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from caffe2torch.pytorch.fitting import fit, spell
 from caffe2torch.pytorch.matching import match_whole
-from caffe2torch.wiring import Node, Unit, UnitKind, Wiring, without_units
+from caffe2torch.wiring import Node, Unit, UnitKind, Wiring
 
 __all__ = ["differences", "explain"]
 
@@ -33,7 +33,7 @@ def differences(unit: Unit, module: Unit) -> list[str]:
 
 
 def explain(net: Wiring, model: Wiring) -> Iterator[str]:
-    """Sentences on what differs between two wirings that are not equal: kinds of units, sharing, sizes."""
+    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing."""
     counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
     for kind in sorted(counts[0].keys() | counts[1].keys()):
         if counts[0][kind] != counts[1][kind]:
@@ -41,21 +41,6 @@ def explain(net: Wiring, model: Wiring) -> Iterator[str]:
     if match_whole(_untied(net), _untied(model), {}) is not None:
         shared = [sum(len(unit.parts) > 1 for unit in wiring.units) for wiring in (net, model)]
         yield f"the wirings are equal but for what is shared: {shared[0]} layers in the net, {shared[1]} in the model"
-        return
-    if counts[0][UnitKind.NORM] == counts[1][UnitKind.NORM]:
-        return
-    bare = [without_units(one, {i for i, u in enumerate(one.units) if u.kind is UnitKind.NORM}) for one in (net, model)]
-    matching = match_whole(bare[0], bare[1], {})
-    if matching is None:
-        return
-    yield "without batch norms the wirings are equal"
-    grouped: dict[str, list[str]] = {}
-    for one, other in matching.pairs.items():
-        for text in differences(bare[0].units[one], bare[1].units[other]):
-            grouped.setdefault(text, []).append(f"{bare[0].units[one].name!r} at {bare[1].units[other].name}")
-    for text, places in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-        yield f"{text}: {', '.join(places[:2])}{more}"
 
 
 def _untied(wiring: Wiring) -> Wiring:

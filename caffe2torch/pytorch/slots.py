@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,11 @@ def match_tensors(
     free = list(module.held)
     matches: list[Match] = []
     misfits: list[Misfit] = []
+    waiting = Counter(recipe.blobs[number].role for number in blobs)
     for number in blobs:
         blob = recipe.blobs[number]
-        tensor = _counterpart(blob, free)
+        waiting[blob.role] -= 1
+        tensor = _counterpart(blob, free, waiting[blob.role])
         if tensor is None:
             remark = _may_lack(blob, (cancelled or {}).get(number))
             if remark is None:
@@ -77,10 +80,11 @@ def blob_transposed(recipe: TrainingRecipe, blob: LearnableBlob) -> bool:
     return any(layer.name == blob.layer and bool(layer.settings.get("transpose")) for layer in recipe.layers)
 
 
-def _counterpart(blob: LearnableBlob, free: list[Held]) -> Held | None:
+def _counterpart(blob: LearnableBlob, free: list[Held], more: int) -> Held | None:
+    """The tensor of the blob's role; of several the first, if ``more`` blobs of that role are left for the others."""
     for wanted in ({blob.role}, *(alike for alike in _ALIKE if blob.role in alike)):
         found = [held for held in free if held.role in wanted]
-        if len(found) == 1:
+        if len(found) == 1 + more or len(found) == 1:
             return found[0]
     return None
 
