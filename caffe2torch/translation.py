@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,15 +11,20 @@ import torch
 from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
+from caffe2torch.caffe.snapshot import find_learned_net, read_caffemodel, read_solverstate
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.checkpoint import load_checkpoint, save_checkpoint
+from caffe2torch.pytorch.history import resume
+from caffe2torch.pytorch.initialize import initialize
 from caffe2torch.pytorch.optimizer import build_optimizer
 from caffe2torch.pytorch.probe import observe
 from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.pytorch.skeleton import skeleton
+from caffe2torch.pytorch.weights import load_weights
 from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.solver_plan import refuse_unsupported
 from caffe2torch.verify import Report, verify
@@ -44,6 +50,7 @@ class Translation:
     scheduler: CaffeLRScheduler
     report: Report
     without: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
 
     @property
     def solver(self) -> SolverSettings:
@@ -53,6 +60,50 @@ class Translation:
     def source(self) -> str:
         """Python that builds the same optimizer and scheduler with torch alone, bit for bit."""
         return emit(self.recipe, self.groups, model_name=self.binding.model, without=self.without)
+
+    def load_caffemodel(self, path: Path, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:
+        """Copy the weights of a ``.caffemodel`` (binary of any fork, or HDF5) into ``model``, all of them or none.
+
+        A layer that has another shape in the file, or is not there, is an error unless it has a ``finetune`` factor or
+        ``new_layers`` names it: then it keeps its values. Returns what a person should know; what nobody asked for,
+        such as NaN, is also a Python warning. Raises ``InputError``, ``SnapshotError``, ``MissingExtraError``.
+        """
+        weights, new = read_caffemodel(path), (*self.finetune, *new_layers)
+        return _said(load_weights(self.model, self.recipe, self.binding, weights, new_layers=new))
+
+    def load_solverstate(self, path: Path, weights: Path | None = None) -> tuple[Note, ...]:
+        """Go on where Caffe wrote a ``.solverstate``: weights, history, iteration and the multistep counter.
+
+        The weights are those of the ``.caffemodel`` that the state names, at its path or beside the state file;
+        ``weights`` wins. Both files are checked before anything changes. Returns notes and raises as
+        ``load_caffemodel`` does.
+        """
+        state = read_solverstate(path)
+        model = read_caffemodel(find_learned_net(state) if weights is None else weights)
+        return _said(resume(self.model, self.optimizer, self.scheduler, self.recipe, self.binding, state, model))
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint of model, optimizer and scheduler, by name: whole, or the older file stays.
+
+        ``torch.load(path, weights_only=True)`` reads it. Raises ``OutputError``.
+        """
+        save_checkpoint(path, self.model, self.optimizer, self.scheduler, self.recipe, self.binding)
+
+    def load(self, path: Path, finetune: bool = False, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:
+        """Go on from a checkpoint bit for bit; with ``finetune`` take its weights and start the optimizer anew.
+
+        With ``finetune``, layers that have a factor or that ``new_layers`` names may be others in the file. Returns
+        notes and raises as ``load_caffemodel`` does.
+        """
+        parts = (self.model, self.optimizer, self.scheduler, self.recipe, self.binding)
+        return _said(load_checkpoint(path, *parts, finetune=finetune, new_layers=(*self.finetune, *new_layers)))
+
+    def initialize(self, generator: torch.Generator | None = None) -> tuple[Note, ...]:
+        """Fill the parameters by the prototxt's fillers; a ``generator`` on the CPU makes it repeatable.
+
+        Returns notes on blobs without a filler. Raises ``UnsupportedError`` for one that Caffe does not know.
+        """
+        return _said(initialize(self.model, self.recipe, self.binding, generator))
 
 
 def translate(
@@ -117,7 +168,16 @@ def translate(
     scheduler = build_scheduler(optimizer, settings)
     seen = observe(model, optimizer, settings, scheduler)
     report = verify(recipe, binding, groups, seen, notes=notes)
-    return Translation(recipe, model, binding, groups, optimizer, scheduler, report, tuple(without))
+    return Translation(
+        recipe, model, binding, groups, optimizer, scheduler, report, tuple(without), tuple(finetune or ())
+    )
+
+
+def _said(notes: tuple[Note, ...]) -> tuple[Note, ...]:
+    for note in notes:
+        if note.severity is Severity.WARNING:
+            warnings.warn(note.message, stacklevel=3)
+    return notes
 
 
 def _solver_of(recipe: TrainingRecipe) -> SolverSettings:

@@ -79,7 +79,7 @@ def checksum(content: Any, so_far: int = 0) -> int:
             return so_far
         case Tensor():
             flat = content.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            return zlib.crc32(flat.numpy(), zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), so_far))
+            return zlib.crc32(flat.numpy().data, zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), so_far))
     return zlib.crc32(repr(content).encode(), so_far)
 
 
