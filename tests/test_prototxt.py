@@ -251,6 +251,11 @@ def test_invalid_text_gives_one_clear_error(text: str, message: str) -> None:
     assert str(caught.value) == re.sub("^        ", "", message, flags=re.MULTILINE)
 
 
+def test_a_placeholder_elsewhere_in_the_line_is_not_what_is_wrong() -> None:
+    with pytest.raises(PrototxtError, match="a ']' closes nothing"):
+        parse("pad: 1 ] # ${PAD}", "f")
+
+
 def test_a_placeholder_in_a_comment_or_string_is_no_error() -> None:
     assert tree(parse('# $n = 32 * k\nname: "${NET_ID}"', "f")) == [("name", '"${NET_ID}"')]
 

@@ -143,7 +143,7 @@ PERFECTLY_LEGAL = r"""
     layer < name: "c" type: "Convolution"
       convolution_param { num_output: 3 kernel_size: [3, 5] pad: 1 pad: 2 weight_filler: { std: .5f } }
       param: [{ lr_mult: 1 }, < lr_mult: inf decay_mult: -nan >]
-      include { phase: 0 stage: "\x41\n\303\251\t'" } include { phase: TEST }
+      include { phase: 0 stage: "\x41\n\303\251\t'" } include { phase: 0x1 }
       propagate_down: [t, False, 1] loss_weight: []
     >
     layers { type: 4 blobs_lr: 1 blob_share_mode: [STRICT, 1] layer { name: "v0" pool: AVE } }
@@ -327,7 +327,7 @@ def test_an_unknown_enum_value_is_noted_by_name_or_number_and_its_field_is_left_
         layers { name: "a" type: SEG_ACCURACY }
         layers { name: "b" type: RELU6 }
         layers { name: "c" type: CONVOLUTON }
-        layers { name: "d" type: 99 }
+        layers { name: "d" type: 0x63 }
         """)
     assert notes(parsed) == [
         ("net.prototxt:1:20", "unknown value SEG_ACCURACY of 'type' in V1LayerParameter; ignored"),
@@ -336,7 +336,7 @@ def test_an_unknown_enum_value_is_noted_by_name_or_number_and_its_field_is_left_
             "net.prototxt:3:20",
             "unknown value CONVOLUTON of 'type' in V1LayerParameter; did you mean 'CONVOLUTION'? ignored",
         ),
-        ("net.prototxt:4:20", "unknown value 99 of 'type' in V1LayerParameter; ignored"),
+        ("net.prototxt:4:20", "unknown value 0x63 of 'type' in V1LayerParameter; ignored"),
     ]
     assert by_protobuf(" ".join(f'layers {{ name: "{name}" }}' for name in "abcd"), "NetParameter") == parsed.message
     assert_aligned(parsed.block, parsed.message)
@@ -396,6 +396,7 @@ def test_odd_strings_are_noted_and_kept() -> None:
         net: "@NET@.prototxt"
         snapshot_prefix: "C:\data\n\\d"  # ${HOME} in a comment is nothing
         train_state { stage: "${STAGE}" }
+        test_net: "C:\\data"  # a backslash that is escaped
         """)
     assert notes(parsed) == [
         ("solver.prototxt:2:1", "in the string of 'net', a template's @NET@ is not filled in"),
@@ -550,6 +551,12 @@ def test_a_net_and_a_solver_swapped_are_told_apart() -> None:
     assert str(caught.value.where) == "net.prototxt:1:1"
     with pytest.raises(PrototxtError, match="this is a net, not a solver"):
         solver(NET)
+
+
+def test_a_field_of_the_other_kind_alone_is_an_unknown_field() -> None:
+    assert notes(net("base_lr: 0.1 " + NET)) == [
+        ("net.prototxt:1:1", "unknown field 'base_lr' in NetParameter; ignored")
+    ]
 
 
 @pytest.mark.shared
