@@ -20,17 +20,18 @@ STEPS = 5
 USUAL_DECAY = 5e-4  # what a decay that should not be there is likely to be
 CHANGES = 3  # windows around this many changes of the rate
 FARTHEST = 1e6  # a weight beyond this would drown its own movement in rounding
-PRIMED = 64  # Adam answers to a decay in proportion only while it weighs less than the gradient before it
+REMEMBERED, PRIMED = 4, 64  # how much more a gradient weighs than the decay before or after it
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
     """The life of one number. ``weights[k]`` is set before step k; ``None`` leaves what the last step made.
 
-    ``name`` says what it is for: ``pull k`` (a single gradient, at step k, the weight held at 0 throughout),
-    ``decay`` and ``decay twice`` (a weight at step 0, no gradient ever), ``primed`` (a gradient at step 0, a weight at
-    step 1), ``free`` and ``free lightly`` (left alone with changing gradients), ``small`` and ``small squared`` (the
-    gradient, or its square, as small as ``delta``), ``idle``. Names are unique in a window.
+    ``name`` says what it is for, and is unique in a window: ``pull k`` (a single gradient, at step k, the weight held
+    at 0 throughout), ``decay`` and ``decay twice`` (a weight at step 0, no gradient ever), ``remembered`` (a weight at
+    step 0, gradients after it), ``primed`` (a gradient at step 0, a weight at step 1), ``free`` and ``free lightly``
+    (left alone with changing gradients), ``small`` and ``small squared`` (the gradient, or its square, as small as
+    ``delta``), ``idle``.
     """
 
     name: str
@@ -71,12 +72,14 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
         g = min(1.0, 2.0 ** math.floor(math.log2(solver.clip_gradients / (2 * math.sqrt(max(numbers, 1))))))
     decay = abs(solver.weight_decay) or USUAL_DECAY
     w = min(g / (decay * solver.iter_size), FARTHEST * g)
+    told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * solver.iter_size)
     primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * solver.iter_size)
     off: tuple[float, ...] = (0.0,) * STEPS
     lanes = [Lane(f"pull {k}", off, _only(k, g)) for k in range(STEPS)]
     lanes += [
         Lane("decay", _only(0, w), off),
         Lane("decay twice", _only(0, -2 * w), off),
+        Lane("remembered", _only(0, w / REMEMBERED), (0.0, *(told,) * (STEPS - 1))),
         Lane("primed", _only(1, w / PRIMED), _only(0, primer)),
         Lane("free", (w / 3, *(None,) * (STEPS - 1)), tuple(g * x for x in (0.7, -0.4, 0.9, 0.3, -0.6))),
         Lane("free lightly", (-1.0, *(None,) * (STEPS - 1)), tuple(g * x for x in (-0.2, 0.8, 0.0, -1.0, 0.5))),

@@ -15,7 +15,7 @@ from caffe2torch.measure.lanes import Lane, Window
 from caffe2torch.measure.observation import Movements
 from caffe2torch.measure.rules import Decay, Pace, Rule, movements
 
-__all__ = ["FINEST_DECAY", "TOLERANCE", "Reading", "close", "read", "still"]
+__all__ = ["FINEST_DECAY", "TOLERANCE", "Reading", "close", "explained", "read", "still"]
 
 TOLERANCE = 1e-5
 """Relative difference up to which two numbers count as the same: Caffe's are float32, a port's often are not."""
@@ -80,15 +80,24 @@ def read(
     rates = tuple(_rate(rule, momenta, step, *lanes[f"pull {step}"]) for step in range(window.steps))
     paces = [Pace(rate or 0.0, momentum, 0.0) for rate, momentum in zip(rates, momenta, strict=True)]
     weightless = [(lane, moved) for lane, moved in lanes.values() if not any(lane.weights)]
-    if not all(_explained(rule, paces, lane, moved, precision) for lane, moved in weightless):
+    if max(_misfit(rule, paces, lane, moved, precision) for lane, moved in weightless) > 1:
         return Reading(rule, rates, None, explains=False)
-    candidates = [weight_decay] if weight_decay is not None else _decays(rule, paces, lanes, precision)
-    for decay in candidates:
+
+    def misfit(decay: float | None) -> float:
         fades = fading or (1.0,) * len(paces)
         at = [replace(pace, weight_decay=fade * (decay or 0.0)) for pace, fade in zip(paces, fades, strict=True)]
-        if all(_explained(rule, at, lane, moved, precision) for lane, moved in lanes.values()):
-            return Reading(rule, rates, decay, explains=True)
-    return Reading(rule, rates, candidates[0], explains=False)
+        return max(_misfit(rule, at, lane, moved, precision) for lane, moved in lanes.values())
+
+    candidates = [weight_decay] if weight_decay is not None else _decays(rule, paces, lanes, precision)
+    best = min(candidates, key=misfit)
+    return Reading(rule, rates, best, explains=misfit(best) <= 1)
+
+
+def explained(rule: Rule, window: Window, seen: Movements, paces: Sequence[Pace], precision: float = 2.0**-52) -> bool:
+    """Whether a rule at a known pace moves every lane of a window as it was seen to move."""
+    return all(
+        _misfit(rule, paces, lane, moved, precision) <= 1 for lane, moved in zip(window.lanes, seen, strict=True)
+    )
 
 
 def _rate(rule: Rule, momenta: Sequence[float], step: int, lane: Lane, seen: Sequence[float]) -> float | None:
@@ -109,8 +118,8 @@ def _decays(
         unit = movements(rule, [replace(pace, weight_decay=1.0) for pace in paces], lane.weights, lane.gradients)
         step = _clear_step(lane, seen, unit, precision)
         return [None if step is None else seen[step] / unit[step]]
-    lane, seen = lanes["primed"]
-    return [*_solve(rule, paces, lane, seen[1])] or [None]
+    found = [decay for name in ("remembered", "primed") for decay in _solve(rule, paces, *lanes[name])]
+    return [*found, *([] if found else [None])]
 
 
 def _clear_step(lane: Lane, seen: Sequence[float], unit: Sequence[float], precision: float) -> int | None:
@@ -126,19 +135,21 @@ def _clear_step(lane: Lane, seen: Sequence[float], unit: Sequence[float], precis
     return later
 
 
-def _solve(rule: Rule, paces: Sequence[Pace], lane: Lane, seen: float) -> Iterator[float]:
-    """The decays at which the primed lane makes its movement, searched around the size of its primer.
+def _solve(rule: Rule, paces: Sequence[Pace], lane: Lane, seen: Sequence[float]) -> Iterator[float]:
+    """The decays at which a lane makes its movement of step 1, which a weight and a gradient have a part in.
 
-    Adam's answer rises and then falls again, so there may be two.
+    The rules answer to a decay that weighs about as much as the gradient, and Adam's answer rises and falls again: so
+    there may be two, and near its summit none may be found, but not in both of the lanes that are asked.
     """
 
     def excess(decay: float) -> float:
         at = [replace(pace, weight_decay=decay) for pace in paces]
-        return movements(rule, at, lane.weights, lane.gradients)[1] - seen
+        return movements(rule, at, lane.weights, lane.gradients)[1] - seen[1]
 
-    if abs(excess(0.0)) <= 1e-10 * abs(seen):
+    if abs(excess(0.0)) <= 1e-10 * abs(seen[1]):
         yield 0.0
-    unit = abs(lane.gradients[0]) / (abs(lane.weights[1] or 1.0) if rule.decay is Decay.L2 else 1.0)
+    weight = max(abs(w or 0.0) for w in lane.weights) if rule.decay is Decay.L2 else 1.0
+    unit = max(map(abs, lane.gradients)) / weight
     grid = [0.0, *(unit * 2.0 ** (k / 4) for k in range(-80, 65))]
     values = [excess(decay) for decay in grid]
     for low, high, below, above in zip(grid, grid[1:], values, values[1:], strict=False):
@@ -157,15 +168,16 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _explained(rule: Rule, paces: Sequence[Pace], lane: Lane, seen: Sequence[float], precision: float) -> bool:
-    """Whether the rule moves a lane as it was seen to move."""
+def _misfit(rule: Rule, paces: Sequence[Pace], lane: Lane, seen: Sequence[float], precision: float) -> float:
+    """How far a rule is from moving a lane as it was seen to move, in terms of what passes for the same."""
     made = movements(rule, paces, lane.weights, lane.gradients)
-    if any(not math.isfinite(x) for x in made):
-        return all(close(a, b) for a, b in zip(made, seen, strict=True))
-    weight, scale = 0.0, max(map(abs, made), default=0.0)
+    if not all(map(math.isfinite, made)):
+        return 0.0 if all(close(a, b) for a, b in zip(made, seen, strict=True)) else math.inf
+    weight, worst = 0.0, 0.0
+    scale = TOLERANCE * max(map(abs, made))
     for placed, a, b in zip(lane.weights, made, seen, strict=True):
         weight = weight if placed is None else placed
-        if not abs(a - b) <= TOLERANCE * scale + 8 * precision * abs(weight):
-            return False
+        off, room = abs(a - b), scale + 8 * precision * abs(weight)
+        worst = max(worst, off / room if room else math.inf if off else 0.0) if off == off else math.inf
         weight += b
-    return True
+    return worst

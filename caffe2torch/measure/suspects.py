@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from caffe2torch.caffe.float32 import format32
+from caffe2torch.caffe.float32 import format32, round32
 from caffe2torch.measure.fault import Fault, FaultKind
 from caffe2torch.measure.lanes import Window
 from caffe2torch.measure.observation import Movements
@@ -27,12 +27,12 @@ class Suspect:
 
 
 def caffe_rule(solver: SolverSettings) -> Rule:
-    """The rule that Caffe applies under these settings."""
+    """The rule that Caffe applies under these settings, whose numbers are float32."""
     return Rule(
         solver.type,
-        momentum2=solver.momentum2,
-        delta=solver.delta,
-        rms_decay=solver.rms_decay,
+        momentum2=round32(solver.momentum2),
+        delta=round32(solver.delta),
+        rms_decay=round32(solver.rms_decay),
         decay=Decay.L1 if solver.regularization is Regularization.L1 else Decay.L2,
         divisor=float(solver.iter_size),
         gradient=solver.clip_gradients != 0,
@@ -44,7 +44,8 @@ def suspects(solver: SolverSettings, window: Window, seen: Movements) -> Iterato
 
     ``window`` and ``seen`` are what the fitted ones (momentum, dampening) are read from.
     """
-    expected = caffe_rule(solver)
+    expected = replace(caffe_rule(solver), momentum2=solver.momentum2, delta=solver.delta, rms_decay=solver.rms_decay)
+    yield Suspect(expected, solver.momentum, ())  # the same numbers in double precision are no departure
     own = _linear if expected.linear else _adaptive
     for rule, momentum in own(expected, solver.momentum, window, seen):
         for decay in dict.fromkeys((expected.decay, Decay.L2, Decay.L1, Decay.DECOUPLED)):

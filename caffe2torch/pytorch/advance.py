@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
+from caffe2torch.caffe.policies import step_at
+from caffe2torch.pytorch.schedule import CaffeLRScheduler
+
 __all__ = ["advance"]
 
-FARTHEST = 200_000
-"""Steps that are taken one by one; a few microseconds each."""
+NEAR = 20_000
+"""Steps of a few microseconds that are taken one by one even where a scheduler can be set to an iteration at once."""
+
+FARTHEST = 500_000
+"""Steps beyond which a scheduler that cannot be set is not followed."""
 
 REMEMBERED = 8
 """Changes of the rate that are written down on the way."""
@@ -19,13 +25,12 @@ REMEMBERED = 8
 def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> str | None:
     """Step ``scheduler`` from iteration ``at`` to ``to``, and add to ``changes`` the iterations at which rates change.
 
-    A far iteration is reached at once by schedulers that compute a rate from its number alone. Gives ``None``, or why
-    the iteration cannot be reached.
+    Gives ``None``, or why the iteration cannot be reached.
     """
+    if to - at > NEAR and _leap(scheduler, to):
+        return None
     if to - at > FARTHEST:
-        if not _leap(scheduler, to - 1):
-            return f"it is {to - at} steps of the scheduler away"
-        at = to - 1
+        return f"it is {to - at} steps of the scheduler away"
     rates = _rates(scheduler)
     for iteration in range(at + 1, to + 1):
         scheduler.step()
@@ -37,15 +42,17 @@ def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> str | None:
 
 
 def _leap(scheduler: Any, to: int) -> bool:
-    """Set a scheduler to an iteration where its class is known to need no other."""
-    if isinstance(scheduler, lr_scheduler.LambdaLR) and type(scheduler).get_lr is lr_scheduler.LambdaLR.get_lr:
+    """Set a scheduler to an iteration where its class is known to need no other on the way."""
+    if isinstance(scheduler, CaffeLRScheduler):
+        scheduler.restore(to, step_at(scheduler.solver.policy, to))
+    elif isinstance(scheduler, lr_scheduler.LambdaLR) and type(scheduler).get_lr is lr_scheduler.LambdaLR.get_lr:
         scheduler.last_epoch = to - 1
         scheduler.step()
-        return True
-    if type(scheduler).__module__ == lr_scheduler.__name__ and hasattr(scheduler, "_get_closed_form_lr"):
+    elif type(scheduler).__module__ == lr_scheduler.__name__ and hasattr(scheduler, "_get_closed_form_lr"):
         scheduler.step(to)
-        return True
-    return False
+    else:
+        return False
+    return True
 
 
 def _rates(scheduler: Any) -> list[float]:

@@ -20,8 +20,9 @@ import torch
 from caffe2torch.measure.lanes import Window, design
 from caffe2torch.measure.observation import Movements, Observation, Observations
 from caffe2torch.pytorch.advance import advance
-from caffe2torch.pytorch.stand_ins import Subject, live, precision, subjects_of, undisturbed
-from caffe2torch.pytorch.twin import Twin, bare_model, bare_optimizer, bare_scheduler, make_twin
+from caffe2torch.pytorch.rehearsal import Subject, live, precision, subjects_of, undisturbed
+from caffe2torch.pytorch.twin import Twin, bare_optimizer, bare_scheduler, make_twin
+from caffe2torch.pytorch.wrappers import named_tensors
 from caffe2torch.recipe import SolverSettings
 
 __all__ = ["observe"]
@@ -52,7 +53,7 @@ def observe(
     >>> [(p.parameter, p.groups, p.windows[0][0][0]) for p in seen.parameters]
     [('weight', (0,), -0.1), ('bias', (0,), -0.1)]
     """
-    model, optimizer, scheduler = bare_model(model), bare_optimizer(optimizer), bare_scheduler(scheduler)
+    optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     start = iteration if iteration is not None else max(int(getattr(scheduler, "last_epoch", 0)), 0)
     subjects = subjects_of(optimizer)
     run = _Run(subjects, start)
@@ -109,8 +110,8 @@ class _Run:
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, told by the names of the model's parameters."""
         held = {id(subject.tensor): subject for subject in self.subjects}
-        buffers = {id(buffer): name for name, buffer in model.named_buffers()}
-        known = {id(parameter) for parameter in model.parameters()} | set(buffers)
+        tensors = list(named_tensors(model))
+        known = {id(tensor) for _, tensor in tensors}
         return Observations(
             windows=tuple(self.windows),
             parameters=tuple(
@@ -122,12 +123,13 @@ class _Run:
                     tuple(moved[id(parameter)] for moved in self.moved) if id(parameter) in held else (),
                     elementwise=id(parameter) not in self.entangled,
                 )
-                for name, parameter in model.named_parameters()
+                for name, parameter in tensors
+                if isinstance(parameter, torch.nn.Parameter)
             ),
             unreached=tuple(self.unreached),
             problem=self.problem,
             strangers=tuple(tuple(s.tensor.shape) for s in self.subjects if id(s.tensor) not in known),
-            buffers=tuple(name for key, name in buffers.items() if key in held),
+            buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
             changes=tuple(self.changes),
             clips=self.clips,
             precision=precision(self.subjects),

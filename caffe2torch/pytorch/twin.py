@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Twin", "bare_model", "bare_optimizer", "bare_scheduler", "make_twin"]
+__all__ = ["Twin", "bare_optimizer", "bare_scheduler", "make_twin"]
 
 # Wrappers whose inner object does the work, by the package that defines them; any other one may do work of its own.
 _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
@@ -52,17 +52,6 @@ def make_twin(
     twin = _copy(optimizer, memo)
     follower = None if scheduler is None else _copy(scheduler, memo)
     return Twin(twin, follower, dict(stand_ins))
-
-
-def bare_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, out of ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-            inner = getattr(model, "module", None)
-        if not isinstance(inner, torch.nn.Module):
-            return model
-        model = inner
 
 
 def bare_optimizer(optimizer: Any) -> Any:
