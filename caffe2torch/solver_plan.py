@@ -8,7 +8,14 @@ from caffe2torch.errors import UnsupportedError
 from caffe2torch.plan import GroupPlan
 from caffe2torch.recipe import SolverSettings, SolverType
 
-__all__ = ["frozen_with_gradient", "has_momentum", "momentum_changes", "refuse_unsupported", "rescales_gradients"]
+__all__ = [
+    "frozen_with_gradient",
+    "has_momentum",
+    "momentum_changes",
+    "ramps",
+    "refuse_unsupported",
+    "rescales_gradients",
+]
 
 
 def refuse_unsupported(solver: SolverSettings, without: Collection[str] = ()) -> None:
@@ -47,6 +54,11 @@ def has_momentum(solver: SolverSettings) -> bool:
     """Whether the update keeps a history of updates, as SGD and Nesterov do."""
     keeps = solver.type in (SolverType.SGD, SolverType.NESTEROV)
     return keeps and (solver.momentum != 0 or momentum_changes(solver))
+
+
+def ramps(solver: SolverSettings) -> bool:
+    """Whether momentum or weight decay depends on the iteration."""
+    return momentum_changes(solver) or solver.weight_decay_ramp is not None
 
 
 def rescales_gradients(solver: SolverSettings) -> bool:

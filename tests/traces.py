@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from caffe2torch.caffe.schema import parse_solver
-from caffe2torch.caffe.solver import read_solver
-from caffe2torch.caffe.textfile import read_text
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.recipe import SolverSettings
+from caffe2torch.caffe.read import read_recipe
+from caffe2torch.plan import Binding, BoundBlob, GroupPlan, Kind, plan_groups
+from caffe2torch.recipe import SolverSettings, SolverType, TrainingRecipe
 
 
 @dataclass(frozen=True)
 class Trace:
+    """One recorded run; parameters of its model are named as Caffe numbers its blobs, ``ip_a/0``."""
+
     folder: Path
 
     @property
@@ -31,35 +31,27 @@ class Trace:
         with np.load(self.folder / "trace.npz") as file:
             return dict(file)
 
-    @cached_property
-    def solver(self) -> SolverSettings:
-        return self.read("solver.prototxt")
+    def recipe(self, solver: str = "solver.prototxt") -> TrainingRecipe:
+        return read_recipe(self.folder / "net.prototxt", self.folder / solver)
 
-    def read(self, name: str) -> SolverSettings:
-        settings, _ = read_solver(parse_solver(read_text(self.folder / name)))
-        net = self.folder / "net.prototxt"
-        backward = net.exists() and "force_backward: true" in net.read_text()
-        return replace(settings, force_backward=backward)
+    def groups(self, recipe: TrainingRecipe) -> tuple[GroupPlan, ...]:
+        blobs = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, "of that name") for blob in recipe.blobs)
+        return plan_groups(recipe, Binding("Model", blobs))
 
     @property
     def names(self) -> list[str]:
         return [str(name) for name in self.arrays["param_names"]]
 
     @property
-    def groups(self) -> tuple[GroupPlan, ...]:
-        multipliers = zip(self.names, self.arrays["lr_mult"], self.arrays["decay_mult"], strict=True)
-        members: dict[tuple[float, float], list[GroupMember]] = {}
-        for name, lr_mult, decay_mult in multipliers:
-            members.setdefault((float(lr_mult), float(decay_mult)), []).append(GroupMember(name, None))
-        return tuple(
-            GroupPlan(f"lr x{lr:g}, decay x{decay:g}", lr, decay, tuple(m)) for (lr, decay), m in members.items()
-        )
+    def iterations(self) -> int:
+        return len(self.arrays["lr"])
 
-    def model(self) -> torch.nn.Module:
-        """Parameters named as Caffe numbers its blobs, with the weights before iteration 0."""
+    def model(self, prefix: str = "init", t: int | None = None) -> torch.nn.Module:
+        """A model with the weights before iteration 0, or with ``prefix="weight"`` those after iteration ``t``."""
         module = torch.nn.Module()
         for name in self.names:
-            module.register_parameter(name, torch.nn.Parameter(torch.from_numpy(self.arrays[f"init/{name}"].copy())))
+            values = self.arrays[f"{prefix}/{name}"]
+            module.register_parameter(name, torch.nn.Parameter(torch.tensor(values if t is None else values[t])))
         return module
 
     def feed(self, model: torch.nn.Module, t: int) -> None:
@@ -73,10 +65,6 @@ class Trace:
         for name in self.names:
             yield name, self.arrays[f"{prefix}/{name}"][t]
 
-    @property
-    def iterations(self) -> int:
-        return len(self.arrays["lr"])
-
     @cached_property
     def movement(self) -> float:
         """The largest way that any weight has gone from where it began: what differences are compared with."""
@@ -85,4 +73,9 @@ class Trace:
 
 
 def traces(folder: Path) -> list[Trace]:
-    return [Trace(meta.parent) for meta in sorted(folder.glob("*/meta.json"))]
+    return [Trace(file.parent) for file in sorted(folder.glob("*/trace.npz"))]
+
+
+def tolerance(solver: SolverSettings) -> float:
+    """How far from Caffe's a weight may be, as a part of the largest movement."""
+    return 1e-6 if solver.type in (SolverType.SGD, SolverType.NESTEROV) else 3e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -21,17 +22,17 @@ def param_groups(
     left_out: Collection[str] = (),
     backpropagated: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Torch's groups for ``model``, from groups of names: ``name``, ``lr_mult``, ``decay_mult``, ``params``.
+    """Torch groups for ``model`` from groups of names, each with ``name``, ``lr_mult``, ``decay_mult``, ``params``.
+    Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake. Where
+    lr_mult is 0 Caffe computes no gradient, and torch will not either, but for parameters in ``backpropagated``.
 
-    Every parameter must be named exactly once, in a group or in ``left_out``: one without intention is a mistake.
-    Where lr_mult is 0, Caffe computes no gradient, and neither will torch (``requires_grad_(False)``), but for those in
-    ``backpropagated``. Raises ``ValueError`` for a parameter that is missing, unclaimed or claimed twice.
+    Raises ``ValueError`` for a parameter that is missing, unclaimed or claimed twice.
     """
     parameters = dict(model.named_parameters())
-    claimed = [name for group in groups for name in group["params"]] + list(left_out)
+    claimed = Counter([*left_out, *(name for group in groups for name in group["params"])])
     problems = [f"the model has no parameter {name!r}" for name in claimed if name not in parameters]
     problems += [f"no group claims parameter {name!r}" for name in parameters if name not in claimed]
-    problems += [f"parameter {name!r} is claimed twice" for name in dict.fromkeys(claimed) if claimed.count(name) > 1]
+    problems += [f"parameter {name!r} is claimed {count} times" for name, count in claimed.items() if count > 1]
     if problems:
         raise ValueError("; ".join(problems))
     built = []

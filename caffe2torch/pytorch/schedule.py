@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from caffe2torch.caffe.float32 import round32
 from caffe2torch.caffe.policies import momentum_at, next_step, rate, weight_decay_at
-from caffe2torch.recipe import SolverSettings
-from caffe2torch.solver_plan import momentum_changes
+from caffe2torch.recipe import PolicyType, SolverSettings
+from caffe2torch.solver_plan import momentum_changes, ramps
 
 __all__ = ["CaffeLRScheduler", "build_scheduler"]
 
@@ -18,28 +18,33 @@ __all__ = ["CaffeLRScheduler", "build_scheduler"]
 class CaffeLRScheduler(LRScheduler):
     """Sets each group to what Caffe uses at the iteration to come: ``lr`` is rate * lr_mult, in float32.
 
-    ``last_epoch`` is Caffe's iteration, the first being 0; ``current_step`` is the counter of its multistep policy.
     The loop is torch's own: ``optimizer.step(); scheduler.step(); optimizer.zero_grad()``, once an iteration.
+    ``last_epoch`` is Caffe's iteration, the first being 0.
     """
+
+    current_step = 0  # Caffe's counter of the stepvalues that are behind, which rises by at most one an iteration
 
     def __init__(self, optimizer: torch.optim.Optimizer, solver: SolverSettings, last_epoch: int = -1) -> None:
         self.solver = solver
-        self.current_step = 0
         self.multipliers = [(group["lr_mult"], group["decay_mult"]) for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         super().__init__(optimizer, last_epoch)
 
     def step(self, epoch: int | None = None) -> None:
-        """Move on by one iteration (torch's deprecated ``epoch`` jumps to one)."""
-        iteration = self.last_epoch + 1 if epoch is None else epoch
-        self.current_step = next_step(self.solver.policy, iteration, self.current_step)
+        """Move on by one iteration; torch's deprecated ``epoch`` jumps to one."""
+        if self.solver.policy.type is PolicyType.MULTISTEP:
+            iteration = self.last_epoch + 1 if epoch is None else epoch
+            self.current_step = next_step(self.solver.policy, iteration, self.current_step)
         super().step(epoch)
-        self.set_ramps()
+        if ramps(self.solver):
+            self.set_ramps()
 
     def rate(self) -> float:
         """The global rate of the present iteration."""
-        return rate(self.solver.policy, self.last_epoch, self.current_step)
+        if self.solver.policy.type is PolicyType.MULTISTEP:
+            return rate(self.solver.policy, self.last_epoch, self.current_step)
+        return rate(self.solver.policy, self.last_epoch)
 
     def get_lr(self) -> list[Any]:
         """The effective rate of each group at the present iteration."""
@@ -47,22 +52,24 @@ class CaffeLRScheduler(LRScheduler):
         return [round32(now * round32(lr_mult)) for lr_mult, _ in self.multipliers]
 
     def set_ramps(self) -> None:
-        """NVIDIA's momentum and weight decay that change with the iteration."""
+        """Momentum and weight decay, where they change with the iteration (NVIDIA's policies)."""
         for group, (_, decay_mult) in zip(self.optimizer.param_groups, self.multipliers, strict=True):
             if momentum_changes(self.solver):
                 group["momentum"] = momentum_at(self.solver, self.last_epoch, self.rate())
             if self.solver.weight_decay_ramp is not None:
-                decay = weight_decay_at(self.solver, self.last_epoch)
-                group["weight_decay"] = round32(decay * round32(decay_mult))
+                group["weight_decay"] = round32(weight_decay_at(self.solver, self.last_epoch) * round32(decay_mult))
 
     def restore(self, iteration: int, current_step: int = 0) -> None:
-        """Go on where a ``.solverstate`` was written: after ``iteration`` updates, with its multistep counter."""
+        """Go on where a ``.solverstate`` was written: after ``iteration`` updates, with its ``current_step``."""
         self.last_epoch, self.current_step = iteration - 1, current_step
         self._initial_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step; multipliers and policy are the recipe's, and stay those of this scheduler."""
-        return {key: self.__dict__[key] for key in ("last_epoch", "current_step", "_step_count", "_last_lr")}
+        """What changes from step to step. Multipliers and policy are the recipe's, and stay as they are here."""
+        state = {key: self.__dict__[key] for key in ("last_epoch", "_step_count", "_last_lr")}
+        if self.solver.policy.type is PolicyType.MULTISTEP:
+            state["current_step"] = self.current_step
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the iteration of ``state_dict``; the groups get its rates at once."""
@@ -70,7 +77,8 @@ class CaffeLRScheduler(LRScheduler):
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
-        self.set_ramps()
+        if ramps(self.solver):
+            self.set_ramps()
 
 
 def build_scheduler(
