@@ -210,3 +210,15 @@ def test_what_was_asked_for_is_said_and_what_was_not_is_warned_of(tmp_path: Path
     assert {note.severity for note in load_weights(*parts, weights, new_layers=["two"])} == {Severity.INFO}
     weights = read_caffemodel(files.caffemodel(tmp_path / "m", {"one": ONE, "two": [TWO[0] * np.nan, TWO[1]]}))
     assert {note.severity for note in load_weights(*parts, weights)} == {Severity.WARNING}
+
+
+def test_a_skeleton_holds_a_transposed_layer_as_torch_does(tmp_path: Path) -> None:
+    # Square, so that the shape alone would not tell.
+    text = NET.replace("num_output: 3", "num_output: 4 transpose: true")
+    square = np.arange(16, dtype="f4").reshape(4, 4)
+    parts = net_of(tmp_path, text)
+    load(tmp_path, parts, {"one": [square, np.zeros(4, "f4")], "two": [np.ones((2, 4), "f4"), TWO[1]]})
+    np.testing.assert_array_equal(parts[0].get_parameter("one.weight").detach().numpy(), square.T)
+    assert net_of(tmp_path, NET.replace("num_output: 3", "num_output: 3 transpose: true"))[0].get_parameter(
+        "one.weight"
+    ).shape == (3, 4)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from caffe2torch.caffe.blobs import Array
 from caffe2torch.plan import BoundBlob
-from caffe2torch.pytorch.skeleton import SkeletonLayer
+from caffe2torch.pytorch.slots import blob_transposed
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
 
 __all__ = ["Layout", "caffe_shape", "layout_of", "second_bias", "to_torch"]
@@ -42,17 +42,13 @@ _GATES = [0, 1, 3, 2]  # i, f, o, g -> i, f, g, o
 def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn.Module]) -> Layout:
     """The layout of a bound blob; ``modules`` are the model's, by their names without wrappers.
 
-    A skeleton's tensors are Caffe's own, and so are an LSTM's in a module that is not torch's.
+    An LSTM's tensors in a module that is not torch's are taken to be Caffe's own.
     """
-    blob = bound.blob
-    module = None if bound.name is None else modules.get(bound.name.rpartition(".")[0])
-    if isinstance(module, SkeletonLayer):
-        return Layout.SAME
-    if blob.layer_type == "InnerProduct" and blob.role == "weight":
-        layer = next((layer for layer in recipe.layers if layer.name == blob.layer and layer.blobs), None)
-        return Layout.TRANSPOSED if layer is not None and layer.settings.get("transpose") else Layout.SAME
-    if blob.layer_type == "LSTM" and isinstance(module, nn.LSTM | nn.LSTMCell):
-        return Layout.GATES
+    if blob_transposed(recipe, bound.blob):
+        return Layout.TRANSPOSED
+    if bound.blob.layer_type == "LSTM" and bound.name is not None:
+        module = modules.get(bound.name.rpartition(".")[0])
+        return Layout.GATES if isinstance(module, nn.LSTM | nn.LSTMCell) else Layout.SAME
     return Layout.SAME
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from caffe2torch.caffe.given_inputs import with_inputs
 from caffe2torch.caffe.graph import caffe_wiring, unit_kind
 from caffe2torch.pytorch.naming import module_names
+from caffe2torch.pytorch.slots import blob_transposed
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
 from caffe2torch.wiring import UnitKind, Wiring
 
@@ -85,7 +86,8 @@ def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] |
         kind = unit_kind(layer_type, [recipe.blobs[number].role for number in blobs])
         module = SkeletonLayer(layer, layer_type, kind, net)
         for number in blobs:
-            _register(module, recipe.blobs[number], number, tensors)
+            blob = recipe.blobs[number]
+            _register(module, blob, number, tensors, transposed=blob_transposed(recipe, blob))
         model.add_module(name, module)
     return model
 
@@ -104,8 +106,13 @@ def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int,
     return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
 
 
-def _register(module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: dict[int, torch.Tensor]) -> None:
-    """Give a layer the tensor of a blob, under a name that is still free; BatchNorm's factor has no tensor in torch."""
+def _register(
+    module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: dict[int, torch.Tensor], *, transposed: bool
+) -> None:
+    """Give a layer the tensor of a blob, under a name that is still free; BatchNorm's factor has no tensor in torch.
+
+    A blob of inputs x outputs (InnerProduct with ``transpose: true``) is outputs x inputs here, as in any other port.
+    """
     if blob.role == "factor":
         return
     attribute = _ATTRIBUTES.get(blob.role) or re.sub(r"\W", "_", blob.role) or "blob"
@@ -115,7 +122,8 @@ def _register(module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: 
     module.roles[attribute] = blob.role
     module.blobs[attribute] = number
     if number not in tensors:
-        zeros = torch.zeros([size or 1 for size in blob.shape or ()])
+        sizes = [size or 1 for size in blob.shape or ()]
+        zeros = torch.zeros(sizes[::-1] if transposed else sizes)
         tensors[number] = zeros if blob.role in _BUFFERS else nn.Parameter(zeros)
     tensor = tensors[number]
     if isinstance(tensor, nn.Parameter):
