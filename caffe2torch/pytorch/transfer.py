@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def check(copy: Copy, where: str) -> str | None:
 def copy_all(copies: Sequence[Copy], source: str) -> tuple[Note, ...]:
     """Make copies that have been checked. Returns a note for each tensor that now holds NaN or infinity."""
     notes = []
-    with torch.no_grad(), bar(source, sum(copy.array.nbytes for copy in copies)) as advance:
+    total = sum(copy.array.nbytes for copy in copies)
+    with torch.no_grad(), bar(f"loading {Path(source).name}", total) as advance:
         for copy in copies:
             _write(copy.tensor.detach(), copy)
             advance(copy.array.nbytes)
