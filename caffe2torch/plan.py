@@ -83,16 +83,23 @@ def plan_groups(
     ``lr_mult``. A layer named there gets groups of its own even at factor 1, so that the optimizer of a training from
     scratch and that of a fine-tuning have the same groups and load each other's ``state_dict``.
 
-    Raises ``BindingError`` for a key that matches no layer with a learnable blob, that is no regular expression, or
-    when two keys claim one layer.
+    Raises ``BindingError`` for a key that matches no layer with a learnable blob, that is no regular expression, when
+    two keys claim one layer, or when nothing tells a layer with a key from one without.
     """
     keys = _finetuned_layers(recipe, finetune or {})
+    key_of = {bound.name: _key(bound, keys) for bound in binding.blobs}
     members: dict[tuple[str | None, float, float], list[GroupMember]] = {}
     for bound in binding.blobs:
         if bound.kind is not Kind.PARAMETER or bound.name is None:
             continue
-        layers = (bound.blob.layer, *(use.layer for use in bound.blob.shared_with))
-        key = next((keys[layer] for layer in layers if layer in keys), None)
+        key = _key(bound, keys)
+        if key is not None and any(key_of.get(rival) != key for rival in bound.rivals):
+            raise BindingError(
+                f"finetune names {key!r}, but {bound.name} could be another layer as well: nothing tells it from "
+                f"{', '.join(bound.rivals)}",
+                where=bound.blob.where,
+                hint=f"decide in a names file which module layer {bound.blob.layer!r} is",
+            )
         slot = members.setdefault((key, bound.blob.lr_mult, bound.blob.decay_mult), [])
         slot.append(GroupMember(bound.name, bound.blob))
     for left in binding.unclaimed:
@@ -106,6 +113,12 @@ def plan_groups(
             GroupPlan(name if key is None else f"{key}: {name}", lr_mult * factor, decay_mult, tuple(group), factor)
         )
     return tuple(groups)
+
+
+def _key(bound: BoundBlob, keys: Mapping[str, str]) -> str | None:
+    """The key of ``finetune`` that claims one of the layers that use a blob."""
+    layers = (bound.blob.layer, *(use.layer for use in bound.blob.shared_with))
+    return next((keys[layer] for layer in layers if layer in keys), None)
 
 
 def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
