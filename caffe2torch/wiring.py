@@ -69,6 +69,7 @@ class Unit:
     shape: Shape | None
     held: tuple[Held, ...]
     groups: int = 1
+    remark: str = ""  # what a message about it should add
 
     def role(self, role: str) -> Held | None:
         """The tensor of a role, ``None`` if the unit has none."""

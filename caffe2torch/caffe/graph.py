@@ -73,7 +73,10 @@ def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
     origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
     used: dict[tuple[str, Shape | None], None] = {}
     for layer in recipe.layers:
-        found = origins.get(layer.bottoms[0], frozenset()) if layer.bottoms else frozenset()
+        first = layer.bottoms[:1]
+        found = frozenset[tuple[str, Shape | None]]()
+        for bottom in first:  # what no layer makes comes from outside, too
+            found = origins.setdefault(bottom, frozenset({(bottom, None)}))
         if layer.blobs:
             used.update(dict.fromkeys(sorted(found, key=str)))
             found = frozenset()
@@ -132,12 +135,9 @@ def unit_kind(layer_type: str, roles: Sequence[str]) -> UnitKind:
     """What a layer computes, by its type where that decides, else by the roles of its blobs."""
     if layer_type in _KINDS:
         return _KINDS[layer_type]
-    for role, kind in (
-        ("mean", UnitKind.NORM),
-        ("weight", UnitKind.MAP),
-        ("slope", UnitKind.SLOPE),
-        ("scale", UnitKind.SCALE),
-    ):
+    if "mean" in roles:
+        return UnitKind.OTHER if "weight" in roles else UnitKind.NORM  # a DenseBlock is a net of its own
+    for role, kind in (("weight", UnitKind.MAP), ("slope", UnitKind.SLOPE), ("scale", UnitKind.SCALE)):
         if role in roles:
             return kind
     return UnitKind.OTHER

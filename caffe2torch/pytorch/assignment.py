@@ -81,7 +81,8 @@ def _take(recipe: TrainingRecipe, result: Assignment, match: Match, one: Counter
     rivals = tuple(
         str(held.key) for rival in one.rivals for held in rival.held if match.tensor and held.role == match.tensor.role
     )
-    result.blobs[match.blob] = Assigned(match.tensor, one.how, match.remark, rivals)
+    how = f"{one.how} (interchangeable)" if rivals else one.how
+    result.blobs[match.blob] = Assigned(match.tensor, how, match.remark, rivals)
 
 
 def _refuse_two_blobs_on_one_tensor(recipe: TrainingRecipe, result: Assignment) -> None:

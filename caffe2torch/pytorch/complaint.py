@@ -58,6 +58,7 @@ def complaint(
         *_listed([_unbound_line(unit, findings, free) for unit in units]),
         *_listed([f"{name} ({spell(left.parameters[name])}) of the model belongs to no layer" for name in stray]),
         *_listed([f"module {module.name} ({module.kind}) belongs to no layer" for module in idle]),
+        *_listed(_second_biases(modules, left)),
     ]
     first = next(iter((*bad, *missing)), None)
     return BindingError(
@@ -166,6 +167,15 @@ def _hint(findings: Findings, units: Sequence[Unit], free: Sequence[Unit], *, mi
 
 def _unmeant(module: Unit, left: Leftovers) -> bool:
     return any(held.key in left.parameters for held in module.held)
+
+
+def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
+    names = [held.key for module in modules for held in module.held if held.role == "second bias"]
+    return [
+        f"{name}: Caffe's recurrent layers have one bias where torch adds two; zero and freeze this one"
+        for name in names
+        if name in left.parameters
+    ]
 
 
 def _listed(lines: Sequence[str]) -> list[str]:

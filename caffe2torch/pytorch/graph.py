@@ -50,11 +50,10 @@ def model_wiring(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputSh
     device = next(model.parameters()).device
     reasons: list[str] = []
     with _undisturbed():
-        stand_in = meta_stand_in(model)
-        feeds = candidate_inputs(stand_in, recipe, input_shapes)
+        feeds = candidate_inputs(model, recipe, input_shapes)
         real_feeds = _real(model, recipe, input_shapes)
         ways: list[tuple[str, Callable[[], tuple[Wiring, str]]]] = [
-            ("one forward pass on the meta device", lambda: _run(stand_in, feeds)),
+            ("one forward pass on the meta device", lambda: _run(meta_stand_in(model), feeds)),
             ("torch.fx", lambda: (fx_wiring(meta_stand_in(model).train()), "")),
             ("one real forward pass", lambda: _run(real_stand_in(model), real_feeds, _REAL_TRIES)),
         ]
@@ -64,9 +63,10 @@ def model_wiring(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputSh
             except ModelError:
                 raise
             except Exception as error:  # whatever a user's forward pass raises
-                reasons.append(f"{way}: {_brief(error)}")
+                reasons.append(f"{way} ({_brief(error)})")
             else:
-                return ModelWiring(wiring, "; ".join([f"{way}{given}", *reasons]))
+                instead = f" instead of {'; '.join(reasons)}" if reasons else ""
+                return ModelWiring(wiring, f"{way}{given}{instead}")
     return ModelWiring(None, "; ".join(reasons))
 
 

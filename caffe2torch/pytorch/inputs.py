@@ -36,6 +36,7 @@ def candidate_inputs(
         return
     count = max(1, len(required))
     layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | nn.Embedding | nn.RNNBase)]
+    dtype = torch.int64 if layers and isinstance(layers[0], nn.Embedding) else torch.float32
     seen = set()
     if len(stated) >= count:
         known = [shape for _, shape in stated[:count]]
@@ -43,7 +44,7 @@ def candidate_inputs(
             shapes = [_filled(shape, channels) for shape in known]
             if None not in shapes and str(shapes) not in seen:
                 seen.add(str(shapes))
-                yield [torch.empty(shape or (), device="meta") for shape in shapes], {}
+                yield [torch.empty(shape or (), dtype=dtype, device="meta") for shape in shapes], {}
     for shape, dtype in _typical(layers):
         yield [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)], {}
 

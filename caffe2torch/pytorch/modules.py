@@ -35,6 +35,12 @@ _ROLES: dict[UnitKind, dict[str, str]] = {
     UnitKind.NORM: {"weight": "scale", "bias": "shift", "gamma": "scale", "beta": "shift", **_STATISTICS},
     UnitKind.SCALE: {"weight": "scale", "bias": "shift", "gamma": "scale", "beta": "shift", "gain": "scale"},
     UnitKind.SLOPE: {"weight": "slope"},
+    UnitKind.RECURRENT: {
+        **dict.fromkeys(("weight_ih", "weight_ih_l0"), "input_weight"),
+        **dict.fromkeys(("weight_hh", "weight_hh_l0"), "hidden_weight"),
+        **dict.fromkeys(("bias_ih", "bias_ih_l0"), "bias"),
+        **dict.fromkeys(("bias_hh", "bias_hh_l0"), "second bias"),
+    },
 }
 
 
@@ -50,6 +56,11 @@ def module_units(model: nn.Module) -> list[Unit]:
             raise ModelError(
                 f"{name} has no shape yet",
                 hint="the model has lazy modules: run one forward pass before binding it",
+            )
+        if name.rpartition(".")[2] == "_flat_param":
+            raise ModelError(
+                "FSDP has flattened the model's parameters into one",
+                hint="wrap it with use_orig_params=True, or bind it before it is wrapped",
             )
         names[id(tensor)] = name
     if not any(True for _ in model.parameters()):
@@ -88,7 +99,14 @@ def _unit(path: str, module: nn.Module, names: dict[int, str]) -> Unit | None:
     if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
         shape = (prod(tensors[next(iter(tensors))].shape),)
     groups = getattr(module, "groups", 1)
-    return Unit(path, (path,), kind, shape, held, groups if isinstance(groups, int) else 1)
+    remark = " (computed from other parameters: remove the parametrization first)" if _computed(module) else ""
+    return Unit(path, (path,), kind, shape, held, groups if isinstance(groups, int) else 1, remark)
+
+
+def _computed(module: nn.Module) -> bool:
+    """Whether torch computes the weight, as ``weight_norm`` and ``spectral_norm`` make it do."""
+    names = ("weight_g", "weight_orig")
+    return hasattr(module, "parametrizations") or any(name in module._parameters for name in names)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -54,7 +54,7 @@ def match_tensors(
         if tensor is None:
             remark = _may_lack(blob, (cancelled or {}).get(number))
             if remark is None:
-                misfits.append(Misfit(number, None, f"the module has no {blob.role}"))
+                misfits.append(Misfit(number, None, f"the module has no {blob.role}{module.remark}"))
             else:
                 matches.append(Match(number, None, remark))
             continue
@@ -69,7 +69,7 @@ def match_tensors(
             )
             misfits.append(Misfit(number, tensor, reason))
         else:
-            matches.append(Match(number, tensor, _remark(blob, found)))
+            matches.append(Match(number, tensor, _remark(blob, tensor, found)))
     return matches, misfits
 
 
@@ -81,7 +81,13 @@ def blob_transposed(recipe: TrainingRecipe, blob: LearnableBlob) -> bool:
 
 
 def _counterpart(blob: LearnableBlob, free: list[Held], more: int) -> Held | None:
-    """The tensor of the blob's role; of several the first, if ``more`` blobs of that role are left for the others."""
+    """The tensor of the blob's role; of several the first, if ``more`` blobs of that role are left for the others.
+
+    Blobs of a layer that no table knows have no roles: they are a module's parameters in order, if there are as many.
+    """
+    if blob.role == "unknown":
+        trained = [held for held in free if held.trained]
+        return trained[0] if len(trained) == 1 + more else None
     for wanted in ({blob.role}, *(alike for alike in _ALIKE if blob.role in alike)):
         found = [held for held in free if held.role in wanted]
         if len(found) == 1 + more or len(found) == 1:
@@ -101,7 +107,9 @@ def _may_lack(blob: LearnableBlob, cancelled: bool | None) -> str | None:
     return None
 
 
-def _remark(blob: LearnableBlob, found: Fit) -> str:
+def _remark(blob: LearnableBlob, tensor: Held, found: Fit) -> str:
+    if blob.role == "unknown" and tensor.role != "unknown":
+        return "taken in order, since Caffe's roles are unknown"
     if found is Fit.TRANSPOSED:
         return "transposed"
     if found is Fit.RESHAPED and blob.role == "weight":

@@ -14,6 +14,7 @@ from caffe2torch.pytorch.wrappers import bare
 
 __all__ = ["meta_stand_in", "real_stand_in"]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -26,8 +27,16 @@ _HOOKS = (
 
 
 def meta_stand_in(model: nn.Module) -> nn.Module:
-    """The model on the meta device: shapes and types, no numbers, hence no memory and no arithmetic."""
-    return _stand_in(model, _on_meta)
+    """The model on the meta device: shapes and types, no numbers, hence no memory and no arithmetic.
+
+    Batch norms only pass on the shape that they are given. That is all they do here anyway, at most of the cost of a
+    forward pass, and ``SyncBatchNorm`` would insist on a GPU.
+    """
+    stand_in = _stand_in(model, _on_meta)
+    for module in stand_in.modules():
+        if type(module) in _BATCH_NORMS:
+            module.forward = torch.empty_like
+    return stand_in
 
 
 def real_stand_in(model: nn.Module) -> nn.Module:
@@ -88,7 +97,8 @@ def _tensors(value: object, depth: int = 3) -> list[Tensor]:
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype  # inputs are float32, whatever the model is
+    empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 

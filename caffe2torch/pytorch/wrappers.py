@@ -58,7 +58,6 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
         inner: nn.Module = module.module
         return inner
     for name in _TRANSPARENT:
-        child = module._modules.get(name)
-        if child is not None and len(module._modules) == 1:
-            return child
+        if name in module._modules and len(module._modules) == 1:
+            return module._modules[name]
     return None
