@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import LearnableBlob, Note, TrainingRecipe
+from caffe2torch.recipe import Filler, LearnableBlob, Note, TrainingRecipe
 
-__all__ = ["Binding", "BoundBlob", "GroupMember", "GroupPlan", "Kind", "Unclaimed", "plan_groups"]
+__all__ = ["Binding", "BoundBlob", "Filling", "GroupMember", "GroupPlan", "Kind", "Unclaimed", "plan_groups"]
 
 
 class Kind(StrEnum):
@@ -72,6 +73,26 @@ class GroupPlan:
     decay_mult: float
     members: tuple[GroupMember, ...]
     factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How Caffe fills a parameter before training: its blob's own shape, and how that lies in the parameter.
+
+    ``layout`` is ``same``, ``transposed`` or ``gates``, as ``pytorch/layout.py`` explains.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    layout: str
+    filler: Filler
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The filler's type, and what it states otherwise than by default."""
+        stated = {one.name: getattr(self.filler, one.name) for one in fields(Filler) if one.compare}
+        default = Filler()
+        return {name: value for name, value in stated.items() if name == "type" or value != getattr(default, name)}
 
 
 def plan_groups(

@@ -113,24 +113,6 @@ def test_bilinear_upsampling_of_a_plane_is_the_plane() -> None:
     torch.testing.assert_close(upsampled, (torch.arange(4.0, 12.0) / 2 - 0.25).expand(8, 8))
 
 
-@pytest.mark.parametrize(
-    ("shape", "fields", "message"),
-    [
-        ((2,), {"type": "orthogonal"}, "knows no filler 'orthogonal'"),
-        ((2,), {"type": "uniform", "min": 2}, "min 2 above max 1"),
-        ((2,), {"type": "gaussian", "std": 0}, "std above 0"),
-        ((4, 2), {"type": "gaussian", "sparse": 5}, "cannot keep 5 of 4"),
-        ((4, 2), {"type": "xavier", "sparse": 2}, "does not know 'sparse'"),
-        ((2, 2, 3), {"type": "bilinear"}, "not a blob of 2x2x3"),
-        ((1, 1, 3, 4), {"type": "bilinear"}, "not a blob of 1x1x3x4"),
-        ((), {"type": "msra"}, "without axes"),
-    ],
-)  # fmt: skip
-def test_what_caffe_refuses_is_refused(shape: tuple[int, ...], fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fill(shape, **fields)  # type: ignore[arg-type]
-
-
 @given(
     st.sampled_from(["uniform", "gaussian", "xavier", "msra", "positive_unitball"]),
     st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
@@ -221,18 +203,44 @@ def test_the_second_bias_of_a_recurrent_layer_which_caffe_has_not_is_zero(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("filler", "kind", "message"),
+    ("filler", "message"),
     [
-        ('type: "orthogonal"', UnsupportedError, "Caffe knows no filler 'orthogonal'"),
-        ('type: "gaussian" std: -1', NetError, "needs a std above 0"),
+        ('type: "orthogonal"', "Caffe knows no filler 'orthogonal'"),
+        ('type: "uniform" min: 2', "filler 'uniform' has min 2 above max 1"),
+        ('type: "gaussian" std: 0', "filler 'gaussian' needs a std above 0, not 0"),
+        ('type: "gaussian" sparse: 13', "filler 'gaussian' cannot keep 13 of 12"),
+        ('type: "xavier" sparse: 2', "filler 'xavier' does not know 'sparse', only 'gaussian' does"),
+        ('type: "bilinear"', "filler 'bilinear' needs a square kernel, not a blob of 12"),
     ],
 )
-def test_a_filler_that_cannot_be_is_named_with_its_place_and_nothing_is_filled(
-    tmp_path: Path, filler: str, kind: type[Exception], message: str
+def test_what_caffe_refuses_is_refused_with_its_place_and_nothing_is_filled(
+    tmp_path: Path, filler: str, message: str
 ) -> None:
     recipe, model = net(tmp_path, NET.replace('type: "constant" value: 0.5', filler)), port()
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(kind, match=message) as error:
+    with pytest.raises(UnsupportedError if "orthogonal" in filler else NetError) as error:
         initialize(model, recipe, bind(recipe, model), seeded())
+    assert f"turned/1: {message}" in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "net.prototxt"))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_blob_without_axes_has_no_fan(tmp_path: Path) -> None:
+    text = NET.replace(
+        'type: "PReLU" ', 'type: "PReLU" prelu_param { channel_shared: true filler { type: "xavier" } } '
+    )
+    model = port()
+    model["prelu"] = nn.PReLU()
+    recipe = net(tmp_path, text)
+    with pytest.raises(NetError, match="prelu/0: filler 'xavier' cannot fill a blob without axes"):
+        initialize(model, recipe, bind(recipe, model))
+
+
+def test_a_shape_that_the_net_leaves_open_is_the_models(tmp_path: Path) -> None:
+    text = """
+    layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip"
+      inner_product_param { num_output: 4 bias_term: false weight_filler { type: "xavier" } } }
+    """
+    recipe, model = net(tmp_path, text), nn.ModuleDict({"ip": nn.Linear(3000, 4, bias=False)})
+    initialize(model, recipe, bind(recipe, model), seeded())
+    assert 0.99 < model["ip"].weight.detach().abs().max() / math.sqrt(3 / 3000) <= 1.000001

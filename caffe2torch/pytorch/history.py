@@ -97,9 +97,10 @@ def _plan_history(
         if bound.kind is not Kind.PARAMETER or bound.name is None or id(tensors[bound.name]) not in learning:
             continue
         parameter, layout = tensors[bound.name], layout_of(recipe, bound, modules)
+        for array in arrays:
+            if problem := check(bound.name, parameter, array.size, state.file):
+                raise SnapshotError(f"its history does not fit the model: {problem}", where=state.file)
         copies = [Copy(bound.name, parameter, array, layout) for array in arrays]
-        if problem := next((problem for copy in copies if (problem := check(copy, state.file))), None):
-            raise SnapshotError(f"its history does not fit the model: {problem}", where=state.file)
         planned[parameter] = dict(zip(keys, copies, strict=True))
     return planned
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
-from caffe2torch.caffe.blobs import Array
 from caffe2torch.plan import BoundBlob
 from caffe2torch.pytorch.slots import blob_transposed
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
@@ -36,9 +36,6 @@ class Layout(StrEnum):
     GATES = "gates"
 
 
-_GATES = [0, 1, 3, 2]  # i, f, o, g -> i, f, g, o
-
-
 def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn.Module]) -> Layout:
     """The layout of a bound blob; ``modules`` are the model's, by their names without wrappers.
 
@@ -52,19 +49,19 @@ def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn
     return Layout.SAME
 
 
-def to_torch(array: Array, layout: Layout, shape: tuple[int, ...]) -> Array:
-    """A blob's array as its tensor of ``shape`` has it; a view where the layout allows one.
+def to_torch(values: Any, layout: str, shape: tuple[int, ...]) -> Any:
+    """A blob's array or tensor as its parameter of ``shape`` has it; a view where the layout allows one.
 
     >>> import numpy as np
     >>> to_torch(np.arange(6.0).reshape(2, 3), Layout.TRANSPOSED, (3, 2)).tolist()
     [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     """
     match layout:
-        case Layout.TRANSPOSED:
-            array = array.reshape(-1, shape[0]).T
-        case Layout.GATES:
-            array = array.reshape(4, -1)[_GATES]
-    return array.reshape(shape)
+        case "transposed":
+            values = values.reshape(-1, shape[0]).T
+        case "gates":  # of an LSTM: i, f, o, g in Caffe; i, f, g, o in torch
+            values = values.reshape(4, -1)[[0, 1, 3, 2]]
+    return values.reshape(shape)
 
 
 def caffe_shape(blob: LearnableBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:

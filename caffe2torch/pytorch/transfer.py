@@ -33,17 +33,15 @@ class Copy:
     divisor: float = 1.0
 
 
-def check(copy: Copy, where: str) -> str | None:
-    """What keeps ``copy`` from being made, if anything does."""
-    if copy.tensor.is_meta:
+def check(name: str, tensor: Tensor, count: int, where: str) -> str | None:
+    """What keeps ``count`` numbers from going into a tensor, if anything does."""
+    if tensor.is_meta:
         raise ModelError(
-            f"the tensor {copy.name!r} is on the meta device and holds no numbers",
+            f"the tensor {name!r} is on the meta device and holds no numbers",
             where=where,
             hint="give the model storage first: model.to_empty(device='cpu')",
         )
-    if copy.array.size == copy.tensor.numel():
-        return None
-    return f"{copy.name} has {copy.tensor.numel():,} numbers in the model, {copy.array.size:,} in the file"
+    return None if count == tensor.numel() else f"{name} has {tensor.numel():,} numbers, {count:,} should go into it"
 
 
 def copy_all(copies: Sequence[Copy], source: str) -> tuple[Note, ...]:

@@ -69,7 +69,7 @@ def plan_weights(
         second = second_bias(bound)
         if second in tensors and second not in claimed:
             copies.append(Copy(second, tensors[second], np.zeros(tensors[second].shape, "f4")))
-    problems = [problem for copy in copies if (problem := check(copy, weights.file))]
+    problems = [problem for copy in copies if (problem := check(copy.name, copy.tensor, copy.array.size, weights.file))]
     if problems:
         raise SnapshotError(f"does not fit the model {binding.model}: {'; '.join(problems[:8])}", where=weights.file)
     return tuple(copies), tuple(notes)
