@@ -59,7 +59,10 @@ class Translation:
 
     def source(self) -> str:
         """Python that builds the same optimizer and scheduler with torch alone, bit for bit."""
-        return emit(self.recipe, self.groups, model_name=self.binding.model, without=self.without)
+        without_group = [left.name for left in self.binding.unclaimed if left.lr_mult is None]
+        return emit(
+            self.recipe, self.groups, model_name=self.binding.model, unclaimed=without_group, without=self.without
+        )
 
     def load_caffemodel(self, path: Path, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:
         """Copy the weights of a ``.caffemodel`` (binary of any fork, or HDF5) into ``model``, all of them or none.
@@ -113,6 +116,7 @@ def translate(
     *,
     names: Mapping[str, str] | None = None,
     finetune: Mapping[str, float] | None = None,
+    skip: Collection[str] = (),
     unclaimed: tuple[float, float] | None = None,
     without: Collection[str] = (),
     stages: Sequence[str] = (),
@@ -125,10 +129,11 @@ def translate(
     is SegNetBasic gets the built-in one, any other its own skeleton (only parameters and buffers, no ``forward``).
 
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
-    ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``unclaimed`` is the
-    ``(lr_mult, decay_mult)`` of parameters that no blob stands for; without it they are an error. ``without`` names
-    rules of Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without.
-    ``stages``, ``level`` and ``inputs`` are as for ``read_recipe``.
+    ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
+    that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for.
+    Whatever is left on either side, and named by neither, is an error. ``without`` names rules of Caffe's forks that
+    the solver asks for, that cannot be translated, and that you accept to go without. ``stages``, ``level`` and
+    ``inputs`` are as for ``read_recipe``.
 
     Parameters whose lr_mult is 0 get ``requires_grad_(False)``, as Caffe computes no gradient for them. ``model`` is
     changed in no other way.
@@ -162,7 +167,7 @@ def translate(
     if model is None:
         model, note = _model_for(recipe)
         notes = (note,)
-    binding = bind(recipe, model, names, unclaimed=unclaimed)
+    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without)
     scheduler = build_scheduler(optimizer, settings)

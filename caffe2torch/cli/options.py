@@ -8,7 +8,7 @@ import click
 
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["assignment", "input_shape", "multipliers", "net_state", "one_or_two_files", "read_files"]
+__all__ = ["assignment", "input_shape", "model_options", "multipliers", "net_state", "one_or_two_files", "read_files"]
 
 
 def assignment(text: str) -> tuple[str, float]:
@@ -61,6 +61,22 @@ def net_state(function: Callable[..., object]) -> Callable[..., object]:
         ),
         click.option("--level", type=int, default=None, help="The net state's level."),
         click.option("--stage", "stages", multiple=True, help="A stage of the net state, besides the solver's own."),
+    ):
+        function = option(function)
+    return function
+
+
+def model_options(function: Callable[..., object]) -> Callable[..., object]:
+    """The options that say which model a net is bound to, and how."""
+    for option in (
+        click.option(
+            "--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob."
+        ),
+        click.option("--skip", multiple=True, metavar="LAYER", help="A layer that the model does without."),
+        click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module."),
+        click.option(
+            "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."
+        ),
     ):
         function = option(function)
     return function

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from caffe2torch.cli.options import assignment, multipliers, net_state, one_or_two_files, read_files
+from caffe2torch.cli.options import assignment, model_options, net_state, one_or_two_files, read_files
 
-REPORTS = {".json": "json", ".md": "md", ".txt": "text"}
+REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
 
 
 @click.command("translate")
 @one_or_two_files
-@click.option(
-    "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."
-)
-@click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module.")
+@model_options
 @click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
-@click.option("--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob.")
 @click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
 @click.option("-o", "--output", type=click.Path(), metavar="FILE.py", help="Write the optimizer as Python.")
-@click.option("--report", "report_file", type=click.Path(), metavar="FILE", help="Write the report: .json, .md, .txt.")
+@click.option(
+    "--report", "report_file", type=click.Path(), metavar="FILE", help="Write the report: .html, .json, .md, .txt."
+)
+@click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, to review and to keep.")
 @click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @net_state
@@ -31,15 +31,15 @@ def command(
     model: str | None,
     names: str | None,
     finetune: tuple[tuple[str, float], ...],
-    unclaimed: tuple[float, float] | None,
-    without: tuple[str, ...],
     output: str | None,
     report_file: str | None,
+    write_names: str | None,
     style: str,
     force: bool,
     stages: tuple[str, ...],
     level: int | None,
     inputs: tuple[tuple[str, tuple[int, ...]], ...],
+    **choices: Any,
 ) -> None:
     """Give the optimizer with which Caffe would have trained NET by SOLVER, and check it parameter by parameter.
 
@@ -48,16 +48,18 @@ def command(
     caffe2torch translate train.prototxt solver.prototxt --model port:Net -o optimizer.py
     caffe2torch translate train.prototxt solver.prototxt --finetune conv_classifier=10
     """
+    import tomli_w
+
     from caffe2torch.output import check_writable, write_files
 
     report_style = None if report_file is None else _style_of(report_file)
-    for path in (output, report_file):
+    for path in (output, report_file, write_names):
         if path is not None:
             check_writable(path, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
     from caffe2torch.pytorch.loading import load_model
-    from caffe2torch.pytorch.names_file import read_names
+    from caffe2torch.pytorch.names_file import names_of, read_names
     from caffe2torch.report import render
     from caffe2torch.translation import translate
 
@@ -66,16 +68,17 @@ def command(
         model=None if model is None else load_model(model),
         names=None if names is None else read_names(names),
         finetune=dict(finetune),
-        unclaimed=unclaimed,
-        without=without,
+        **choices,
     )
     written: dict[str, str] = {}
     if report_file is not None and report_style is not None:
         written[report_file] = render(t.report, report_style)
+    if write_names is not None:
+        written[write_names] = tomli_w.dumps(names_of(t.binding))
     if output is not None and t.report.ok:
         written[output] = t.source()
     write_files(written, force=force)
-    click.echo(render(t.report, style), nl=False)
+    click.echo(render(t.report, style, colour=sys.stdout.isatty()), nl=False)
     if output is not None and not t.report.ok:
         click.echo(f"{output} was not written: the report is not ok", err=True)
     sys.exit(0 if t.report.ok else 1)
