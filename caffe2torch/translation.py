@@ -19,7 +19,7 @@ from caffe2torch.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.pytorch.binding import bind
 from caffe2torch.pytorch.checkpoint import load_checkpoint, save_checkpoint
 from caffe2torch.pytorch.history import resume
-from caffe2torch.pytorch.initialize import initialize
+from caffe2torch.pytorch.initialize import initialize, plan_fillings
 from caffe2torch.pytorch.optimizer import build_optimizer
 from caffe2torch.pytorch.probe import observe
 from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
@@ -57,11 +57,18 @@ class Translation:
         """The recipe's solver, which a translation always has."""
         return _solver_of(self.recipe)
 
-    def source(self) -> str:
-        """Python that builds the same optimizer and scheduler with torch alone, bit for bit."""
-        without_group = [left.name for left in self.binding.unclaimed if left.lr_mult is None]
+    def source(self, *, initialize: bool = False) -> str:
+        """Python that builds the same optimizer and scheduler with torch alone, bit for bit.
+
+        With ``initialize`` it can fill the model by the prototxt's fillers, too.
+        """
         return emit(
-            self.recipe, self.groups, model_name=self.binding.model, unclaimed=without_group, without=self.without
+            self.recipe,
+            self.groups,
+            model_name=self.binding.model,
+            unclaimed=[left.name for left in self.binding.unclaimed if left.lr_mult is None],
+            without=self.without,
+            fillings=plan_fillings(self.model, self.recipe, self.binding)[0] if initialize else (),
         )
 
     def load_caffemodel(self, path: Path, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:

@@ -32,6 +32,7 @@ def command(
     names: str | None,
     finetune: tuple[tuple[str, float], ...],
     output: str | None,
+    initialize: bool,
     report_file: str | None,
     write_names: str | None,
     style: str,
@@ -76,7 +77,7 @@ def command(
     if write_names is not None:
         written[write_names] = tomli_w.dumps(names_of(t.binding))
     if output is not None and t.report.ok:
-        written[output] = t.source()
+        written[output] = t.source(initialize=initialize)
     write_files(written, force=force)
     click.echo(render(t.report, style, colour=sys.stdout.isatty()), nl=False)
     if output is not None and not t.report.ok:

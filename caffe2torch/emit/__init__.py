@@ -20,7 +20,7 @@ from caffe2torch.caffe.float32 import round32, shortest
 from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
 from caffe2torch.emit.carrying import carry
 from caffe2torch.errors import SolverError
-from caffe2torch.plan import GroupMember, GroupPlan
+from caffe2torch.plan import Filling, GroupMember, GroupPlan
 from caffe2torch.recipe import LrPolicy, Ramp, SolverSettings, Statement, TrainingRecipe
 from caffe2torch.solver_plan import frozen_with_gradient, refuse_unsupported
 
@@ -44,19 +44,22 @@ def emit(
     model_name: str,
     unclaimed: Sequence[str] = (),
     without: Collection[str] = (),
+    fillings: Sequence[Filling] = (),
 ) -> str:
     """Python source with ``build_optimizer(model)`` and ``build_scheduler(optimizer)``, formatted and clean.
 
     ``model_name`` is for its first line. ``unclaimed`` names parameters of the model that are meant to have no group;
     any other one without a group makes ``build_optimizer`` fail. ``without`` names rules of the solver that the user
-    accepts to go without. Raises ``UnsupportedError`` for the others, ``SolverError`` if the recipe has no solver.
+    accepts to go without. With ``fillings`` the file has ``initialize(model)``, too, which fills the parameters so.
+    Raises ``UnsupportedError`` for other rules, ``SolverError`` if the recipe has no solver.
     """
     solver = recipe.solver
     if solver is None:
         raise SolverError("a net alone says nothing about an optimizer", hint="give the solver's prototxt, too")
     refuse_unsupported(solver, without)
     optimizer = f"Caffe{solver.type}"
-    carried = carry(solver, ("param_groups", optimizer, "CaffeLRScheduler"))
+    roots = ["param_groups", optimizer, "CaffeLRScheduler", *(("fill", "to_torch") if fillings else ())]
+    carried = carry(solver, roots)
     lr, decay = rate(solver.policy, 0, step_at(solver.policy, 0)), weight_decay_at(solver, 0)
     constants = dict(carried.constants)
     if lr == round32(solver.policy.base_lr):
@@ -82,6 +85,7 @@ def emit(
             ("LEFT_OUT", "Parameters of the model that Caffe's net has no blob for: no group has them.", unclaimed),
             ("BACKPROPAGATED", "Parameters that do not learn, whose gradients Caffe computes and clips by.", frozen),
         ],
+        fillings=fillings,
         optimizer=optimizer,
         lr="BASE_LR" if "BASE_LR" in constants else _literal(lr),
         weight_decay="WEIGHT_DECAY" if "WEIGHT_DECAY" in constants else _literal(decay),
@@ -156,6 +160,8 @@ def _literal(value: object) -> str:
             return repr(shortest(value))
         case tuple():
             return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
+        case dict():
+            return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
         case Ramp():
             return f"Ramp({_literal(value.maximum)}, {_literal(value.power)}, {value.max_iter})"
     return repr(value)

@@ -14,8 +14,18 @@ from caffe2torch.recipe import SolverSettings
 
 __all__ = ["Carried", "carry"]
 
-MODULES = ("recipe", "caffe/float32", "caffe/policies", "pytorch/groups", "pytorch/solvers", "pytorch/schedule")
+MODULES = (
+    "recipe",
+    "caffe/float32",
+    "caffe/policies",
+    "pytorch/groups",
+    "pytorch/solvers",
+    "pytorch/schedule",
+)
 """Where definitions may come from, in the order in which an emitted file has them. They are read, not imported."""
+
+NOT_OF_THE_SOLVER = ("pytorch/fillers", "pytorch/layout")
+"""Where definitions come from that no solver has a say in."""
 
 CALLED_BY_TORCH = {"step", "get_lr", "state_dict", "load_state_dict"}
 
@@ -32,28 +42,33 @@ class Carried:
 def carry(solver: SolverSettings, roots: Sequence[str]) -> Carried:
     """The definitions named ``roots`` and all that they need, for ``solver`` and no other."""
     folding = Folding(solver)
-    definitions, imports = _ours()
+    definitions, imports = _ours(MODULES)
+    others, other_imports = _ours(NOT_OF_THE_SOLVER)
+    imports = other_imports | imports
     folded: dict[str, ast.stmt] = {}
     wanted = set(roots)
     while wanted:
         name = wanted.pop()
-        folded[name] = _brief(_without_dead_names(folding.block([definitions[name]])[0]))
-        wanted |= _names(folded[name]) & definitions.keys() - folded.keys()
+        if name in definitions:
+            folded[name] = _brief(_without_dead_names(folding.block([definitions[name]])[0]))
+        else:
+            folded[name] = _brief(others[name])
+        wanted |= _names(folded[name]) & (definitions | others).keys() - folded.keys()
     _drop_idle_methods(list(folded.values()))
     kept = _reached(folded, roots)
     used = set().union(*(_names(folded[name]) for name in kept))
     return Carried(
         {name: origin for name, origin in imports.items() if name in used},
-        {name: printed([folded[name]]) for name in definitions if name in kept},
+        {name: printed([folded[name]]) for name in definitions | others if name in kept},
         {name: value for name, value in folding.constants.items() if name in used},
     )
 
 
-def _ours() -> tuple[dict[str, ast.stmt], dict[str, str]]:
-    """What our modules define by name, and by name what they import from elsewhere."""
+def _ours(modules: Sequence[str]) -> tuple[dict[str, ast.stmt], dict[str, str]]:
+    """What modules of ours define by name, and by name what they import from elsewhere."""
     definitions: dict[str, ast.stmt] = {}
     imports: dict[str, str] = {}
-    for module in MODULES:
+    for module in modules:
         text = resources.files("caffe2torch").joinpath(f"{module}.py").read_text(encoding="utf-8")
         for node in parse_with_comments(text).body:
             match node:
