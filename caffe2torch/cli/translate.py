@@ -19,6 +19,7 @@ REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
 @click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
 @click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
 @click.option("-o", "--output", type=click.Path(), metavar="FILE.py", help="Write the optimizer as Python.")
+@click.option("--initialize", is_flag=True, help="With -o: fill the model by the prototxt's fillers, too.")
 @click.option(
     "--report", "report_file", type=click.Path(), metavar="FILE", help="Write the report: .html, .json, .md, .txt."
 )
