@@ -10,7 +10,7 @@ from caffe2torch.caffe.policies import momentum_at, weight_decay_at
 from caffe2torch.measure.fault import Fault, FaultKind
 from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.observation import Movements
-from caffe2torch.measure.reading import FINEST_DECAY, Reading, close, read
+from caffe2torch.measure.reading import Reading, close, read
 from caffe2torch.measure.rules import History, Pace, Rule
 from caffe2torch.measure.suspects import rate_change, suspects
 from caffe2torch.recipe import SolverSettings
@@ -55,7 +55,7 @@ def blame(
     if not faults:
         said = f"it does not quite step as Caffe's {solver.type} does, though rate and decay are the same"
         faults.append(Fault(FaultKind.RULE, said))
-    return Effective(reading.lr, _decay(reading)), faults
+    return Effective(reading.lr, reading.weight_decay), faults
 
 
 def _recognise(
@@ -85,7 +85,7 @@ def _numbers(solver: SolverSettings, course: Course, reading: Reading) -> list[F
         faults.append(Fault(FaultKind.LR, said))
     else:
         faults += _schedule(course, reading, 1.0)
-    decay, due, passes = _decay(reading), course.paces[0].weight_decay, solver.iter_size
+    decay, due, passes = reading.weight_decay, course.paces[0].weight_decay, solver.iter_size
     if decay is None:
         if reading.explains and due:
             said = f"weight decay cannot be seen at lr {number(reading.lr)}; Caffe's is {number(due)}"
@@ -146,12 +146,6 @@ def _schedule(course: Course, reading: Reading, scale: float) -> list[Fault]:
             said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
             return [Fault(FaultKind.SCHEDULE, said)]
     return []
-
-
-def _decay(reading: Reading) -> float | None:
-    """The decay of a reading, where rounding left next to nothing of it none at all."""
-    decay = reading.weight_decay
-    return decay if decay is None or abs(decay) > FINEST_DECAY * 1e-3 else 0.0
 
 
 def number(x: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +12,7 @@ from caffe2torch.measure.lanes import rate_at
 from caffe2torch.measure.observation import Observations
 from caffe2torch.measure.reading import close
 from caffe2torch.recipe import LearnableBlob, SolverSettings
-from caffe2torch.report.data import Cause, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.report.data import Cause, ReportRow, Verdict
 
 __all__ = ["find_causes"]
 
@@ -22,8 +23,8 @@ def find_causes(
     solver: SolverSettings,
     iteration: int,
     rows: Sequence[ReportRow],
-    unclaimed: Sequence[UnclaimedRow],
     observations: Observations,
+    inside: bool,
 ) -> tuple[Cause, ...]:
     """The faults of the set-up as a whole, then what two rows or more have in common, the widest first."""
     whole = []
@@ -31,16 +32,29 @@ def find_causes(
         whole.append(Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}"))
     if observations.strangers:
         whole.append(Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations)))
-    if observations.clips and solver.clip_gradients is None:
-        whole.append(Cause((FaultKind.CLIP,), "the optimizer clips gradients by their norm, the solver does not"))
+    clip = _clip(solver, observations, inside)
+    if clip:
+        whole.append(Cause((FaultKind.CLIP,), clip))
     alike: dict[object, list[ReportRow]] = {}
     multipliers = _Multipliers(solver, iteration)
     for row in rows:
         if row.verdict is not Verdict.OK and not observations.problem:
             alike.setdefault(_signature(row, multipliers), []).append(row)
     shared = [_cause(group, rows, multipliers) for group in alike.values() if len(group) > 1]
-    del unclaimed
     return (*whole, *sorted(shared, key=lambda cause: -len(cause.parameters)))
+
+
+def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> str:
+    """What is wrong with the clipping of gradients, if anything; outside of the optimizer it cannot be seen."""
+    if not solver.clip_gradients:
+        clips = observations.clips and solver.clip_gradients is None
+        return "the optimizer clips gradients by their norm, the solver does not" if clips else ""
+    seen = observations.clip
+    wanted = solver.clip_gradients if inside else solver.clip_gradients / solver.iter_size
+    if seen is None or close(seen, wanted, 1e-3) or (seen == math.inf and not inside):
+        return ""
+    norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
+    return f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
 
 
 class _Multipliers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -27,20 +28,21 @@ def verify(
     observations: Observations,
     *,
     model_name: str | None = None,
-    summed: bool = True,
+    inside: bool = True,
     notes: Iterable[Note] = (),
 ) -> Report:
     """Hold what an optimizer was seen to do to every parameter against what Caffe would do to its blob.
 
     ``groups`` has the multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are
-    is read from ``observations``. ``summed`` says that gradients arrive as Caffe sums them over ``iter_size`` passes.
-    ``recipe.solver`` must not be ``None``.
+    is read from ``observations``. ``inside`` says that the optimizer's step does all of Caffe's: clips, and divides by
+    ``iter_size`` gradients that were summed; else that is left to the training loop, which averages. ``notes`` are
+    added to those of recipe and binding. ``recipe.solver`` must not be ``None``.
     """
     solver = recipe.solver
     assert solver is not None, "a net alone says nothing about an optimizer"
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
-    judge = Judge(solver, windows, iteration, observations.precision, summed)
+    judge = Judge(solver, windows, iteration, observations.precision, inside)
     asked = {
         member.parameter: (Multipliers(group.lr_mult, group.decay_mult), group.factor)
         for group in groups
@@ -63,8 +65,8 @@ def verify(
         iteration=iteration,
         rows=rows,
         unclaimed=unclaimed,
-        causes=find_causes(solver, iteration, rows, unclaimed, observations),
-        notes=(*recipe.notes, *binding.notes, *notes, *_own_notes(solver, observations)),
+        causes=find_causes(solver, iteration, rows, observations, inside),
+        notes=(*recipe.notes, *binding.notes, *notes, *_own_notes(solver, observations, inside)),
         sources=recipe.sources,
     )
 
@@ -131,6 +133,8 @@ def _without_parameter(
 ) -> tuple[Judgement, Verdict]:
     """A blob that is a buffer in torch, or nothing: right where Caffe does not train it either."""
     expected = judge.expected(multipliers)
+    if bound.kind is Kind.NONE and bound.how.startswith("skipped"):
+        return Judgement(expected, NOTHING, ()), Verdict.OK
     if bound.kind is Kind.PARAMETER:
         fault = Fault(FaultKind.MISSING, f"the model has no parameter {bound.name!r}")
         return Judgement(expected, NOTHING, (fault,)), Verdict.MISSING
@@ -181,7 +185,7 @@ def _twice(groups: Sequence[int]) -> str:
     return f"it stands in {' and '.join(places)}: each step moves it {len(groups)} times"
 
 
-def _own_notes(solver: SolverSettings, observations: Observations) -> Iterable[Note]:
+def _own_notes(solver: SolverSettings, observations: Observations, inside: bool) -> Iterable[Note]:
     """What was not looked at, said rather than skipped."""
     for window, why in observations.unreached:
         yield Note(None, Severity.WARNING, f"iteration {window.iteration} was not looked at: {why}")
@@ -189,5 +193,10 @@ def _own_notes(solver: SolverSettings, observations: Observations) -> Iterable[N
     if windows and not windows[0].moving and changes(solver.policy, solver.max_iter):
         said = f"no scheduler was given: only the rate of iteration {windows[0].iteration} was looked at"
         yield Note(None, Severity.INFO, f"{said}, not how policy {str(solver.policy.type)!r} changes it")
-    if solver.clip_gradients is not None and not observations.problem:
-        yield Note(None, Severity.INFO, f"whether gradients are clipped at {solver.clip_gradients:g} was not looked at")
+    if not inside and solver.iter_size > 1:
+        said = f"judged for a loop that averages its gradients over {solver.iter_size} passes, not sums them as Caffe"
+        yield Note(None, Severity.INFO, said)
+    if not inside and solver.clip_gradients is not None and observations.clip == math.inf:
+        norm = solver.clip_gradients / solver.iter_size
+        said = f"the optimizer does not clip gradients: the training loop has to, at a norm of {norm:g}"
+        yield Note(None, Severity.WARNING, said)

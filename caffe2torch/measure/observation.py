@@ -36,7 +36,8 @@ class Observations:
     could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``strangers`` are shapes
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
     ``changes`` are the first iterations, on the way to the last window, at which the scheduler changed a rate.
-    ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm.
+    ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm. ``clip``
+    is that norm where the solver has one to compare it with, infinite where nothing is clipped.
     ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of.
     """
 
@@ -48,4 +49,5 @@ class Observations:
     buffers: tuple[str, ...] = ()
     changes: tuple[int, ...] = ()
     clips: bool = False
+    clip: float | None = None
     precision: float = 2.0**-52

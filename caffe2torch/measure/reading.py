@@ -90,7 +90,10 @@ def read(
 
     candidates = [weight_decay] if weight_decay is not None else _decays(rule, paces, lanes, precision)
     best = min(candidates, key=misfit)
-    return Reading(rule, rates, best, explains=misfit(best) <= 1)
+    explains = misfit(best) <= 1
+    if best is not None and abs(best) < FINEST_DECAY / 1000:  # rounding of none at all
+        best = 0.0
+    return Reading(rule, rates, best, explains)
 
 
 def explained(rule: Rule, window: Window, seen: Movements, paces: Sequence[Pace], precision: float = 2.0**-52) -> bool:

@@ -20,6 +20,7 @@ import torch
 from caffe2torch.measure.lanes import Window, design
 from caffe2torch.measure.observation import Movements, Observation, Observations
 from caffe2torch.pytorch.advance import advance
+from caffe2torch.pytorch.clipping import clip_threshold
 from caffe2torch.pytorch.rehearsal import Subject, live, precision, subjects_of, undisturbed
 from caffe2torch.pytorch.twin import Twin, bare_optimizer, bare_scheduler, make_twin
 from caffe2torch.pytorch.wrappers import named_tensors
@@ -60,7 +61,7 @@ def observe(
     windows = design(solver, scheduled=scheduler is not None, numbers=run.crowd * len(subjects), start=start)
     with undisturbed(subjects):
         try:
-            run.through(windows, optimizer, scheduler)
+            run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside a stranger's step(), and it is the finding
             run.problem = f"{type(error).__name__}: {error}"
     return run.observations(model)
@@ -79,9 +80,12 @@ class _Run:
         self.changes: list[int] = []
         self.entangled: set[int] = set()
         self.clips = False
+        self.clip: float | None = None
         self.problem = ""
 
-    def through(self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    def through(
+        self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any, clip: float | None
+    ) -> None:
         """Live through the windows one after the other. A twin that takes no step itself carries the scheduler on."""
         small = {id(subject.tensor): subject.stand_in(1) for subject in self.subjects}
         carrier = make_twin(optimizer, scheduler, small, started=True)
@@ -92,20 +96,21 @@ class _Run:
                     self.unreached.append((planned, refusal))
                     continue
                 self.at = planned.iteration
-            window = self._proven(carrier, planned) if not self.windows else planned
-            window = _fainter(planned) if self.clips else window
+            if not self.windows:
+                self._prove(carrier, planned)
+                self.clip = clip_threshold(carrier, self.subjects, planned, clip) if clip else None
+            window = _fainter(planned) if self.clips else planned
             moved = live(carrier, self.subjects, window, window.lanes)
             self.windows.append(window)
             self.moved.append({key: tuple(map(tuple, lanes.tolist())) for key, lanes in moved.items()})
 
-    def _proven(self, carrier: Twin, window: Window) -> Window:
+    def _prove(self, carrier: Twin, window: Window) -> None:
         """Find what does not move number by number; where fainter gradients mend that, the optimizer clips."""
         self.entangled = _entangled(carrier, self.subjects, window, self.crowd)
         if self.entangled:
             fainter = _entangled(carrier, self.subjects, _fainter(window), self.crowd)
             self.clips = fainter != self.entangled
             self.entangled = fainter
-        return window
 
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, told by the names of the model's parameters."""
@@ -132,6 +137,7 @@ class _Run:
             buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
             changes=tuple(self.changes),
             clips=self.clips,
+            clip=self.clip,
             precision=precision(self.subjects),
         )
 

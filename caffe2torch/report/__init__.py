@@ -1,4 +1,4 @@
-"""A Report as text, JSON, Markdown or HTML: functions, nothing else."""
+"""Reports as people read them: functions from a ``Report`` or a recipe to text, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from caffe2torch.report.data import Report
 __all__ = ["render"]
 
 
-def render(report: Report, style: str, *, colour: bool = False) -> str:
-    """The report as ``text``, ``json`` or ``md``; it ends with a line feed. Raises ``ValueError`` for another style."""
+def render(report: Report, style: str = "text", *, width: int | None = None, colour: bool = False) -> str:
+    """A report as ``text``, ``json`` or ``md``; ``width`` and ``colour`` are for text on a terminal.
+
+    Raises ``ValueError`` for another style.
+    """
     match style:
         case "text":
-            from caffe2torch.report.text import render_text
+            from caffe2torch.report.text import WIDTH, render_text
 
-            return render_text(report, colour=colour)
+            return render_text(report, width=width or WIDTH, colour=colour)
         case "json":
             from caffe2torch.report.json import render_json
 

@@ -11,7 +11,7 @@ from caffe2torch.report.solver import solver_line
 from caffe2torch.report.table import Column, layout, wrap
 from caffe2torch.report.words import blob_name, multipliers, number, pair, shape_text, stated_text, visible
 
-__all__ = ["render_text", "verdict_line"]
+__all__ = ["note_text", "render_text", "verdict_line", "wrong_lines"]
 
 WIDTH = 100
 COLUMNS = (
@@ -47,6 +47,11 @@ def verdict_line(report: Report) -> str:
     return f"{len(report.wrong)} of {_count(rows, 'row')} {'is' if len(report.wrong) == 1 else 'are'} wrong"
 
 
+def wrong_lines(report: Report) -> list[str]:
+    """One line for each row that is not ok: the parameter, both values, and the line of the prototxt."""
+    return [_wrong(row) for row in report.wrong]
+
+
 def _lines(report: Report, width: int, colour: bool) -> Iterator[str]:
     def paint(cell: str, row: int, column: int) -> str:
         if not colour or column != len(COLUMNS) - 1 or row < 0:
@@ -73,8 +78,8 @@ def _lines(report: Report, width: int, colour: bool) -> Iterator[str]:
     if report.wrong:
         yield ""
         yield "What is wrong:"
-        for row in report.wrong:
-            yield from wrap(_wrong(row), width)
+        for line in wrong_lines(report):
+            yield from wrap(line, width)
     yield from _fine_print(report, width)
     yield ""
     line = verdict_line(report)

@@ -1,0 +1,195 @@
+"""The lock file: what an optimizer has to do, parameter by parameter, so that a project can check it without prototxts.
+
+JSON with one blob a line, in Caffe's order, so that two locks can be compared by eye and by ``diff``. It holds no paths
+of a machine and no time of day: the same prototxts and model give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import PurePath
+from typing import Any
+
+from caffe2torch.caffe.textfile import read_text
+from caffe2torch.errors import InputError
+from caffe2torch.locked_solver import solver_fields, solver_from
+from caffe2torch.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
+from caffe2torch.recipe import BlobUse, LearnableBlob, Stated, Statement, TrainingRecipe, Where
+
+__all__ = ["Lock", "lock_of", "read_lock", "render_lock"]
+
+FORMAT, VERSION = "caffe2torch lock", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A recipe, what its blobs are in one model, and the groups that follow: all that an audit needs."""
+
+    recipe: TrainingRecipe
+    binding: Binding
+    groups: tuple[GroupPlan, ...]
+
+
+def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan]) -> Lock:
+    """Keep of a translation what an optimizer has to do. ``recipe.solver`` must not be ``None``.
+
+    Notes, fillers, layers and evidence are left behind, and of every place the folder.
+    """
+    assert recipe.solver is not None, "a net alone says nothing about an optimizer"
+    kept = {bound.blob: _kept(bound.blob) for bound in binding.blobs}
+    solver = replace(recipe.solver, places={}, unsupported=(), net=None, random_seed=None)
+    return Lock(
+        TrainingRecipe(recipe.net_name, tuple(kept[bound.blob] for bound in binding.blobs), solver),
+        Binding(
+            binding.model,
+            tuple(BoundBlob(kept[bound.blob], bound.kind, bound.name, bound.how) for bound in binding.blobs),
+            binding.unclaimed,
+        ),
+        tuple(
+            replace(
+                group,
+                members=tuple(
+                    GroupMember(member.parameter, None if member.blob is None else kept[member.blob])
+                    for member in group.members
+                ),
+            )
+            for group in groups
+        ),
+    )
+
+
+def render_lock(locked: Lock) -> str:
+    """The text of a lock file; it ends with a line feed."""
+    assert locked.recipe.solver is not None
+    group_of = {member.parameter: index for index, group in enumerate(locked.groups) for member in group.members}
+    parts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "net": locked.recipe.net_name,
+        "model": locked.binding.model,
+        "solver": solver_fields(locked.recipe.solver),
+    }
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in parts.items()]
+    groups = [
+        {"name": g.name, "lr_mult": g.lr_mult, "decay_mult": g.decay_mult, "factor": g.factor} for g in locked.groups
+    ]
+    lines += [*_list("groups", groups), "  ],"]
+    blobs = [_blob_fields(bound, group_of.get(bound.name or "")) for bound in locked.binding.blobs]
+    lines += [*_list("blobs", blobs), "  ],"]
+    left = [
+        {"parameter": one.name, "shape": list(one.shape), "group": group_of.get(one.name)}
+        for one in locked.binding.unclaimed
+    ]
+    lines += [*_list("unclaimed_parameters", left), "  ]"]
+    return "\n".join(["{", *lines, "}"]) + "\n"
+
+
+def read_lock(path: str | PathLike[str]) -> Lock:
+    """Read a lock file.
+
+    Raises ``InputError`` for a file that is missing or no text, no JSON, no lock, or a lock of a later version.
+    """
+    source = read_text(path)
+    try:
+        data = json.loads(source.text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is not JSON: {error}", where=fspath(path), expected="a lock file") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError("this is not a lock file", where=fspath(path), expected=f'"format": "{FORMAT}"')
+    if data.get("version") != VERSION:
+        found = f'"version": {json.dumps(data.get("version"))}'
+        raise InputError("this lock is of another version", where=fspath(path), found=found, expected=str(VERSION))
+    try:
+        return _lock_from(data)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        said = f"this lock is damaged: {type(error).__name__} {error}"
+        raise InputError(said, where=fspath(path), hint="write it again: caffe2torch translate ... --lock") from None
+
+
+def _lock_from(data: dict[str, Any]) -> Lock:
+    blobs = [_blob_from(fields) for fields in data["blobs"]]
+    bound = tuple(
+        BoundBlob(blob, Kind(fields["kind"]), fields["parameter"], fields["bound_by"])
+        for blob, fields in zip(blobs, data["blobs"], strict=True)
+    )
+    members: list[list[GroupMember]] = [[] for _ in data["groups"]]
+    for blob, fields in zip(blobs, data["blobs"], strict=True):
+        if fields["group"] is not None:
+            members[fields["group"]].append(GroupMember(fields["parameter"], blob))
+    unclaimed = []
+    for fields in data["unclaimed_parameters"]:
+        group = {} if fields["group"] is None else data["groups"][fields["group"]]
+        unclaimed.append(
+            Unclaimed(fields["parameter"], tuple(fields["shape"]), group.get("lr_mult"), group.get("decay_mult"))
+        )
+        if group:
+            members[fields["group"]].append(GroupMember(fields["parameter"], None))
+    groups = tuple(
+        GroupPlan(group["name"], group["lr_mult"], group["decay_mult"], tuple(held), group["factor"])
+        for group, held in zip(data["groups"], members, strict=True)
+    )
+    recipe = TrainingRecipe(data["net"], tuple(blobs), solver_from(data["solver"]))
+    return Lock(recipe, Binding(data["model"], bound, tuple(unclaimed)), groups)
+
+
+def _list(key: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """A list with one entry a line; whoever calls closes it."""
+    lines = [f"    {json.dumps(entry)}" for entry in entries]
+    return [f"  {json.dumps(key)}: [", *(line + "," for line in lines[:-1]), *lines[-1:]]
+
+
+def _blob_fields(bound: BoundBlob, group: int | None) -> dict[str, Any]:
+    blob = bound.blob
+    fields: dict[str, Any] = {
+        "parameter": bound.name,
+        "kind": str(bound.kind),
+        "group": group,
+        "layer": blob.layer,
+        "type": blob.layer_type,
+        "blob": blob.index,
+        "role": blob.role,
+        "shape": None if blob.shape is None else list(blob.shape),
+        "lr_mult": blob.lr_mult,
+        "decay_mult": blob.decay_mult,
+        "stated": [str(blob.stated.lr_mult), str(blob.stated.decay_mult)],
+        "where": str(blob.where),
+        "bound_by": bound.how,
+    }
+    if blob.shared_with:
+        fields["shared_with"] = [[use.layer, use.layer_type, use.index, str(use.where)] for use in blob.shared_with]
+    return fields
+
+
+def _blob_from(fields: dict[str, Any]) -> LearnableBlob:
+    return LearnableBlob(
+        layer=fields["layer"],
+        layer_type=fields["type"],
+        index=fields["blob"],
+        role=fields["role"],
+        shape=None if fields["shape"] is None else tuple(fields["shape"]),
+        lr_mult=fields["lr_mult"],
+        decay_mult=fields["decay_mult"],
+        stated=Stated(*map(Statement, fields["stated"])),
+        where=_place(fields["where"]),
+        shared_with=tuple(
+            BlobUse(layer, layer_type, index, _place(where))
+            for layer, layer_type, index, where in fields.get("shared_with", ())
+        ),
+    )
+
+
+def _kept(blob: LearnableBlob) -> LearnableBlob:
+    uses = tuple(replace(use, where=_bare(use.where), lr_mult=None) for use in blob.shared_with)
+    return replace(blob, where=_bare(blob.where), shared_with=uses, filler=None)
+
+
+def _bare(where: Where) -> Where:
+    return replace(where, file=PurePath(where.file).name)
+
+
+def _place(text: str) -> Where:
+    file, line, column = text.rsplit(":", 2)
+    return Where(file, int(line), int(column))

@@ -1,0 +1,39 @@
+"""For the test suites of ports: one assertion, and a failure that says which parameters and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from caffe2torch.auditing import audit
+from caffe2torch.lock import Lock
+from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.report.text import verdict_line, wrong_lines
+
+__all__ = ["assert_optimizer_matches"]
+
+SHOWN = 10
+
+
+def assert_optimizer_matches(
+    recipe: TrainingRecipe | Lock, model: nn.Module, optimizer: Any, scheduler: Any = None, **settings: Any
+) -> None:
+    """Fail unless ``optimizer`` trains every parameter of ``model`` as the recipe says.
+
+    Arguments are those of ``caffe2torch.audit``, and so is what it raises on bad input; a departure raises
+    ``AssertionError`` with the causes and at most ten parameters, each with both values and its line.
+
+    >>> import torch
+    >>> from caffe2torch.lock import read_lock
+    >>> def test_the_port_learns_as_caffe_did():
+    ...     model = MyNet()
+    ...     assert_optimizer_matches(read_lock("port.lock.json"), model, make_optimizer(model))
+    """
+    report = audit(recipe, model, optimizer, scheduler, **settings)
+    if report.ok:
+        return
+    lines = wrong_lines(report)
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    causes = [f"- {cause.message}" for cause in report.causes]
+    raise AssertionError("\n".join([verdict_line(report), *causes, *lines[:SHOWN], *more]))
