@@ -8,11 +8,13 @@ from pathlib import Path
 import emitted
 import pytest
 import torch
+from click.testing import CliRunner
 from snapshot_runs import bound, run_of, text_file
 from torch import nn
 
 import caffe2torch
 from caffe2torch.caffe.read import read_recipe
+from caffe2torch.cli import main
 from caffe2torch.emit import emit
 from caffe2torch.pytorch.initialize import initialize, plan_fillings
 
@@ -77,3 +79,13 @@ def test_only_when_asked(fixtures: Path, asked: bool) -> None:
     assert ("def fill" in text) is asked
     assert ("initialize(model)\n" in text) is asked
     assert ("bernoulli" in text) is asked
+
+
+def test_the_command_line_asks_for_it(fixtures: Path, tmp_path: Path) -> None:
+    folder = fixtures / "segnet_basic"
+    files = [str(folder / "train.prototxt"), str(folder / "solver.prototxt")]
+    for name, flags in (("plain.py", []), ("filling.py", ["--initialize"])):
+        result = CliRunner().invoke(main, ["translate", *files, "-o", str(tmp_path / name), *flags])
+        assert result.exit_code == 0, result.output
+    assert "def initialize" not in (tmp_path / "plain.py").read_text()
+    assert "def initialize" in (tmp_path / "filling.py").read_text()
