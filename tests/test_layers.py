@@ -351,7 +351,7 @@ def test_a_bn_is_read_as_the_fork_that_its_fields_belong_to(
         ("LSTM", "lstm_param { num_output: 5 }", ["8 6"], ["20x6", "20x5", "20"]),
         ("MultiStageMeanfield", "", [], ["1x1x6x6"] * 3),
         ("BatchNorm", "batch_norm_param { scale_bias: true }", [], ["6", "6", "1", "6", "6"]),
-        ("BatchNorm", "batch_norm_param { scale_bias: false }", [], ["6", "6", "1"]),
+        ("BatchNorm", "param { lr_mult: 1 } batch_norm_param { scale_bias: false }", [], ["6", "6", "1"]),
         ("BatchNorm", "batch_norm_param { use_weight_bias: true }", [], ["6", "6", "1"]),
         (
             "DenseBlock",

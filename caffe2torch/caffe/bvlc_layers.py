@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from caffe2torch.caffe.node import ONES, ZEROS, BlobRule, Forced, Node
 from caffe2torch.caffe.settings import flag, integer, integers, nested
-from caffe2torch.caffe.sizes import MisfitError, broadcast, canonical, product
+from caffe2torch.caffe.sizes import MAX_AXES, MisfitError, broadcast, canonical, product
 from caffe2torch.recipe import Filler, Shape
 
 __all__ = ["BLOBLESS", "BVLC_BLOBS", "Rule", "convolution", "kernel", "outputs", "with_bias"]
@@ -25,16 +25,23 @@ def kernel(node: Node) -> tuple[int, ...]:
     """
     settings, bottom = node.settings, node.bottom()
     sizes = integers(settings, "kernel_size")
-    if "kernel_h" in settings or "kernel_w" in settings:
-        if sizes:
-            raise MisfitError("kernel_size and kernel_h/kernel_w are both given", "give one or the other")
-        sizes, axes = (integer(settings, "kernel_h"), integer(settings, "kernel_w")), 2
-    elif bottom is not None:
-        axes = len(bottom) - canonical(integer(settings, "axis", 1), len(bottom)) - 1
+    per_side = "kernel_h" in settings or "kernel_w" in settings
+    if per_side and sizes:
+        raise MisfitError("kernel_size and kernel_h/kernel_w are both given", "give one or the other")
+    axis = integer(settings, "axis", 1)
+    if bottom is not None:
+        axes = len(bottom) - canonical(axis, len(bottom)) - 1
+    elif axis < 0:
+        axes = -axis - 1
     elif len(sizes) > 1:
         axes = len(sizes)
     else:
         axes = 2
+    if per_side:
+        if axes != 2:
+            raise MisfitError(f"kernel_h and kernel_w need two spatial axes; there are {axes}")
+        sizes = integer(settings, "kernel_h"), integer(settings, "kernel_w")
+    elif bottom is None and len(sizes) == 1:
         node.remarks.append("the file does not tell the number of axes of this layer's bottom; taken as 4 (N, C, H, W)")
     if not sizes:
         raise MisfitError("kernel_size is missing")
@@ -105,6 +112,8 @@ def _span(node: Node, other: Shape | None = None) -> Shape | None:
         axes = len(other)
     if axes == 0:
         return ()
+    if axes > MAX_AXES:
+        raise MisfitError(f"num_axes {axes} is more than the {MAX_AXES} axes that a blob may have")
     if bottom is None:
         return (None,) * axes if axes > 0 else None
     start = canonical(axis, len(bottom))
@@ -142,24 +151,29 @@ def _batch_norm(node: Node) -> tuple[BlobRule, ...]:
         return _four_in_one(node, (1, *channels, 1, 1))
     nvidia, intel = node.dialect.of("NVIDIA"), node.dialect.of("Intel")
     affine = bool(settings.get("scale_bias")) or "scale_filler" in settings or ("bias_filler" in settings and not intel)
-    if nvidia is not None or affine:
+    if affine:
         node.remarks.append(
-            f"read as NVIDIA's BatchNorm, because of {nvidia or 'its scale_filler or bias_filler'}: whatever its param "
-            "blocks say, its statistics are at (0,0)" + (", its scale and shift at (1,1)" if affine else "")
+            f"read as NVIDIA's BatchNorm (5 blobs), because of {nvidia or 'its scale_filler or bias_filler'}: whatever "
+            "its param blocks say, its statistics are at (0,0), its scale and shift at (1,1)"
         )
         fixed = Forced(1.0, 1.0)
-        own = (
+        return (
+            *_statistics(channels, Forced(0.0, 0.0)),
             BlobRule("scale", channels, "scale_filler", ONES, fixed),
             BlobRule("shift", channels, "bias_filler", ZEROS, fixed),
         )
-        return _statistics(channels, Forced(0.0, 0.0)) + (own if affine else ())
+    if nvidia is not None:
+        node.remarks.append(
+            f"read as BVLC's BatchNorm; NVIDIA's Caffe, at which {nvidia} hints, sets the decay of its statistics to 0 "
+            "as well, which makes no difference where lr_mult is 0"
+        )
     if intel is not None:
         node.remarks.append(
             f"read as BVLC's BatchNorm with its Scale apart; Intel's MKL engines, at which {intel} hints, fold the two "
             "into one layer: the same multipliers, another order of blobs"
         )
     # Since 2017 Caffe's upgrade sets all three to (0,0) where all three are written; else a block may say its decay.
-    forced = Forced(0.0, 0.0) if node.param_blocks == 3 else Forced(0.0, refuses=True)
+    forced = Forced(0.0, 0.0) if node.param_blocks == 3 else Forced(0.0, refuses=nvidia is None)
     return _statistics(channels, forced)
 
 

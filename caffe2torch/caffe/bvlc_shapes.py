@@ -10,16 +10,19 @@ from caffe2torch.caffe.bvlc_layers import kernel, outputs
 from caffe2torch.caffe.node import Node
 from caffe2torch.caffe.settings import flag, integer, integers, nested, text
 from caffe2torch.caffe.sizes import (
+    MAX_AXES,
     MisfitError,
     agree,
     broadcast,
     canonical,
     conv_length,
     deconv_length,
+    known,
     pool_length,
     product,
     replace_axis,
     total,
+    unknown,
 )
 from caffe2torch.recipe import Shape
 
@@ -27,8 +30,6 @@ __all__ = ["BVLC_TOPS", "TopRule", "conv_like", "losses", "pooling", "same"]
 
 TopRule = Callable[[Node], tuple[Shape | None, ...]]
 """The shapes of the tops; tops beyond those it gives are unknown."""
-
-IMAGE: Shape = (None, None, None, None)
 
 
 def same(node: Node) -> tuple[Shape | None, ...]:
@@ -48,9 +49,11 @@ def _softmax_loss(node: Node) -> tuple[Shape | None, ...]:
 def conv_like(node: Node, length: Callable[..., int | None] = conv_length) -> tuple[Shape | None, ...]:
     """Convolution and Deconvolution, over any number of spatial axes."""
     settings, sizes = node.settings, kernel(node)
-    axes = len(sizes)
-    bottom = node.bottom() or (None,) * (1 + integer(settings, "axis", 1) + axes)
-    axis = canonical(integer(settings, "axis", 1), len(bottom))
+    axes, axis = len(sizes), integer(settings, "axis", 1)
+    if axis < 0 and node.bottom() is None:
+        return (None,) * len(node.top_names)
+    bottom = known(node.bottom(), 1 + axis + axes)
+    axis = canonical(axis, len(bottom))
     steps = zip(
         bottom[axis + 1 :],
         sizes,
@@ -68,6 +71,8 @@ def _per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]
     """``pad`` or ``stride``: one number, or one for each axis, or ``_h`` and ``_w``."""
     settings = node.settings
     if settings.get(f"{what}_h") or settings.get(f"{what}_w"):
+        if axes != 2:
+            raise MisfitError(f"{what}_h and {what}_w need two spatial axes; there are {axes}")
         result: tuple[int, ...] = (integer(settings, f"{what}_h", default), integer(settings, f"{what}_w", default))
     else:
         result = broadcast(integers(settings, what), axes, default, what)
@@ -77,8 +82,9 @@ def _per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]
 
 
 def _im2col(node: Node) -> tuple[Shape | None, ...]:
-    (shape,) = conv_like(replace(node, settings={**node.settings, "num_output": 1}, top_names=node.top_names[:1]))
-    assert shape is not None
+    (shape,) = conv_like(replace(node, settings={**node.settings, "num_output": 1}, top_names=("columns",)))
+    if shape is None:
+        return (None,)
     axis = canonical(integer(node.settings, "axis", 1), len(shape))
     return (replace_axis(shape, axis, product((node.size(axis), *kernel(node)))),)
 
@@ -89,7 +95,7 @@ def pooling(node: Node) -> tuple[Shape | None, ...]:
     sizes = integers(settings, "kernel_size")
     if "kernel_h" in settings or "kernel_w" in settings:
         sizes = (integer(settings, "kernel_h"), integer(settings, "kernel_w"))
-    bottom = node.bottom() or (None,) * (2 + max(2, len(sizes)))
+    bottom = known(node.bottom(), 2 + max(2, len(sizes)))
     axes = len(bottom) - 2
     if axes < 2:
         raise MisfitError(f"Pooling needs a bottom of 4 axes; this one has {len(bottom)}")
@@ -107,7 +113,7 @@ def pooling(node: Node) -> tuple[Shape | None, ...]:
 def _inner_product(node: Node) -> tuple[Shape | None, ...]:
     axis, bottom = integer(node.settings, "axis", 1), node.bottom()
     if bottom is None:
-        return ((*(None,) * axis, outputs(node)),) if axis >= 0 else (None,)
+        return ((*unknown(axis), outputs(node)),) if axis >= 0 else (None,)
     return ((*bottom[: canonical(axis, len(bottom))], outputs(node)),)
 
 
@@ -120,19 +126,18 @@ def _embed(node: Node) -> tuple[Shape | None, ...]:
 
 
 def _recurrent(node: Node) -> tuple[Shape | None, ...]:
-    bottom, hidden = node.bottom(), outputs(node)
-    time, batch = (None, None) if bottom is None else bottom[:2]
+    time, batch, hidden = node.size(0), node.size(1), outputs(node)
     return (time, batch, hidden), *((1, batch, hidden),) * (len(node.top_names) - 1)
 
 
 def _concat(node: Node) -> tuple[Shape | None, ...]:
-    known = [bottom for bottom in node.bottoms if bottom is not None]
-    if not known:
+    stated = [bottom for bottom in node.bottoms if bottom is not None]
+    if not stated:
         return (None,)
-    axis = canonical(_axis(node, "concat_dim"), len(known[0]))
-    if any(len(bottom) != len(known[0]) for bottom in known):
+    axis = canonical(_axis(node, "concat_dim"), len(stated[0]))
+    if any(len(bottom) != len(stated[0]) for bottom in stated):
         raise MisfitError("its bottoms have different numbers of axes")
-    frame = reduce(_agreed, (replace_axis(bottom, axis, None) for bottom in known))
+    frame = reduce(_agreed, (replace_axis(bottom, axis, None) for bottom in stated))
     sizes = [None if bottom is None else bottom[axis] for bottom in node.bottoms]
     return (replace_axis(frame, axis, total(sizes)),)
 
@@ -151,7 +156,7 @@ def _axis(node: Node, old_name: str) -> int:
 
 def _slice(node: Node) -> tuple[Shape | None, ...]:
     bottom, count = node.bottom(), len(node.top_names)
-    if bottom is None:
+    if bottom is None or not count:
         return (None,) * count
     axis, points = canonical(_axis(node, "slice_dim"), len(bottom)), integers(node.settings, "slice_point")
     size = bottom[axis]
@@ -224,7 +229,7 @@ def _tile(node: Node) -> tuple[Shape | None, ...]:
 def _reduction(node: Node) -> tuple[Shape | None, ...]:
     axis, bottom = integer(node.settings, "axis", 0), node.bottom()
     if bottom is None:
-        return ((None,) * axis if axis >= 0 else None,)
+        return (unknown(axis) if axis >= 0 else None,)
     return (bottom[: canonical(axis, len(bottom))],)
 
 
@@ -235,11 +240,13 @@ def _arg_max(node: Node) -> tuple[Shape | None, ...]:
     if "axis" in node.settings:
         return (replace_axis(bottom, canonical(integer(node.settings, "axis"), len(bottom)), best),)
     rest = (1,) * max(0, len(bottom) - 3)
-    return ((bottom[0], 2 if flag(node.settings, "out_max_val") else 1, best, *rest),)
+    return ((node.size(0), 2 if flag(node.settings, "out_max_val") else 1, best, *rest),)
 
 
 def _spp(node: Node) -> tuple[Shape | None, ...]:
     batch, channels, levels = node.size(0), node.size(1), integer(node.settings, "pyramid_height")
+    if not 1 <= levels <= MAX_AXES:
+        raise MisfitError(f"a pyramid of {levels} levels")
     if levels == 1:
         return ((batch, channels, 1, 1),)
     return ((batch, product((channels, sum(4**level for level in range(levels))))),)
@@ -247,7 +254,7 @@ def _spp(node: Node) -> tuple[Shape | None, ...]:
 
 def _batch_reindex(node: Node) -> tuple[Shape | None, ...]:
     bottom, index = node.bottom(), node.bottom(1)
-    return (None if bottom is None else replace_axis(bottom, 0, None if index is None else index[0]),)
+    return (None if bottom is None else replace_axis(bottom, 0, index[0] if index else None),)
 
 
 def _filter(node: Node) -> tuple[Shape | None, ...]:
@@ -259,7 +266,7 @@ def _accuracy(node: Node) -> tuple[Shape | None, ...]:
 
 
 def _lrn(node: Node) -> tuple[Shape | None, ...]:
-    return (node.bottom() or IMAGE,) * len(node.top_names)
+    return (known(node.bottom(), 4),) * len(node.top_names)
 
 
 _SAME = """

@@ -12,6 +12,7 @@ from caffe2torch.recipe import Shape
 
 __all__ = ["FORK_BLOBLESS", "FORK_BLOBS"]
 
+_MOST_TRANSITIONS = 10_000  # beyond any net, and below any harm
 FROZEN, FIXED = Forced(0.0, 0.0), Forced(1.0, 1.0)
 
 
@@ -100,6 +101,8 @@ def _dense_block(node: Node) -> tuple[BlobRule, ...]:
     if node.param_blocks:
         raise MisfitError("DenseBlock refuses param blocks: its multipliers are fixed")
     steps, growth = integer(node.settings, "numTransition"), integer(node.settings, "growthRate")
+    if not 1 <= steps <= _MOST_TRANSITIONS:
+        raise MisfitError(f"numTransition is {steps}")
     widths = [integer(node.settings, "initChannel") + step * growth for step in range(steps)]
     bottleneck = flag(node.settings, "use_BC")
 

@@ -8,7 +8,7 @@ from caffe2torch.caffe.bvlc_layers import outputs
 from caffe2torch.caffe.bvlc_shapes import TopRule, conv_like, losses, same
 from caffe2torch.caffe.node import Node
 from caffe2torch.caffe.settings import flag, integer, integers
-from caffe2torch.caffe.sizes import MisfitError, canonical, product
+from caffe2torch.caffe.sizes import MisfitError, canonical, known, product
 from caffe2torch.recipe import Shape
 
 __all__ = ["FORK_TOPS"]
@@ -34,7 +34,7 @@ def _upsample(node: Node) -> tuple[Shape | None, ...]:
 
 def _image(node: Node) -> tuple[int | None, int | None, int | None, int | None]:
     """The first bottom as (N, C, H, W), which these layers demand."""
-    bottom = node.bottom() or (None,) * 4
+    bottom = known(node.bottom(), 4)
     if len(bottom) != 4:
         raise MisfitError(f"{node.type} needs a bottom of 4 axes; this one has {len(bottom)}")
     return bottom[0], bottom[1], bottom[2], bottom[3]
@@ -51,7 +51,7 @@ def _interp(node: Node) -> tuple[Shape | None, ...]:
     if all(stated):
         return ((batch, channels, *stated),)
     if len(node.bottoms) > 1:  # PSPNet's: sized like the second bottom
-        return ((batch, channels, *(node.bottom(1) or (None,) * 4)[2:]),)
+        return ((batch, channels, *known(node.bottom(1), 4)[2:]),)
 
     def length(side: int | None) -> int | None:
         if side is None:

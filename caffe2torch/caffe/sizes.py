@@ -8,18 +8,24 @@ from collections.abc import Iterable, Sequence
 from caffe2torch.recipe import Shape
 
 __all__ = [
+    "MAX_AXES",
     "MisfitError",
     "agree",
     "canonical",
     "conv_length",
     "deconv_length",
+    "known",
     "pool_length",
     "product",
     "replace_axis",
     "total",
+    "unknown",
 ]
 
 Size = int | None
+
+MAX_AXES = 32
+"""A blob's axes, at most (``blob.hpp``, ``kMaxBlobAxes``)."""
 
 
 class MisfitError(Exception):
@@ -53,6 +59,18 @@ def total(sizes: Iterable[Size]) -> Size:
             return None
         result += size
     return result
+
+
+def unknown(axes: int) -> Shape:
+    """A shape of so many axes, of which nothing else is known."""
+    if axes > MAX_AXES:
+        raise MisfitError(f"a blob of {axes} axes; Caffe allows {MAX_AXES}")
+    return (None,) * axes
+
+
+def known(shape: Shape | None, axes: int) -> Shape:
+    """A shape, or one of so many axes where there is none."""
+    return unknown(axes) if shape is None else shape
 
 
 def canonical(axis: int, axes: int) -> int:
