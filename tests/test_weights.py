@@ -108,7 +108,7 @@ def test_a_new_layer_that_no_layer_matches_is_an_error(tmp_path: Path) -> None:
 
 def test_layers_that_only_the_file_has_are_noted(tmp_path: Path) -> None:
     (message,) = load(tmp_path, net_of(tmp_path), {"one": ONE, "aux": TWO, "two": TWO})
-    assert message.endswith("not in this net, passed over: aux")
+    assert message.endswith("passed over, since nothing here has them: aux")
 
 
 def test_a_file_cut_between_two_layers_is_still_a_message_and_is_refused(tmp_path: Path) -> None:
@@ -168,6 +168,14 @@ def test_a_blob_without_a_place_in_the_model_is_said_unless_it_is_zero(tmp_path:
     (message,) = load(tmp_path, parts, {"one": ONE, "two": TWO})
     assert "one/1 (bias) is not zero, and the model has no place for it" in message
     assert load(tmp_path, parts, {"one": [ONE[0], np.zeros(3, "f4")], "two": TWO}) == []
+
+
+def test_a_layer_that_the_model_was_bound_without_is_passed_over(tmp_path: Path) -> None:
+    recipe, model = net_of(tmp_path)[1], nn.ModuleDict({"one": nn.Linear(4, 3)})
+    parts = model, recipe, bind(recipe, model, skip=["two"])
+    assert load(tmp_path, parts, {"one": ONE}) == []
+    (message,) = load(tmp_path, parts, {"one": ONE, "two": [TWO[0].T]})
+    assert message.endswith("passed over, since nothing here has them: two")
 
 
 def test_a_wrapped_model_is_loaded_like_the_bare_one(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def blob_weights(
         )
     asked_for = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
     if passed_over:
-        asked_for.append(f"not in this net, passed over: {', '.join(passed_over)}")
+        asked_for.append(f"passed over, since nothing here has them: {', '.join(passed_over)}")
     notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in asked_for]
     return {name: array for name, array in found.items() if name.rpartition("/")[0] not in differing}, tuple(notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -31,7 +32,7 @@ def load_weights(
     mean and variance are divided by its factor, or 0 where that is 0 (``batch_norm_layer.cpp``). The second bias of
     ``nn.LSTM`` and ``nn.RNN``, which Caffe has not, becomes 0.
 
-    Returns notes: what was passed over or kept, NaNs that were loaded. Raises ``SnapshotError`` when the file does
+    Returns notes: what was passed over (layers that net or model have not), what was kept, NaNs that were loaded. Raises ``SnapshotError`` when the file does
     not belong to the net (every blob that differs is named), ``ModelError`` for a model without storage.
 
     >>> from caffe2torch.caffe.snapshot import read_caffemodel
@@ -46,7 +47,9 @@ def plan_weights(
     model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
 ) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
     """What ``load_weights`` would copy, checked, with nothing touched yet."""
-    arrays, found = blob_weights(recipe, weights, new_layers)
+    here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
+    held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
+    arrays, found = blob_weights(held, weights, new_layers)
     notes = list(found)
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
     claimed = {bound.name for bound in binding.blobs}
@@ -58,11 +61,8 @@ def plan_weights(
             continue
         if bound.kind is Kind.NONE or bound.name is None:
             if blob.role != "factor" and np.any(array):
-                notes.append(
-                    _warning(
-                        f"{weights.file}: {blob.name} ({blob.role}) is not zero, and the model has no place for it"
-                    )
-                )
+                message = f"{weights.file}: {blob.name} ({blob.role}) is not zero, and the model has no place for it"
+                notes.append(Note(None, Severity.WARNING, message))
             continue
         divisor = _divisor(factors.get(blob.layer)) if blob.role in ("mean", "variance") else 1.0
         copies.append(Copy(bound.name, tensors[bound.name], array, layout_of(recipe, bound, modules), divisor))
@@ -79,7 +79,3 @@ def _divisor(factor: Array | None) -> float:
     """What BatchNorm divides its running sums by. Layers that keep means (other forks' BN) have no factor."""
     value = 1.0 if factor is None else float(factor.reshape(-1)[0])
     return math.inf if value == 0 else value
-
-
-def _warning(message: str) -> Note:
-    return Note(None, Severity.WARNING, message)
