@@ -32,8 +32,9 @@ def load_weights(
     mean and variance are divided by its factor, or 0 where that is 0 (``batch_norm_layer.cpp``). The second bias of
     ``nn.LSTM`` and ``nn.RNN``, which Caffe has not, becomes 0.
 
-    Returns notes: what was passed over (layers that net or model have not), what was kept, NaNs that were loaded. Raises ``SnapshotError`` when the file does
-    not belong to the net (every blob that differs is named), ``ModelError`` for a model without storage.
+    Returns notes: what was passed over (layers that net or model have not), what was kept, NaNs that were loaded.
+    Raises ``SnapshotError`` when the file does not belong to the net (every blob that differs is named),
+    ``ModelError`` for a model without storage.
 
     >>> from caffe2torch.caffe.snapshot import read_caffemodel
     >>> load_weights(model, recipe, binding, read_caffemodel("lenet.caffemodel"))  # doctest: +SKIP
