@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import SequenceMatcher
 from enum import StrEnum
 from typing import Any
 
@@ -157,10 +158,15 @@ def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> 
         if not matched:
             raise BindingError(
                 f"finetune names {key!r}, which matches no layer with learnable blobs",
-                hint="layers that learn: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else ""),
+                hint=f"layers that learn: {', '.join(_nearest(key, names)[:12])}{', ...' * (len(names) > 12)}",
             )
         for name in matched:
             if name in claimed:
                 raise BindingError(f"finetune names layer {name!r} twice: by {claimed[name]!r} and by {key!r}")
             claimed[name] = key
     return claimed
+
+
+def _nearest(key: str, names: list[str]) -> list[str]:
+    """``names``, those first that were probably meant."""
+    return sorted(names, key=lambda name: (key not in name, -SequenceMatcher(None, key, name).ratio()))

@@ -1,0 +1,69 @@
+"""``caffe2torch convert NET SOLVER``: a Caffe snapshot becomes a PyTorch checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from caffe2torch.cli.options import assignment, model_options, net_state, one_or_two_files, read_files
+
+
+@click.command("convert")
+@one_or_two_files
+@model_options
+@click.option("--weights", type=click.Path(), metavar="FILE.caffemodel", help="The weights, binary or HDF5.")
+@click.option("--state", type=click.Path(), metavar="FILE.solverstate", help="History and iteration, binary or HDF5.")
+@click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
+@click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
+@click.option("-o", "--output", type=click.Path(), metavar="FILE.pt", required=True, help="The checkpoint to write.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@net_state
+def command(
+    files: tuple[str, ...],
+    model: str | None,
+    names: str | None,
+    weights: str | None,
+    state: str | None,
+    finetune: tuple[tuple[str, float], ...],
+    output: str,
+    force: bool,
+    stages: tuple[str, ...],
+    level: int | None,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+    **choices: Any,
+) -> None:
+    """Carry the weights and the training state of a Caffe run over to a checkpoint of model, optimizer and scheduler.
+
+    A state alone brings the weights that it names; --weights wins. The checkpoint is what t.load reads, and
+    torch.load(..., weights_only=True).
+
+    \b
+    caffe2torch convert train.prototxt solver.prototxt --model port:Net \\
+        --state snap_iter_10000.solverstate -o checkpoint.pt
+    """
+    from caffe2torch.output import check_writable
+
+    if weights is None and state is None:
+        raise click.UsageError("nothing to convert: name --weights, --state, or both")
+    check_writable(output, force=force)
+    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+
+    from caffe2torch.pytorch.loading import load_model
+    from caffe2torch.pytorch.names_file import read_names
+    from caffe2torch.report.text import note_text
+    from caffe2torch.translation import translate
+
+    t = translate(
+        recipe,
+        model=None if model is None else load_model(model),
+        names=None if names is None else read_names(names),
+        finetune=dict(finetune),
+        **choices,
+    )
+    notes = t.load_solverstate(state, weights) if state is not None else t.load_caffemodel(weights or "")
+    t.save(output)
+    for note in notes:
+        click.echo(note_text(note), err=True)
+    click.echo(f"{output}: {len(t.binding.blobs)} blobs of {recipe.net_name or 'the net'}, "
+               f"at iteration {t.scheduler.last_epoch}")  # fmt: skip
