@@ -18,14 +18,15 @@ from caffe2torch.recipe import Source
 
 TYPES = sorted({*BLOBS, *TOPS, "HDF5Output", "MysteryConv", "Python", "Silence"})
 _MESSAGES = """
-    center_loss_param denseblock_param inner_distance_param interp_param lstm_param margin_inner_product_param norm_param
-    normalize_param permute_param prior_box_param psroi_pooling_param reorg_param roi_pooling_param
-    video_data_param
+    center_loss_param denseblock_param inner_distance_param interp_param lstm_param
+    margin_inner_product_param norm_param normalize_param permute_param prior_box_param
+    psroi_pooling_param reorg_param roi_pooling_param video_data_param
 """
 _FIELDS = """
-    aspect_ratio axis batch_size channel_shared flip frozen group_size growthRate height initChannel min_size modality
-    new_length num_output num_segments numTransition order output_dim pad_beg pooled_h pooled_w reverse
-    scale_bias scale_filler shrink_factor slope_filler stride transpose use_BC width zoom_factor
+    aspect_ratio axis batch_size channel_shared flip frozen group_size growthRate height initChannel
+    min_size modality new_length num_output num_segments numTransition order output_dim pad_beg pooled_h
+    pooled_w reverse scale_bias scale_filler shrink_factor slope_filler stride transpose use_BC width
+    zoom_factor
 """
 FORK_MESSAGES, FORK_FIELDS = _MESSAGES.split(), _FIELDS.split()
 FORK_VALUES = (
