@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
-__all__ = ["bar"]
+__all__ = ["Counted", "bar"]
 
 _WORTH_SHOWING = 128 << 20  # bytes; less is done before a bar could be read
 
@@ -30,3 +31,19 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda portion: progress.advance(task, portion)
+
+
+class Counted:
+    """A file that tells how much is written to it."""
+
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
+        self.file, self.advance = file, advance
+
+    def write(self, data: bytes) -> int:
+        """Write, and say so."""
+        self.advance(len(data))
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self.file.flush()

@@ -9,14 +9,14 @@ Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``S
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from caffe2torch.caffe.blobs import Array, read_blob
+from caffe2torch.caffe.snapshot_file import open_snapshot
 from caffe2torch.caffe.wire import DamagedError, Wire, WireField, fields, signed, text
-from caffe2torch.errors import InputError, SnapshotError
+from caffe2torch.errors import SnapshotError
 
 __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
 
@@ -63,7 +63,7 @@ def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
     Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
     else, ``MissingExtraError`` for HDF5 without h5py.
     """
-    data = _open(path)
+    data = open_snapshot(path)
     if data is None:
         from caffe2torch.caffe.snapshot_hdf5 import read_caffemodel_hdf5
 
@@ -98,7 +98,7 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
     Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
     else, ``MissingExtraError`` for HDF5 without h5py.
     """
-    data = _open(path)
+    data = open_snapshot(path)
     if data is None:
         from caffe2torch.caffe.snapshot_hdf5 import read_solverstate_hdf5
 
@@ -168,36 +168,6 @@ def _layer(data: memoryview, message: WireField, *, name: int, blobs: int, inner
             wrapped = _layer(data, field, name=1, blobs=50)
             found, arrays = wrapped.name or found, [*arrays, *wrapped.blobs]
     return LayerWeights(found, tuple(arrays))
-
-
-def _open(path: str | os.PathLike[str]) -> memoryview | None:
-    """The file mapped into memory, or ``None`` when it is HDF5. Raises on what is plainly no snapshot."""
-    place = Path(path)
-    if place.is_dir():
-        raise InputError("is a folder", where=str(path), hint="name the file in it")
-    if place.exists() and not place.is_file():  # a pipe would be waited for, and cannot be mapped
-        raise InputError("is no ordinary file", where=str(path), hint="write it to a file first")
-    try:
-        with place.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise InputError("is empty", where=str(path))
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
-    head = bytes(data[:512])
-    if any(bytes(data[start : start + 8]) == b"\x89HDF\r\n\x1a\n" for start in (0, 512, 1024, 2048)):
-        return None
-    if head.startswith(b"PK\x03\x04"):
-        raise SnapshotError(
-            "is a zip archive, perhaps a checkpoint of PyTorch, and no file of Caffe's", where=str(path)
-        )
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
-        raise SnapshotError(
-            "is text; Caffe's snapshots are binary",
-            where=str(path),
-            hint="a prototxt holds no weights; give the .caffemodel or .solverstate itself",
-        )
-    return data
 
 
 def _damaged(path: str | os.PathLike[str], data: memoryview, error: DamagedError, what: str) -> SnapshotError:

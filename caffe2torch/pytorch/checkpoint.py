@@ -24,7 +24,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from caffe2torch.errors import InputError, OutputError, SnapshotError
 from caffe2torch.output import whole_file
 from caffe2torch.plan import Binding
-from caffe2torch.progress import bar
+from caffe2torch.progress import Counted, bar
 from caffe2torch.pytorch.checkpoint_check import (
     FORMAT,
     check_model,
@@ -75,7 +75,7 @@ def save_checkpoint(
     content["checksum"] = checksum(content)
     try:
         with whole_file(path) as file, bar(f"saving {Path(path).name}", _size(content)) as advance:
-            torch.save(content, _Counted(file, advance))  # type: ignore[arg-type]  # torch calls write() alone
+            torch.save(content, Counted(file, advance))  # type: ignore[arg-type]  # torch calls write() alone
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
 
@@ -188,17 +188,3 @@ def _size(content: object) -> int:
         case Mapping():
             return sum(_size(value) for value in content.values())
     return 0
-
-
-class _Counted:
-    """A file that tells how much is written to it."""
-
-    def __init__(self, file: BinaryIO, advance: Any) -> None:
-        self.file, self.advance = file, advance
-
-    def write(self, data: Any) -> int:
-        self.advance(len(data))
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
