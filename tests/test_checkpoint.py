@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -17,6 +18,7 @@ from snapshot_runs import Run
 from torch import nn
 
 from caffe2torch.errors import InputError, OutputError, SnapshotError
+from caffe2torch.progress import Counted
 from caffe2torch.pytorch.checkpoint_check import checksum
 
 SGD = CASES["sgd"]
@@ -247,3 +249,24 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     run = small_run(tmp_path, SGD)
     with pytest.raises(OutputError, match="No such file"):
         save(run, tmp_path / "gone/c.pt")
+
+
+def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(tmp_path, SGD)
+    save(run, tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+    train(run, 1)
+    written = 0
+
+    def write(self: Counted, data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    monkeypatch.setattr(Counted, "write", write)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save(run, tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt", "net.prototxt", "solver.prototxt"]

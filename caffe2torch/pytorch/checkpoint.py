@@ -76,8 +76,11 @@ def save_checkpoint(
     try:
         with whole_file(path) as file, bar(f"saving {Path(path).name}", _size(content)) as advance:
             torch.save(content, Counted(file, advance))  # type: ignore[arg-type]  # torch calls write() alone
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch raises over the system's own error
+        if not isinstance(cause, OSError):
+            raise
+        raise OutputError(f"cannot be written: {cause.strerror or cause}", where=str(path)) from None
 
 
 def load_checkpoint(
