@@ -270,3 +270,23 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
         save(run, tmp_path / "c.pt")
     assert (tmp_path / "c.pt").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt", "net.prototxt", "solver.prototxt"]
+
+
+def test_state_that_torch_would_not_load_safely_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    class Tagged(Small):
+        tag: object = {"runs": [1, 2.5, None, "a"]}
+
+        def get_extra_state(self) -> object:
+            return self.tag
+
+        def set_extra_state(self, state: object) -> None:
+            self.tag = state
+
+    run = small_run(tmp_path, SGD, model=Tagged())
+    save(run, tmp_path / "c.pt")
+    run.model.tag = None
+    assert load(run, tmp_path / "c.pt") == []
+    assert run.model.tag == {"runs": [1, 2.5, None, "a"]}
+    run.model.tag = Path("somewhere")
+    with pytest.raises(OutputError, match="holds a PosixPath|holds a WindowsPath"):
+        save(run, tmp_path / "c.pt")

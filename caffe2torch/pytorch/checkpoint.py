@@ -72,10 +72,12 @@ def save_checkpoint(
         "reference": {names[id(p)]: float(group["lr_reference"]) for group, p in groups if "lr_reference" in group},
         "scheduler": scheduler.state_dict(),
     }
-    content["checksum"] = checksum(content)
     try:
+        content["checksum"] = checksum(content)
         with whole_file(path) as file, bar(f"saving {Path(path).name}", _size(content)) as advance:
             torch.save(content, Counted(file, advance))  # type: ignore[arg-type]  # torch calls write() alone
+    except TypeError as error:
+        raise OutputError(f"the model's state cannot be written: {error}", where=str(path)) from None
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch raises over the system's own error
         if not isinstance(cause, OSError):

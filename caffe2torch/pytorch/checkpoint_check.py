@@ -61,13 +61,14 @@ def check_whole(path: Path, content: Any) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if not isinstance(content.get(key), kind):
             raise SnapshotError(f"is damaged: its {key!r} is not there", where=str(path))
-    if content.get("checksum") != checksum({key: value for key, value in content.items() if key != "checksum"}):
+    written = {key: value for key, value in content.items() if key != "checksum"}
+    if content.get("checksum") != checksum(written):
         raise SnapshotError("is damaged: what it holds is not what was written", where=str(path))
     return content
 
 
 def checksum(content: Any, so_far: int = 0) -> int:
-    """CRC-32 of plain data and tensors, in their order.
+    """CRC-32 of plain data and tensors, in their order. Raises ``TypeError`` for anything else.
 
     >>> checksum({"w": torch.zeros(2)}) == checksum({"w": torch.tensor([0.0, -0.0])})
     False
@@ -80,7 +81,13 @@ def checksum(content: Any, so_far: int = 0) -> int:
         case Tensor():
             flat = content.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             return zlib.crc32(flat.numpy().data, zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), so_far))
-    return zlib.crc32(repr(content).encode(), so_far)
+        case list() | tuple():
+            for item in content:
+                so_far = checksum(item, so_far)
+            return so_far
+        case str() | bytes() | int() | float() | None:
+            return zlib.crc32(repr(content).encode(), so_far)
+    raise TypeError(f"it holds a {type(content).__name__}, which torch does not load with weights_only=True")
 
 
 def check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Note]:
