@@ -234,6 +234,8 @@ def test_what_is_no_checkpoint_is_called_so(tmp_path: Path) -> None:
     for key in ("model", "recipe", "scheduler", "optimizer"):
         for kind, changed in (("no", {**content, key: None}), ("empty", {**content, key: {}})):
             torch.save({**changed, "checksum": checksum(changed)}, tmp_path / f"{kind} {key}.pt")
+    torch.save({**content, "model": {"a", "set"}, "checksum": 0}, tmp_path / "set.pt")
+    torch.save({**content, "recipe": {"blobs": {"a", "set"}}, "checksum": 0}, tmp_path / "inner set.pt")
     (tmp_path / "text").write_text("net: 'train.prototxt'\n")
     for path in sorted({*tmp_path.glob("*.pt"), tmp_path / "text"} - {tmp_path / "whole.pt"}):
         if path.name == "empty optimizer.pt":
@@ -288,5 +290,5 @@ def test_state_that_torch_would_not_load_safely_is_refused_when_it_is_saved(tmp_
     assert load(run, tmp_path / "c.pt") == []
     assert run.model.tag == {"runs": [1, 2.5, None, "a"]}
     run.model.tag = Path("somewhere")
-    with pytest.raises(OutputError, match="holds a PosixPath|holds a WindowsPath"):
+    with pytest.raises(OutputError, match="Path, which torch does not load"):
         save(run, tmp_path / "c.pt")
