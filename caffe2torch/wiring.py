@@ -187,13 +187,13 @@ def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
 
 
 def _merge_sums(wiring: Wiring) -> Wiring:
-    """``(a + b) + c`` is ``a + b + c`` where nothing else looks at ``a + b``; products and maxima alike."""
+    """``(a + b) + c`` is ``a + b + c`` where nothing else looks at ``a + b``; products and the rest alike."""
     users = consumers(wiring)
     nodes = wiring.nodes
     merged = {
         number: users[number][0]
         for number, node in enumerate(nodes)
-        if node.op in (Op.SUM, Op.PRODUCT, Op.MAX) and len(users[number]) == 1 and nodes[users[number][0]].op is node.op
+        if node.op in (Op.SUM, Op.PRODUCT, Op.MAX, Op.JOINT) and len(users[number]) == 1 and nodes[users[number][0]].op is node.op
     }
     if not merged:
         return wiring

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import tomli_w
 
@@ -19,6 +20,7 @@ from caffe2torch.wiring import Unit
 
 __all__ = ["Leftovers", "complaint", "tie_complaint", "toml_line"]
 
+_T = TypeVar("_T")
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
 
 
@@ -55,9 +57,9 @@ def complaint(
         *left.explanation,
         *_listed(assignment.clashes),
         *_listed(_misfit_lines(recipe, assignment)),
-        *_listed([_unbound_line(unit, findings, free) for unit in units]),
-        *_listed([f"{name} ({spell(left.parameters[name])}) of the model belongs to no layer" for name in stray]),
-        *_listed([f"module {module.name} ({module.kind}) belongs to no layer" for module in idle]),
+        *_listed(units, lambda unit: _unbound_line(unit, findings, free)),
+        *_listed(stray, lambda name: f"{name} ({spell(left.parameters[name])}) of the model belongs to no layer"),
+        *_listed(idle, lambda module: f"module {module.name} ({module.kind}) belongs to no layer"),
         *_listed(_second_biases(modules, left)),
     ]
     first = next(iter((*bad, *missing)), None)
@@ -178,6 +180,6 @@ def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
     ]
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
-    more = [f"... and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return [*lines[:_MOST], *more]
+def _listed(things: Sequence[_T], line: Callable[[_T], str] = str) -> list[str]:
+    more = [f"... and {len(things) - _MOST} more"] if len(things) > _MOST else []
+    return [*map(line, things[:_MOST]), *more]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from caffe2torch.pytorch.difference import explain
 from caffe2torch.pytorch.matching import Matching, match_whole
 from caffe2torch.pytorch.name_hints import name_hints
 from caffe2torch.pytorch.partial import match_parts
@@ -22,6 +23,7 @@ class How:
     SAID = "the user's names"
     EQUAL = "equal names"
     ALIKE = "names equal but for spelling"
+    LEFT = "what names left of units that are alike"
     PLACE = "structure"
     NEARBY = "structure nearby"
     SKIPPED = "skipped by the user"
@@ -79,16 +81,15 @@ def by_names(
 
     Shapes are left to the caller, except where names agree only after normalising.
     """
-    layers = [
-        (layer, blobs) for layer, _, blobs in layers_with_blobs(recipe) if any(layer in unit.parts for unit in units)
-    ]
+    wanted = {part for unit in units for part in unit.parts}
+    layers = [(layer, blobs) for layer, _, blobs in layers_with_blobs(recipe) if layer in wanted]
+    by_path = {part: module for module in modules for part in module.parts}
     singles = [Unit(layer, (layer,), modules[0].kind, None, ()) for layer, _ in layers]
     equal, alike = name_hints(singles, modules)
     of_layer: dict[str, tuple[Unit, str]] = {}
     for number, (layer, blobs) in enumerate(layers):
-        module = next((module for module in modules if said.get(layer) in module.parts), None)
-        if module is not None:
-            of_layer[layer] = module, How.SAID
+        if said.get(layer) in by_path:
+            of_layer[layer] = by_path[said[layer]], How.SAID
         elif number in equal:
             of_layer[layer] = modules[equal[number]], How.EQUAL
         elif number in alike and not match_tensors(recipe, blobs, modules[alike[number]])[1]:
@@ -126,6 +127,8 @@ def _whole(net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings | No
         rivals.update(dict.fromkeys(ones, others))
     for one, other in matching.pairs.items():
         how = _how(one, other, known, equal, alike)
+        if how == How.PLACE and one in matching.by_name:
+            how = How.LEFT
         if one in equal and equal[one] != other and one not in known:
             findings.warnings.append(
                 f"layer {net.units[one].name!r} stands where module {model.units[other].name} stands, not where the "
@@ -149,9 +152,9 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, said: Mapping[str
     parts = match_parts(net, model, known)
     certain = _agree_elsewhere(net, model, parts.pairs)
     if not certain and any(one not in how for one in parts.pairs):
+        what = "; ".join(explain(net, model)) or "even without what has no counterpart"
         findings.warnings.append(
-            "net and model are not wired alike, even without what has no counterpart; units were matched by what "
-            "surrounds them"
+            f"net and model are not wired alike ({what}); layers were bound by what surrounds them"
         )
     for one, other in parts.pairs.items():
         evidence = how.get(one, How.PLACE if certain else How.NEARBY)
@@ -175,12 +178,12 @@ def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int]) -> bo
 
 def _said_pairs(net: Wiring, model: Wiring, said: Mapping[str, str]) -> dict[int, int]:
     """What the user said, as units; units whose layers were sent to different modules are left to ``by_names``."""
+    place = {part: number for number, unit in enumerate(model.units) for part in unit.parts}
     pairs: dict[int, int] = {}
     for number, unit in enumerate(net.units):
-        targets = {said[part] for part in unit.parts if part in said}
-        others = [place for place, other in enumerate(model.units) if targets & set(other.parts)]
-        if len(others) == 1 and targets <= set(model.units[others[0]].parts):
-            pairs[number] = others[0]
+        others = {place.get(said[part]) for part in unit.parts if part in said}
+        if len(others) == 1 and (other := next(iter(others))) is not None:
+            pairs[number] = other
     return pairs
 
 

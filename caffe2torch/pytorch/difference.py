@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from caffe2torch.pytorch.fitting import fit, spell
 from caffe2torch.pytorch.matching import match_whole
-from caffe2torch.wiring import Node, Unit, UnitKind, Wiring
+from caffe2torch.wiring import Node, Op, Unit, UnitKind, Wiring
 
 __all__ = ["differences", "explain"]
 
@@ -33,7 +33,7 @@ def differences(unit: Unit, module: Unit) -> list[str]:
 
 
 def explain(net: Wiring, model: Wiring) -> Iterator[str]:
-    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing."""
+    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing, order."""
     counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
     for kind in sorted(counts[0].keys() | counts[1].keys()):
         if counts[0][kind] != counts[1][kind]:
@@ -41,6 +41,14 @@ def explain(net: Wiring, model: Wiring) -> Iterator[str]:
     if match_whole(_untied(net), _untied(model), {}) is not None:
         shared = [sum(len(unit.parts) > 1 for unit in wiring.units) for wiring in (net, model)]
         yield f"the wirings are equal but for what is shared: {shared[0]} layers in the net, {shared[1]} in the model"
+    elif match_whole(_unordered(net), _unordered(model), {}) is not None:
+        yield "the wirings are equal but for the order in which branches are concatenated"
+
+
+def _unordered(wiring: Wiring) -> Wiring:
+    """The wiring with concatenations whose order counts for nothing."""
+    nodes = (Node(Op.JOINT, node.inputs) if node.op is Op.CONCAT else node for node in wiring.nodes)
+    return Wiring(wiring.units, tuple(nodes))
 
 
 def _untied(wiring: Wiring) -> Wiring:
