@@ -193,7 +193,9 @@ def _merge_sums(wiring: Wiring) -> Wiring:
     merged = {
         number: users[number][0]
         for number, node in enumerate(nodes)
-        if node.op in (Op.SUM, Op.PRODUCT, Op.MAX, Op.JOINT) and len(users[number]) == 1 and nodes[users[number][0]].op is node.op
+        if node.op in (Op.SUM, Op.PRODUCT, Op.MAX, Op.JOINT)
+        and len(users[number]) == 1
+        and nodes[users[number][0]].op is node.op
     }
     if not merged:
         return wiring

@@ -31,13 +31,17 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Counterpart:
-    """Blobs of a layer (or of several that are one unit) and the module that holds them, by which evidence."""
+    """Blobs of a layer (or of several that are one unit) and the module that holds them, by which evidence.
+
+    ``groups`` are the layer's: sizes can agree where they do not.
+    """
 
     layer: str
     blobs: tuple[int, ...]
     module: Unit
     how: str
     rivals: tuple[Unit, ...] = ()
+    groups: int = 1
 
 
 @dataclass(slots=True)
@@ -99,7 +103,12 @@ def by_names(
         for part in unit.parts:
             if known and part not in of_layer:
                 of_layer[part] = known[0]
-    return [Counterpart(layer, blobs, *of_layer[layer]) for layer, blobs in layers if layer in of_layer]
+    groups = {part: unit.groups for unit in units for part in unit.parts}
+    return [
+        Counterpart(layer, blobs, *of_layer[layer], groups=groups[layer])
+        for layer, blobs in layers
+        if layer in of_layer
+    ]
 
 
 def _lonely(wiring: Wiring, other: Wiring) -> tuple[Wiring, set[int]]:
@@ -202,7 +211,7 @@ def _how(one: int, other: int, known: Mapping[int, int], equal: Mapping[int, int
 
 
 def _counterpart(unit: Unit, module: Unit, how: str, rivals: tuple[Unit, ...] = ()) -> Counterpart:
-    return Counterpart(unit.name, _blobs(unit), module, how, rivals)
+    return Counterpart(unit.name, _blobs(unit), module, how, rivals, unit.groups)
 
 
 def _blobs(unit: Unit) -> tuple[int, ...]:
