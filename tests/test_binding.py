@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from nets import IMAGE, conv, layer, linear, names, norm, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +18,6 @@ from caffe2torch.plan import Kind, plan_groups
 from caffe2torch.pytorch.binding import bind
 from caffe2torch.pytorch.skeleton import skeleton
 from caffe2torch.recipe import Severity
-from tests.nets import IMAGE, conv, layer, linear, names, norm, recipe_of
 
 
 def messages(binding_notes: object) -> str:

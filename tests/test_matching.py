@@ -6,6 +6,7 @@ import time
 
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import Port, Step, caffe_net, channels_of, conv, recipe_of
 
 from caffe2torch.caffe.graph import caffe_wiring
 from caffe2torch.plan import Binding
@@ -14,7 +15,6 @@ from caffe2torch.pytorch.matching import match_whole
 from caffe2torch.pytorch.partial import match_parts
 from caffe2torch.pytorch.refinement import Graph, Palette, refine
 from caffe2torch.wiring import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
-from tests.nets import Port, Step, caffe_net, channels_of, conv, recipe_of
 
 
 def expected(binding: Binding, port: Port) -> dict[str, bool]:

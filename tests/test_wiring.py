@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nets import IMAGE, conv, layer, linear, norm, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,6 @@ from caffe2torch.caffe.graph import biases_before_norms, caffe_wiring, net_input
 from caffe2torch.pytorch.graph import model_wiring
 from caffe2torch.pytorch.matching import without_tails
 from caffe2torch.wiring import INPUT, Op, UnitKind, Wiring
-from tests.nets import IMAGE, conv, layer, linear, norm, recipe_of
 
 
 def spelled(wiring: Wiring) -> list[str]:

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from caffe2torch.pytorch.counterparts import Counterpart, How
-from caffe2torch.pytorch.fitting import fit, spell
-from caffe2torch.pytorch.slots import Match, Misfit, blob_transposed, match_tensors
+from caffe2torch.pytorch.slots import Match, Misfit, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.wiring import Held
 
@@ -44,8 +43,7 @@ def assign(
     ``cancelled`` the biases that a batch norm subtracts again (``biases_before_norms``).
     """
     result = Assignment({number: Assigned(None, How.SKIPPED) for number in skipped})
-    for number, tensor in said.items():
-        _take_said(recipe, result, number, tensor)
+    result.blobs.update({number: Assigned(tensor, How.SAID) for number, tensor in said.items()})
     taken = {tensor.key for tensor in said.values()}
     for one in counterparts:
         free = replace(one.module, held=tuple(held for held in one.module.held if held.key not in taken))
@@ -59,15 +57,6 @@ def assign(
             _take(recipe, result, match, one)
     _refuse_two_blobs_on_one_tensor(recipe, result)
     return result
-
-
-def _take_said(recipe: TrainingRecipe, result: Assignment, number: int, tensor: Held) -> None:
-    blob = recipe.blobs[number]
-    if fit(blob.shape, _sizes(tensor), transpose=blob_transposed(recipe, blob)) is None:
-        shapes = f"it is {spell(blob.shape)} in Caffe, {spell(tensor.shape)} in {tensor.key}"
-        result.clashes.append(f"names binds {blob.name!r} to {tensor.key}: {shapes}")
-    else:
-        result.blobs[number] = Assigned(tensor, How.SAID)
 
 
 def _take(recipe: TrainingRecipe, result: Assignment, match: Match, one: Counterpart) -> None:
@@ -100,7 +89,3 @@ def _refuse_two_blobs_on_one_tensor(recipe: TrainingRecipe, result: Assignment) 
                 f"Caffe has two blobs, {names}, where the model has one parameter, {assigned.tensor.key}: "
                 "share them in Caffe by param names, or give the model a parameter for each"
             )
-
-
-def _sizes(tensor: Held) -> tuple[int, ...]:
-    return tuple(size or 0 for size in tensor.shape or ())

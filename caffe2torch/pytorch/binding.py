@@ -21,7 +21,7 @@ from caffe2torch.pytorch.difference import explain
 from caffe2torch.pytorch.graph import ModelWiring, model_wiring
 from caffe2torch.pytorch.inputs import InputShapes
 from caffe2torch.pytorch.modules import module_units
-from caffe2torch.pytorch.user_names import UserNames, read_skips, resolve_names
+from caffe2torch.pytorch.user_names import UserNames, check_names, read_skips, resolve_names
 from caffe2torch.pytorch.wrappers import bare, named_tensors
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.wiring import Unit, Wiring
@@ -66,8 +66,9 @@ def bind(
     held = {str(one.key): one for module in modules for one in module.held}
     said = resolve_names(recipe, names or {}, [part for module in modules for part in module.parts], held)
     skipped = read_skips(recipe, skip)
-    seen = model_wiring(model, recipe, input_shapes)
     net = caffe_wiring(recipe)
+    check_names(recipe, said, net.units, held)
+    seen = model_wiring(model, recipe, input_shapes)
     findings = _find(recipe, net, seen, modules, said, skipped)
     assignment = assign(
         recipe,

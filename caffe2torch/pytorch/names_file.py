@@ -41,13 +41,17 @@ def read_names(path: str | PathLike[str]) -> dict[str, str]:
         ) from None
     for key, value in entries.items():
         if not isinstance(value, str):
-            dotted = f'; a name with dots must be quoted: "{key}...." = ...' if isinstance(value, dict) else ""
             raise BindingError(
-                f"{key!r} is not bound to a name but to {value!r}",
-                where=str(path),
-                hint=f'write {key!r} = "MODULE"{dotted}',
+                f"{key!r} is bound to {value!r}, not to a name", where=str(path), hint=_advice(key, value)
             )
     return entries
+
+
+def _advice(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        dotted = f"{key}.{next(iter(value), '')}"
+        return f'write one line a layer, without sections; a name with dots must be quoted: "{dotted}"'
+    return f'write {key!r} = "MODULE"'
 
 
 def names_of(binding: Binding) -> dict[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from caffe2torch.errors import BindingError
+from caffe2torch.pytorch.fitting import fit, spell
 from caffe2torch.pytorch.naming import unwrapped
+from caffe2torch.pytorch.slots import blob_transposed
 from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.wiring import Held, Unit
 
-__all__ = ["UserNames", "read_skips", "resolve_names"]
+__all__ = ["UserNames", "check_names", "read_skips", "resolve_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,29 @@ def resolve_names(
                     hint=f'write {name!r} = "{value}.weight", or bind the whole layer',
                 )
     return result
+
+
+def check_names(recipe: TrainingRecipe, said: UserNames, net: Sequence[Unit], held: Mapping[str, Held]) -> None:
+    """Refuse names that cannot be: two layers on one module, two blobs on one tensor, shapes that do not fit.
+
+    Layers that share their blobs, and a BatchNorm with its Scale, may be one module. Raises ``BindingError``.
+    """
+    claimed: dict[tuple[str, str], tuple[str, int]] = {}  # module and role -> layer and unit
+    for number, unit in enumerate(net):
+        for part in unit.parts:
+            for one in unit.held if part in said.modules else ():
+                layer, other = claimed.setdefault((said.modules[part], one.role), (part, number))
+                if other != number:
+                    module = said.modules[part]
+                    raise BindingError(f"names binds layers {layer!r} and {part!r} to one module, {module}")
+    taken: dict[str, str] = {}
+    for number, tensor in said.tensors.items():
+        blob, shape = recipe.blobs[number], tuple(size or 0 for size in held[tensor].shape or ())
+        if taken.setdefault(tensor, blob.name) != blob.name:
+            raise BindingError(f"names binds blobs {taken[tensor]!r} and {blob.name!r} to one tensor, {tensor}")
+        if fit(blob.shape, shape, transpose=blob_transposed(recipe, blob)) is None:
+            sizes = f"it is {spell(blob.shape)} in Caffe, {spell(shape)} in the model"
+            raise BindingError(f"names binds blob {blob.name!r} to {tensor}: {sizes}", where=blob.where)
 
 
 def read_skips(recipe: TrainingRecipe, skip: Iterable[str]) -> frozenset[int]:
