@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from typing import BinaryIO
 
 from caffe2torch.errors import OutputError
 
 __all__ = ["check_writable", "whole_file", "write_files"]
+
+AnyPath = TypeVar("AnyPath", bound=str | os.PathLike[str])
 
 
 def check_writable(path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -36,7 +39,7 @@ def check_writable(path: str | os.PathLike[str], *, force: bool = False) -> None
         raise OutputError(f"the folder {str(folder)!r} cannot be written to", where=str(path))
 
 
-def write_files(contents: Mapping[str | os.PathLike[str], str], *, force: bool = False) -> None:
+def write_files(contents: Mapping[AnyPath, str], *, force: bool = False) -> None:
     """Write every text of ``contents`` (path to text), UTF-8, all of them checked before the first is written.
 
     Each file is written beside its place, flushed to disk and moved there in one step, so that a reader, or a crash,
