@@ -7,8 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from caffe2torch.errors import OutputError
 
