@@ -28,7 +28,13 @@ def snapshots(folder: Path) -> None:
     (folder / "cut.caffemodel").write_bytes(whole[: whole.index(b"ip_out", whole.index(b"sh2")) - 5])
 
 
-SET_UP: dict[str, Callable[[Path], None]] = {"snapshots.md": snapshots}
+def cookbook(folder: Path) -> None:
+    """The same recorded run, in a folder of its own."""
+    (folder / "run").mkdir()
+    snapshots(folder / "run")
+
+
+SET_UP: dict[str, Callable[[Path], None]] = {"cookbook.md": cookbook, "snapshots.md": snapshots}
 """What a page's reader is assumed to have, beside SegNetBasic's prototxts and the files that the page itself shows."""
 
 
