@@ -8,9 +8,9 @@ __all__ = ["render"]
 
 
 def render(report: Report, style: str = "text", *, width: int | None = None, colour: bool = False) -> str:
-    """A report as ``text``, ``json`` or ``md``; ``width`` and ``colour`` are for text on a terminal.
+    """A report as ``text``, ``json``, ``md`` or ``html``; ``width`` and ``colour`` are for text on a terminal.
 
-    Raises ``ValueError`` for another style.
+    Raises ``ValueError`` for another style, ``MissingExtraError`` for ``html`` where matplotlib is not installed.
     """
     match style:
         case "text":
@@ -25,5 +25,9 @@ def render(report: Report, style: str = "text", *, width: int | None = None, col
             from caffe2torch.report.markdown import render_markdown
 
             return render_markdown(report)
+        case "html":
+            from caffe2torch.report.html import render_html
+
+            return render_html(report)
         case _:
-            raise ValueError(f"unknown style {style!r}; there are 'text', 'json' and 'md'")
+            raise ValueError(f"unknown style {style!r}; there are 'text', 'json', 'md' and 'html'")

@@ -151,7 +151,7 @@ class Report:
     ``notes`` are the recipe's, the binding's and the probe's own. ``sources`` are the files' texts, for the page that
     shows them.
 
-    ``str(report)`` is the text table.
+    ``str(report)`` is the text table; a notebook shows the report by itself.
     """
 
     net: str
@@ -203,6 +203,11 @@ class Report:
         from caffe2torch.report.text import render_text
 
         return render_text(self)
+
+    def _repr_html_(self) -> str:
+        from caffe2torch.report.html import render_fragment
+
+        return render_fragment(self)
 
 
 def note_dict(note: Note) -> dict[str, object]:

@@ -1,0 +1,193 @@
+"""Which solver field is which torch argument: a solver's fields beside what each one is in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from caffe2torch.caffe.float32 import format32
+from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
+from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, Where
+from caffe2torch.report.rates import effective
+from caffe2torch.report.solver import solver_dict
+from caffe2torch.report.words import number
+
+__all__ = ["Argument", "arguments", "unread"]
+
+P, S = PolicyType, SolverType
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A field, its value in the file (or Caffe's default, where ``where`` is ``None``), and what it is in torch."""
+
+    field: str
+    value: str
+    where: Where | None
+    argument: str
+    becomes: str
+    how: str
+
+
+_CLASSES = {
+    S.SGD: "torch.optim.SGD",
+    S.NESTEROV: "torch.optim.SGD(nesterov=True)",
+    S.ADAGRAD: "torch.optim.Adagrad",
+    S.RMSPROP: "torch.optim.RMSprop",
+    S.ADADELTA: "torch.optim.Adadelta",
+    S.ADAM: "torch.optim.Adam",
+}
+_EXACT = {
+    S.SGD: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
+    S.NESTEROV: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
+    S.ADAGRAD: "torch's update is Caffe's",
+    S.RMSPROP: "torch's update is Caffe's",
+    S.ADADELTA: "torch's update is Caffe's",
+    S.ADAM: "torch adds eps after the bias correction, Caffe adds delta before it: each step is told the right eps",
+}
+_OF_TYPE: Mapping[str, Mapping[SolverType, tuple[str, str]]] = {
+    "momentum": {
+        S.SGD: ("momentum", "the same number, in every group"),
+        S.NESTEROV: ("momentum", "the same number, in every group"),
+        S.ADADELTA: ("rho", "the same number, as float32"),
+        S.ADAM: ("betas[0]", "the same number, as float32"),
+    },
+    "momentum2": {S.ADAM: ("betas[1]", "the same number, as float32")},
+    "rms_decay": {S.RMSPROP: ("alpha", "the same number, as float32")},
+    "delta": {
+        S.ADAGRAD: ("eps", "the same number, added to the root as in Caffe"),
+        S.RMSPROP: ("eps", "the same number, added to the root as in Caffe"),
+        S.ADADELTA: ("eps", "the same number, under both roots as in Caffe"),
+        S.ADAM: ("eps", "at step t: delta / √(1 − momentum2ᵗ)"),
+    },
+}
+_FORMULAS = {
+    P.FIXED: "base_lr",
+    P.STEP: "base_lr × gamma ^ ⌊iteration / stepsize⌋",
+    P.EXP: "base_lr × gamma ^ iteration",
+    P.INV: "base_lr × (1 + gamma × iteration) ^ −power",
+    P.MULTISTEP: "base_lr × gamma ^ (stepvalues passed)",
+    P.POLY: "base_lr × (1 − iteration / max_iter) ^ power",
+    P.SIGMOID: "base_lr / (1 + exp(−gamma × (iteration − stepsize)))",
+    P.MULTIFIXED: "the stagelr of the stage",
+    P.PLATEAU: "base_lr × gamma ^ (plateaus of the loss)",
+}
+_OF_POLICY: Mapping[PolicyType, tuple[str, ...]] = {
+    P.STEP: ("gamma", "stepsize"),
+    P.EXP: ("gamma",),
+    P.INV: ("gamma", "power"),
+    P.MULTISTEP: ("gamma", "stepvalue"),
+    P.POLY: ("power",),
+    P.SIGMOID: ("gamma", "stepsize"),
+    P.MULTIFIXED: ("stagelr", "stageiter"),
+    P.PLATEAU: ("gamma",),
+}
+_POLICY_FIELDS = tuple(dict.fromkeys(field for fields in _OF_POLICY.values() for field in fields))
+_FORKS = {
+    "warmup_iter": "the length of the warm-up",
+    "warmup_start_lr": "where the warm-up starts",
+    "rampup_interval": "the length of the ramp",
+    "rampup_lr": "where the ramp starts",
+    "min_lr": "a floor below the rate",
+}
+_RAMPS = {
+    "momentum_policy": "momentum",
+    "max_momentum": "momentum",
+    "momentum_power": "momentum",
+    "weight_decay_policy": "weight_decay",
+    "max_weight_decay": "weight_decay",
+    "weight_decay_power": "weight_decay",
+}
+
+
+def arguments(
+    solver: SolverSettings, iteration: int, lr_mults: Sequence[float], decay_mults: Sequence[float]
+) -> tuple[Argument, ...]:
+    """Every field that shapes the training, with the values of the groups at ``iteration``.
+
+    ``lr_mults`` and ``decay_mults`` are the multipliers that the net's blobs have, fine-tuning factors applied. Fields
+    that are neither stated nor read by this solver do not stand there.
+    """
+    return tuple(_rows(solver, iteration, lr_mults, decay_mults))
+
+
+def unread(solver: SolverSettings, rows: Sequence[Argument]) -> dict[str, Where]:
+    """The fields that the file states and that are no argument: how often to print, where to keep snapshots, ..."""
+    used = {row.field for row in rows}
+    left = {name: where for name, where in solver.places.items() if name not in used}
+    return dict(sorted(left.items(), key=lambda pair: pair[1]))
+
+
+def _rows(
+    solver: SolverSettings, iteration: int, lr_mults: Sequence[float], decay_mults: Sequence[float]
+) -> Iterator[Argument]:
+    fields, places = solver_dict(solver), solver.places
+
+    def row(field: str, argument: str, becomes: str, how: str, value: str | None = None) -> Argument:
+        shown = _text(fields.get(field)) if value is None else value
+        return Argument(field, shown, places.get(field), argument, becomes, how)
+
+    kind = "solver_type" if "solver_type" in places and "type" not in places else "type"
+    yield row(kind, "the optimizer", _CLASSES[solver.type], _EXACT[solver.type], str(solver.type))
+    now = rate(solver.policy, iteration, step_at(solver.policy, iteration))
+    rates = ", ".join(f"{number(effective(now, m))} (×{m:g})" for m in lr_mults) or number(now)
+    yield row("base_lr", "lr of each group", rates, "rate × lr_mult; true at all times, set anew each iteration")
+    yield row("lr_policy", "the scheduler", _FORMULAS[solver.policy.type], "one scheduler.step() an iteration")
+    read = _OF_POLICY.get(solver.policy.type, ())
+    for field in _POLICY_FIELDS:
+        if field in read:
+            yield row(field, "the scheduler", "-", "in that formula")
+        elif field in places:
+            yield row(field, "none", "-", f"the policy {solver.policy.type} does not read it")
+    for field, how in _FORKS.items():
+        if fields.get(field) is not None:
+            yield row(field, "the scheduler", "-", how)
+    yield from (row(*found) for found in _numbers(solver, fields))
+    decay = weight_decay_at(solver, iteration)
+    decays = ", ".join(f"{number(effective(decay, m))} (×{m:g})" for m in decay_mults) or number(decay)
+    yield row("weight_decay", "weight_decay of each group", decays, "weight_decay × decay_mult; torch applies lr to it")
+    l1 = solver.regularization is Regularization.L1
+    how = "decay × sign(w) joins the gradient in step(), which torch alone cannot" if l1 else "torch's own is L2"
+    if l1 or "regularization_type" in places:
+        yield row("regularization_type", "step()" if l1 else "weight_decay of each group", "-", how)
+    for field, argument in _RAMPS.items():
+        if field in places and (solver.momentum_ramp or solver.weight_decay_ramp or solver.momentum_from_rate):
+            yield row(field, argument, "-", "set anew each iteration", _text(fields.get(field)))
+    if solver.clip_gradients is not None:
+        how = "the norm over all parameters of the summed gradient, before it is divided by iter_size"
+        yield row("clip_gradients", "step()", "-", how)
+    if solver.iter_size != 1 or "iter_size" in places:
+        how = "call backward() so many times for one step(), which divides the summed gradient"
+        yield row("iter_size", "step()", f"gradient / {solver.iter_size}", how)
+    if solver.max_iter:
+        poly = " and the end of the poly policy" if solver.policy.type is P.POLY else ""
+        yield row("max_iter", "your loop", f"range({solver.max_iter})", f"how many iterations it makes{poly}")
+    for left in solver.unsupported:
+        yield Argument(left.name, "", left.where, "none", "-", f"not translated: {left.reason}")
+
+
+def _numbers(solver: SolverSettings, fields: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
+    """The numbers of the update's formula; those that this solver does not read only where the file states them."""
+    for field, by_type in _OF_TYPE.items():
+        value = _text(fields[field])
+        if solver.type in by_type:
+            argument, how = by_type[solver.type]
+            yield field, argument, "changes, see there" if argument == "momentum" and _ramped(solver) else value, how
+        elif field in solver.places:
+            yield field, "none", "-", f"{solver.type} does not read it"
+
+
+def _ramped(solver: SolverSettings) -> bool:
+    return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
+
+
+def _text(value: object) -> str:
+    """A value as a prototxt would have it."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            return format32(value)
+        case list() | tuple():
+            return ", ".join(map(_text, value))
+    return str(value)
