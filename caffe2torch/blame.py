@@ -64,16 +64,24 @@ def _recognise(
     """The rule that explains the first window, its momentum where that is not Caffe's, and what sets it apart."""
     window = course.window
     own = read(rule, window, moved, course.momenta, fading=course.fading, precision=precision)
-    if own.explains:
+    if own.explains and _steady(course, own):
         return own, None, []
     for suspect in suspects(solver, window, moved):
         suspected = replace(suspect.rule, divisor=rule.divisor, gradient=True)
         steady = (suspect.momentum,) * window.steps
         reading = read(suspected, window, moved, steady, fading=course.fading, precision=precision)
-        if reading.explains:
+        if reading.explains and _steady(course, reading):
             return reading, suspect.momentum, list(suspect.faults)
+    if own.explains:
+        return own, None, []
     said = f"it does not step as Caffe's {solver.type} does, nor as any rule that is known here"
     return own, None, [Fault(FaultKind.RULE, said)]
+
+
+def _steady(course: Course, reading: Reading) -> bool:
+    """Whether the rates of a reading are Caffe's times one factor: a rule that needs others is the less likely one."""
+    pairs = [(pace.rate, rate) for pace, rate in zip(course.paces, reading.rates, strict=True) if rate is not None]
+    return all(close(rate * pairs[0][0], pairs[0][1] * due) for due, rate in pairs)
 
 
 def _numbers(solver: SolverSettings, course: Course, reading: Reading) -> list[Fault]:
@@ -144,7 +152,7 @@ def _schedule(course: Course, reading: Reading, scale: float) -> list[Fault]:
         wanted = pace.rate * scale
         if lr is not None and not close(lr, wanted):
             said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
-            return [Fault(FaultKind.SCHEDULE, said)]
+            return [Fault(FaultKind.SCHEDULE, said, iteration, lr, wanted)]
     return []
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from caffe2torch.caffe.policies import weight_decay_at
 from caffe2torch.measure.fault import FaultKind
-from caffe2torch.measure.lanes import rate_at
+from caffe2torch.measure.lanes import changes, rate_at
 from caffe2torch.measure.observation import Observations
 from caffe2torch.measure.reading import close
-from caffe2torch.recipe import LearnableBlob, SolverSettings
+from caffe2torch.recipe import LearnableBlob, PolicyType, SolverSettings
 from caffe2torch.report.data import Cause, ReportRow, Verdict
 
 __all__ = ["find_causes"]
 
+_DISCRETE = {PolicyType.STEP, PolicyType.MULTISTEP, PolicyType.MULTIFIXED}
 _NUMBERS = {FaultKind.LR, FaultKind.WEIGHT_DECAY}
 
 
@@ -35,13 +37,32 @@ def find_causes(
     clip = _clip(solver, observations, inside)
     if clip:
         whole.append(Cause((FaultKind.CLIP,), clip))
-    alike: dict[object, list[ReportRow]] = {}
-    multipliers = _Multipliers(solver, iteration)
-    for row in rows:
-        if row.verdict is not Verdict.OK and not observations.problem:
-            alike.setdefault(_signature(row, multipliers), []).append(row)
-    shared = [_cause(group, rows, multipliers) for group in alike.values() if len(group) > 1]
-    return (*whole, *sorted(shared, key=lambda cause: -len(cause.parameters)))
+    wrong = [] if observations.problem else [row for row in rows if row.verdict is not Verdict.OK]
+    found = _Multipliers(solver, iteration)
+    schedule = _schedule(solver, rows, observations)
+    return (*whole, *schedule, *_shared(wrong, rows, found))
+
+
+def _shared(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: _Multipliers) -> list[Cause]:
+    """What most rows have in common, then what most of the others have, as long as there are two that do.
+
+    Rows may have in common what they got in place of what, or by how much that is off.
+    """
+    causes, left = [], list(wrong)
+    while left:
+        alike: dict[object, list[ReportRow]] = {}
+        for row in left:
+            for key in filter(None, (found.treatment(row), found.ratio(row))):
+                alike.setdefault(key, []).append(row)
+        key, group = max(alike.items(), key=lambda entry: len(entry[1]))  # the first of equals: a treatment
+        if len(group) < 2:
+            break
+        kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
+        message = found.tell(key, group, rows)
+        names = tuple(row.parameter or row.blob.name for row in group)
+        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names))
+        left = [row for row in left if not any(row is other for other in group)]
+    return causes
 
 
 def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> str:
@@ -55,6 +76,22 @@ def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> s
         return ""
     norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
     return f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
+
+
+@dataclass(frozen=True)
+class _Treatment:
+    """Rows that are wrong in the same way: what they got in place of what, where that is a matter of numbers."""
+
+    faults: tuple[tuple[FaultKind, str], ...]
+    got: tuple[float, float] | None = None
+    wanted: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """Rows whose rate, and nothing else, is off by one factor."""
+
+    lr: float
 
 
 class _Multipliers:
@@ -71,45 +108,45 @@ class _Multipliers:
             return None
         return _tidy(lr / self.rate), _tidy(decay / self.decay) if self.decay else 0.0
 
+    def treatment(self, row: ReportRow) -> _Treatment:
+        """What was done to a row."""
+        got = self.of(row) if {fault.kind for fault in row.faults} <= _NUMBERS else None
+        if got is None:
+            return _Treatment(tuple((fault.kind, fault.message) for fault in row.faults))
+        return _Treatment(tuple((fault.kind, "") for fault in row.faults), got, _stated(row))
 
-def _signature(row: ReportRow, multipliers: _Multipliers) -> object:
-    """Rows of equal signature are wrong in the same way."""
-    kinds = tuple(fault.kind for fault in row.faults)
-    if set(kinds) <= _NUMBERS:
-        return kinds, multipliers.of(row)
-    return tuple((fault.kind, fault.message if fault.kind not in _NUMBERS else "") for fault in row.faults)
+    def ratio(self, row: ReportRow) -> _Ratio | None:
+        """By how much a row's rate is off."""
+        lr, due = row.observed.lr, row.expected.lr
+        if lr and due and [fault.kind for fault in row.faults] == [FaultKind.LR]:
+            return _Ratio(_tidy(lr / due))
+        return None
+
+    def tell(self, key: object, group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+        """``lr x2 and no decay, as if they were Convolution biases (Caffe's are lr x1 and decay x1)``."""
+        if isinstance(key, _Ratio):
+            return f"lr {key.lr:g} times as much" if key.lr > 1 else f"lr {_tidy(1 / key.lr):g} times too small"
+        assert isinstance(key, _Treatment)
+        if key.got is None or key.wanted is None:
+            return group[0].reason
+        kinds = {kind for kind, _ in key.faults}
+        parts = [f"lr x{key.got[0]:g}"] if FaultKind.LR in kinds else []
+        if FaultKind.WEIGHT_DECAY in kinds:
+            parts.append(f"decay x{key.got[1]:g}" if key.got[1] else "no decay")
+        mine = {_class(row.blob) for row in group}
+        got = key.got
+        alike = Counter(
+            _class(row.blob)
+            for row in rows
+            if _class(row.blob) not in mine and all(map(close, _stated(row), got)) and row.parameter is not None
+        )
+        as_if = f", as if they were {_plural(*alike.most_common(1)[0][0])}" if alike else ""
+        lr, decay = key.wanted
+        return f"{' and '.join(parts)}{as_if} (Caffe's are lr x{lr:g} and decay x{decay:g})"
 
 
-def _cause(group: Sequence[ReportRow], rows: Sequence[ReportRow], multipliers: _Multipliers) -> Cause:
-    kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
-    found = multipliers.of(group[0])
-    message = group[0].reason
-    if found is not None and set(kinds) <= _NUMBERS:
-        message = _treated(kinds, found, group, rows)
-    return Cause(kinds, f"{_who(group, rows)}: {message}", tuple(row.parameter or row.blob.name for row in group))
-
-
-def _treated(
-    kinds: Sequence[FaultKind], found: tuple[float, float], group: Sequence[ReportRow], rows: Sequence[ReportRow]
-) -> str:
-    """``lr x2 and no decay, as if they were Convolution biases``."""
-    said = []
-    if FaultKind.LR in kinds:
-        said.append(f"lr x{found[0]:g}")
-    if FaultKind.WEIGHT_DECAY in kinds:
-        said.append("no decay" if not found[1] else f"decay x{found[1]:g}")
-    mine = {_class(row.blob) for row in group}
-    alike = Counter(
-        _class(row.blob)
-        for row in rows
-        if _class(row.blob) not in mine
-        and close(row.blob.lr_mult * row.factor, found[0])
-        and close(row.blob.decay_mult, found[1])
-    )
-    stated = Counter((row.blob.lr_mult * row.factor, row.blob.decay_mult) for row in group).most_common(1)[0][0]
-    wanted = f"Caffe's are lr x{stated[0]:g} and decay x{stated[1]:g}"
-    as_if = f", as if they were {_plural(*alike.most_common(1)[0][0])}" if alike else ""
-    return f"{' and '.join(said)}{as_if} ({wanted})"
+def _stated(row: ReportRow) -> tuple[float, float]:
+    return row.blob.lr_mult * row.factor, row.blob.decay_mult
 
 
 def _who(group: Sequence[ReportRow], rows: Iterable[ReportRow]) -> str:
@@ -119,6 +156,10 @@ def _who(group: Sequence[ReportRow], rows: Iterable[ReportRow]) -> str:
     mine = Counter(_class(row.blob) for row in group)
     if len(group) == len(everyone):
         return f"all {len(group)} parameters"
+    layers = {row.blob.layer for row in group}
+    if len(layers) == 1:
+        of_layer = [row for row in everyone if row.blob.layer in layers]
+        return f"{_share(len(group), len(of_layer))} blobs of layer {layers.pop()}"
     roles = {role for _, role in mine}
     if len(mine) == 1:
         (layer_type, role), count = next(iter(mine.items()))
@@ -148,6 +189,28 @@ def _tidy(x: float) -> float:
     """A multiplier as somebody may have written it."""
     short = float(f"{x:.4g}")
     return short if close(short, x) else x
+
+
+def _schedule(solver: SolverSettings, rows: Sequence[ReportRow], observations: Observations) -> list[Cause]:
+    """What the scheduler does to the rates, where they do not follow the policy."""
+    late = {row.parameter: fault for row in rows for fault in row.faults if fault.kind is FaultKind.SCHEDULE}
+    if not late:
+        return []
+    first = min(fault.iteration or 0 for fault in late.values())
+    seen = {fault.seen for fault in late.values() if fault.iteration == first}
+    due = {fault.due for fault in late.values() if fault.iteration == first}
+    ours = next(iter(observations.changes), None)
+    caffes = next(iter(changes(solver.policy, solver.max_iter)), None)
+    if len(seen) == 1 < len(due):
+        said = f"at iteration {first} the scheduler makes every lr {seen.pop():g}, whatever its multiplier"
+    elif ours is not None and caffes is not None and solver.policy.type in _DISCRETE and ours != caffes:
+        hint = ": is it meant to be stepped once an epoch?" if ours < caffes else ""
+        said = f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}{hint}"
+    elif ours is None and observations.followed and caffes is not None:
+        said = f"the scheduler leaves the rate as it is; Caffe's first changes at iteration {caffes}"
+    else:
+        return []
+    return [Cause((FaultKind.SCHEDULE,), said, tuple(str(parameter) for parameter in late))]
 
 
 def _strangers(rows: Sequence[ReportRow], observations: Observations) -> str:

@@ -31,7 +31,13 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One departure: its kind, and the sentence that a person reads."""
+    """One departure: its kind, and the sentence that a person reads.
+
+    Of a rate at an ``iteration``, ``seen`` is what it was and ``due`` what Caffe's would be.
+    """
 
     kind: FaultKind
     message: str
+    iteration: int | None = None
+    seen: float | None = None
+    due: float | None = None

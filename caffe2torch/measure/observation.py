@@ -35,7 +35,8 @@ class Observations:
     ``windows`` are the experiments, in the order of every observation's own ``windows``. ``unreached`` are those that
     could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``strangers`` are shapes
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
-    ``changes`` are the first iterations, on the way to the last window, at which the scheduler changed a rate.
+    ``changes`` are the first iterations, on the way to the last window, at which the scheduler changed a rate, as far
+    as it was stepped through and not set to an iteration (``followed``).
     ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm. ``clip``
     is that norm where the solver has one to compare it with, infinite where nothing is clipped.
     ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of.
@@ -48,6 +49,7 @@ class Observations:
     strangers: tuple[tuple[int, ...], ...] = ()
     buffers: tuple[str, ...] = ()
     changes: tuple[int, ...] = ()
+    followed: bool = True
     clips: bool = False
     clip: float | None = None
     precision: float = 2.0**-52

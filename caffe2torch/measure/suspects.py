@@ -59,7 +59,7 @@ def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) ->
     lanes = {lane.name: moved for lane, moved in zip(window.lanes, seen, strict=True)}
     first, after, later = lanes["pull 0"][:3]
     fitted = later / after if after else 0.0
-    momenta = dict.fromkeys((momentum, *(round(fitted, digits) for digits in (2, 3, 4)), fitted))
+    momenta = dict.fromkeys((momentum, *_written(fitted)))
     second = lanes["pull 1"][1]
     dampening = 1.0 - second / first if first else 0.0
     other = SolverType.NESTEROV if expected.type is SolverType.SGD else SolverType.SGD
@@ -67,9 +67,15 @@ def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) ->
         rule = replace(expected, type=kind)
         for history in History:
             yield replace(rule, history=history), value
-        yield replace(rule, history=History.RATE_OUTSIDE, dampening=dampening), value
+        for damped in _written(dampening):
+            yield replace(rule, history=History.RATE_OUTSIDE, dampening=damped), value
     for kind in (SolverType.ADAM, SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA):
         yield from _adaptive(replace(expected, type=kind), 0.9, window, seen)
+
+
+def _written(fitted: float) -> tuple[float, ...]:
+    """A fitted number, after those that somebody may have written: a rate that changes blurs it a little."""
+    return (*(round(fitted, digits) for digits in (2, 3, 4)), fitted)
 
 
 def _adaptive(expected: Rule, momentum: float, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:

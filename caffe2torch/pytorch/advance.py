@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 from caffe2torch.caffe.policies import step_at
 from caffe2torch.pytorch.schedule import CaffeLRScheduler
 
-__all__ = ["advance"]
+__all__ = ["OutOfReachError", "advance"]
 
 NEAR = 20_000
 """Steps of a few microseconds that are taken one by one even where a scheduler can be set to an iteration at once."""
@@ -22,15 +22,19 @@ REMEMBERED = 8
 """Changes of the rate that are written down on the way."""
 
 
-def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> str | None:
+class OutOfReachError(Exception):
+    """An iteration that a scheduler cannot be carried on to; the message says why."""
+
+
+def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> bool:
     """Step ``scheduler`` from iteration ``at`` to ``to``, and add to ``changes`` the iterations at which rates change.
 
-    Gives ``None``, or why the iteration cannot be reached.
+    Gives False where it was set to the iteration instead. Raises ``OutOfReachError``.
     """
     if to - at > NEAR and _leap(scheduler, to):
-        return None
+        return False
     if to - at > FARTHEST:
-        return f"it is {to - at} steps of the scheduler away"
+        raise OutOfReachError(f"it is {to - at} steps of the scheduler away")
     rates = _rates(scheduler)
     for iteration in range(at + 1, to + 1):
         scheduler.step()
@@ -38,7 +42,7 @@ def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> str | None:
         if now != rates and len(changes) < REMEMBERED:
             changes.append(iteration)
         rates = now
-    return None
+    return True
 
 
 def _leap(scheduler: Any, to: int) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from caffe2torch.measure.lanes import Window, design
 from caffe2torch.measure.observation import Movements, Observation, Observations
-from caffe2torch.pytorch.advance import advance
+from caffe2torch.pytorch.advance import OutOfReachError, advance
 from caffe2torch.pytorch.clipping import clip_threshold
 from caffe2torch.pytorch.rehearsal import Subject, live, precision, subjects_of, undisturbed
 from caffe2torch.pytorch.twin import Twin, bare_optimizer, bare_scheduler, make_twin
@@ -78,6 +78,7 @@ class _Run:
         self.moved: list[dict[int, Movements]] = []
         self.unreached: list[tuple[Window, str]] = []
         self.changes: list[int] = []
+        self.followed = True
         self.entangled: set[int] = set()
         self.clips = False
         self.clip: float | None = None
@@ -91,9 +92,10 @@ class _Run:
         carrier = make_twin(optimizer, scheduler, small, started=True)
         for planned in windows:
             if scheduler is not None:
-                refusal = advance(carrier.scheduler, self.at, planned.iteration, self.changes)
-                if refusal is not None:
-                    self.unreached.append((planned, refusal))
+                try:
+                    self.followed &= advance(carrier.scheduler, self.at, planned.iteration, self.changes)
+                except OutOfReachError as error:
+                    self.unreached.append((planned, str(error)))
                     continue
                 self.at = planned.iteration
             if not self.windows:
@@ -136,6 +138,7 @@ class _Run:
             strangers=tuple(tuple(s.tensor.shape) for s in self.subjects if id(s.tensor) not in known),
             buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
             changes=tuple(self.changes),
+            followed=self.followed,
             clips=self.clips,
             clip=self.clip,
             precision=precision(self.subjects),
