@@ -67,6 +67,8 @@ def parse_spec(text: str) -> Spec:
         call = ast.parse(text[len(module) + 1 :].strip(), mode="eval").body
         if not isinstance(call, ast.Call) or ast.unparse(call.func) != name.strip():
             raise ValueError
+        if len({keyword.arg for keyword in call.keywords} - {None}) < len(call.keywords):
+            raise ValueError  # ** or a name given twice
         args = tuple(ast.literal_eval(one) for one in call.args)
         kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
@@ -196,7 +198,7 @@ def _importable(spec: Spec) -> Iterator[None]:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else f"an object of type {type(value).__name__}"
 
 
 def _close(name: str, known: list[str]) -> str | None:
