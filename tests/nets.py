@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from caffe2torch.caffe.net import read_layers
 from caffe2torch.caffe.schema import parse_net
 from caffe2torch.plan import Binding
-from caffe2torch.recipe import Source, TrainingRecipe
+from caffe2torch.recipe import Note, Source, TrainingRecipe
+from caffe2torch.wiring import INPUT, Wiring
 
 IMAGE = 'input: "data" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n'
 
@@ -54,6 +55,30 @@ def norm(name: str, bottom: str) -> str:
 def names(binding: Binding) -> dict[str, str | None]:
     """Blob to tensor."""
     return {bound.blob.name: bound.name for bound in binding.blobs}
+
+
+def messages(notes: Iterable[Note]) -> str:
+    """What the notes say, a line each."""
+    return "\n".join(note.message for note in notes)
+
+
+def spelled(wiring: Wiring) -> list[str]:
+    """The wiring as text: what each unit is fed with."""
+
+    def name(node: int) -> str:
+        one = wiring.nodes[node]
+        if node == INPUT:
+            return "in"
+        if one.unit is not None:
+            return wiring.units[one.unit].name
+        joined = [name(source) for source in one.inputs]
+        return f"{one.op.name.lower()}({', '.join(joined if one.op.ordered else sorted(joined))})"
+
+    return [
+        f"{name(n)} <- {', '.join(map(name, node.inputs))}"
+        for n, node in enumerate(wiring.nodes)
+        if node.unit is not None
+    ]
 
 
 @dataclass(frozen=True)

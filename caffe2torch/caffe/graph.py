@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import prod
 
 from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+from caffe2torch.rewiring import contracted
 from caffe2torch.wiring import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder
 
 __all__ = ["biases_before_norms", "caffe_wiring", "net_inputs", "unit_kind"]
@@ -49,7 +50,7 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
             first = recipe.blobs[blobs[0]]
             if first.layer not in skipped:
                 builder.use(builder.unit(_unit(recipe, first.layer, first.layer_type, blobs, {})), [INPUT])
-        return builder.build()
+        return contracted(builder.build())
     shared: dict[tuple[int, ...], int] = {}
     value: dict[str, int] = {}  # blob name -> the node that it now holds
     for layer in recipe.layers:
@@ -65,7 +66,7 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
             node = _junction(builder, layer, sources)
         for top in layer.tops:
             value[top] = node
-    return builder.build()
+    return contracted(builder.build())
 
 
 def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:

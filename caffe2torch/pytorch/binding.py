@@ -15,8 +15,10 @@ from caffe2torch.caffe.graph import biases_before_norms, caffe_wiring
 from caffe2torch.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.pytorch.assignment import Assigned, assign
 from caffe2torch.pytorch.binding_notes import binding_notes
+from caffe2torch.pytorch.by_names import by_names
+from caffe2torch.pytorch.by_wiring import by_wiring
 from caffe2torch.pytorch.complaint import Leftovers, complaint, tie_complaint
-from caffe2torch.pytorch.counterparts import Findings, by_names, by_wiring
+from caffe2torch.pytorch.counterparts import Findings
 from caffe2torch.pytorch.difference import explain
 from caffe2torch.pytorch.graph import ModelWiring, model_wiring
 from caffe2torch.pytorch.inputs import InputShapes

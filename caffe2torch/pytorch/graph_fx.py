@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from caffe2torch.pytorch.bare_parameters import BareParameters
 from caffe2torch.pytorch.modules import opaque_modules
+from caffe2torch.rewiring import contracted
 from caffe2torch.wiring import INPUT, Op, Unit, Wiring, WiringBuilder
 
 __all__ = ["fx_wiring"]
@@ -48,7 +49,7 @@ def fx_wiring(model: nn.Module) -> Wiring:
                 source[node] = builder.use(number[keys], values or [INPUT])
             case _:
                 source[node] = _joined(_name(node), node, values, parameters, builder, bare)
-    return builder.build()
+    return contracted(builder.build())
 
 
 def _joined(

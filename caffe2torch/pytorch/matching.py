@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from caffe2torch.pytorch.refinement import Colours, Graph, Palette, refine, unit_colours
 from caffe2torch.pytorch.signatures import Sizes, signatures
-from caffe2torch.wiring import Op, Wiring, rebuild
+from caffe2torch.rewiring import rebuild
+from caffe2torch.wiring import Op, Wiring
 
 __all__ = ["Matching", "match_whole", "without_tails"]
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from caffe2torch.pytorch.skeleton import SkeletonLayer
 from caffe2torch.pytorch.wrappers import named_modules, named_tensors
-from caffe2torch.wiring import Held, Unit, Wiring, without_units
+from caffe2torch.rewiring import without_units
+from caffe2torch.wiring import Held, Unit, Wiring
 
 __all__ = ["skeleton_wiring"]
 

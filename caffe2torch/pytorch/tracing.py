@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from caffe2torch.pytorch.bare_parameters import BareParameters
 from caffe2torch.pytorch.modules import opaque_modules
 from caffe2torch.pytorch.wrappers import named_tensors
+from caffe2torch.rewiring import contracted
 from caffe2torch.wiring import INPUT, Op, Unit, Wiring, WiringBuilder
 
 __all__ = ["trace"]
@@ -50,7 +51,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], named: Mapping[str, Tensor
     finally:
         for hook in tracer.hooks:
             hook.remove()
-    return tracer.builder.build()
+    return contracted(tracer.builder.build())
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
