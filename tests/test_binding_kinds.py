@@ -127,6 +127,7 @@ def test_a_bias_that_a_batch_norm_subtracts_may_be_missing_and_no_other() -> Non
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     binding = bind(recipe, model)
     assert binding.blobs[1].kind is Kind.NONE
+    assert binding.blobs[1].how == "skipped: the batch norm after it subtracts it again, and the model has none"
     assert "c/1: the batch norm after it subtracts it again" in messages(binding.notes)
     with pytest.raises(BindingError, match="the module has no bias"):
         bind(recipe_of(IMAGE, conv("c", "data")), nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)))

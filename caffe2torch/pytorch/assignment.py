@@ -49,7 +49,7 @@ def assign(
         free = replace(one.module, held=tuple(held for held in one.module.held if held.key not in taken))
         open_blobs = [number for number in one.blobs if number not in said and number not in skipped]
         matches, misfits = match_tensors(recipe, open_blobs, free, cancelled)
-        if one.groups != one.module.groups and matches:
+        if one.groups != one.module.groups and matches and not misfits:
             first, reason = matches.pop(0), f"it has {one.groups} groups in Caffe, {one.module.groups} in the model"
             misfits.append(Misfit(first.blob, first.tensor, reason))
         result.misfits += [(misfit, one) for misfit in misfits]

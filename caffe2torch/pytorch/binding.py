@@ -148,6 +148,7 @@ def _explanation(net: Wiring, seen: ModelWiring, findings: Findings) -> Iterable
 def _bound_blob(recipe: TrainingRecipe, number: int, one: Assigned) -> BoundBlob:
     how = f"{one.how}; {one.remark}" if one.remark else one.how
     if one.tensor is None:
-        return BoundBlob(recipe.blobs[number], Kind.NONE, None, how)
+        excused = recipe.blobs[number].role == "bias" and one.remark  # Caffe trains it, and that comes to nothing
+        return BoundBlob(recipe.blobs[number], Kind.NONE, None, f"skipped: {one.remark}" if excused else how)
     kind = Kind.PARAMETER if one.tensor.trained else Kind.BUFFER
     return BoundBlob(recipe.blobs[number], kind, str(one.tensor.key), how, one.rivals)
