@@ -74,14 +74,14 @@ class Judge:
         courses = [
             Course.of(self.solver, window, multipliers.lr_mult, multipliers.decay_mult) for window in self.windows
         ]
+        rates = [pace.rate for course in courses for pace in course.paces if pace.rate]  # NaN, too, is a rate
         if still(seen.windows):
-            rates = [pace.rate for course in courses for pace in course.paces if pace.rate]
             return Effective(0.0, None), self._unmoved(rates, seen) if rates else ()
         observed = self._observed(courses[0], seen)
         if not seen.elementwise:
             said = "what happens to one of its numbers depends on the others; in Caffe it does not"
             return observed, (Fault(FaultKind.RULE, said),)
-        if multipliers.lr_mult == 0:
+        if not rates:
             said = f"it is trained at lr {number(observed.lr)}; Caffe freezes it"
             return observed, (Fault(FaultKind.TRAINED, said),)
         for rule in self.own_rules:

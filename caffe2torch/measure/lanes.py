@@ -70,10 +70,10 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
     g = 1.0
     if solver.clip_gradients:
         g = min(1.0, 2.0 ** math.floor(math.log2(solver.clip_gradients / (2 * math.sqrt(max(numbers, 1))))))
-    decay = abs(solver.weight_decay) or USUAL_DECAY
-    w = min(g / (decay * solver.iter_size), FARTHEST * g)
-    told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * solver.iter_size)
-    primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * solver.iter_size)
+    decay, passes = abs(solver.weight_decay) or USUAL_DECAY, max(solver.iter_size, 1)
+    w = min(g / (decay * passes), FARTHEST * g)
+    told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * passes)
+    primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * passes)
     off: tuple[float, ...] = (0.0,) * STEPS
     lanes = [Lane(f"pull {k}", off, _only(k, g)) for k in range(STEPS)]
     lanes += [
@@ -87,7 +87,7 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
     ]
     if solver.type not in (SolverType.SGD, SolverType.NESTEROV) and solver.delta > 0:
         for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
-            lanes.append(Lane(name, off, (min(size * solver.iter_size, g),) * STEPS))
+            lanes.append(Lane(name, off, (min(size * passes, g),) * STEPS))
     return tuple(lanes)
 
 

@@ -45,7 +45,7 @@ class Reading:
         return next((rate for rate in self.rates if rate is not None), None)
 
 
-def close(a: float, b: float, tolerance: float = TOLERANCE, floor: float = 0.0) -> bool:
+def close(a: float, b: float, tolerance: float = TOLERANCE) -> bool:
     """Whether two numbers are the same up to rounding; NaN is the same as NaN.
 
     >>> close(0.1, 0.10000000149), close(0.1, 0.2), close(float("nan"), float("nan"))
@@ -53,7 +53,7 @@ def close(a: float, b: float, tolerance: float = TOLERANCE, floor: float = 0.0) 
     """
     if a == b or (math.isnan(a) and math.isnan(b)):
         return True
-    return abs(a - b) <= tolerance * max(abs(a), abs(b)) + floor
+    return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(abs(a), abs(b))
 
 
 def still(seen: Sequence[Movements]) -> bool:
@@ -174,11 +174,13 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 def _misfit(rule: Rule, paces: Sequence[Pace], lane: Lane, seen: Sequence[float], precision: float) -> float:
     """How far a rule is from moving a lane as it was seen to move, in terms of what passes for the same."""
     made = movements(rule, paces, lane.weights, lane.gradients)
-    if not all(map(math.isfinite, made)):
-        return 0.0 if all(close(a, b) for a, b in zip(made, seen, strict=True)) else math.inf
+    lost = next((k for k, x in enumerate(made) if not math.isfinite(x)), len(made))
+    if any(map(math.isfinite, seen[lost : lost + 1])):
+        return math.inf  # what is not finite in Caffe has to be so here; what follows from it is of no interest
+    made, seen = made[:lost], seen[:lost]
     weight, worst = 0.0, 0.0
-    scale = TOLERANCE * max(map(abs, made))
-    for placed, a, b in zip(lane.weights, made, seen, strict=True):
+    scale = TOLERANCE * max(map(abs, made), default=0.0)
+    for placed, a, b in zip(lane.weights, made, seen, strict=False):
         weight = weight if placed is None else placed
         off, room = abs(a - b), scale + 8 * precision * abs(weight)
         worst = max(worst, off / room if room else math.inf if off else 0.0) if off == off else math.inf

@@ -96,7 +96,7 @@ def movements(
     weight = 0.0
     for pace, placed, gradient in zip(paces, weights, gradients, strict=True):
         weight = weight if placed is None else placed
-        g = gradient / rule.divisor if rule.gradient else 0.0
+        g = _quotient(gradient, rule.divisor) if rule.gradient else 0.0
         step = 0.0
         match rule.decay:
             case Decay.L2:

@@ -17,7 +17,7 @@ GAP = 2
 NARROWEST = 8
 
 Paint = Callable[[str, int, int], str]
-"""Cell (padded), row and column to the cell in colour."""
+"""Cell, row and column to the cell in colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def _line(
     parts = []
     for k, (column, cell, room) in enumerate(zip(columns, cells, widths, strict=True)):
         space = " " * (room - _cells(cell))
-        parts.append(paint(space + cell if column.right else cell + space, row, k))
+        painted = paint(cell, row, k)
+        parts.append(space + painted if column.right else painted + space)
     return (" " * indent + (" " * GAP).join(parts)).rstrip()
 
 
@@ -86,7 +87,7 @@ def _fold(cell: str, room: int) -> list[str]:
     pieces = []
     while _cells(cell) > room:
         cut = _fitting(cell, room)
-        near = max((cell.rfind(mark, cut // 2, cut) + 1 for mark in " ./_-"), default=0)
+        near = max((cell.rfind(mark, cut // 4, cut) + 1 for mark in " ./_-"), default=0)
         cut = near or cut
         pieces.append(cell[:cut].rstrip(" "))
         cell = cell[cut:].lstrip(" ")
