@@ -153,7 +153,7 @@ def _literal(value: object) -> str:
     match value:
         case str():
             text = ascii(value)
-            return text if '"' in text or "\\'" in text else f'"{text[1:-1]}"'
+            return text if '"' in text else f'"{text[1:-1]}"'
         case float() if not math.isfinite(value):
             return f'float("{value}")'
         case float():

@@ -1,0 +1,320 @@
+"""The emitted file: needs torch alone, holds what its solver needs and no more, and takes names for data."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from emitted import load
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caffe2torch.emit import emit
+from caffe2torch.errors import SolverError, UnsupportedError
+from caffe2torch.plan import GroupMember, GroupPlan
+from caffe2torch.pytorch.optimizer import build_optimizer
+from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.recipe import (
+    BlobUse,
+    LearnableBlob,
+    LrPolicy,
+    PolicyType,
+    Ramp,
+    Regularization,
+    SolverSettings,
+    SolverType,
+    Source,
+    Stated,
+    Statement,
+    TrainingRecipe,
+    Unsupported,
+    Where,
+)
+
+SOLVER = SolverSettings(
+    SolverType.SGD,
+    LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=3),
+    momentum=0.9,
+    weight_decay=0.0005,
+    places={"base_lr": Where("solver.prototxt", 2, 1)},
+)
+EXPLICIT = Stated(Statement.EXPLICIT, Statement.EXPLICIT)
+NASTY = [
+    'quote"s',
+    "quote's",
+    '"""',
+    "back\\slash\\",
+    "new\nline",
+    "carriage\rreturn",
+    '"); import os; os.abort(); ("',
+    "# noqa\n__import__('os').abort()",
+    "{{ 7 * 7 }}{% raw %}",
+    "Grüße/世界/\N{GRINNING FACE}",
+    "bell\a\0\x0c\x85\u2028",
+    "inception_3a/1x1",
+    "%s %d {0}",
+    "",
+]
+
+
+def blob(layer: str, index: int = 0, line: int = 3, stated: Stated = EXPLICIT) -> LearnableBlob:
+    where = Where("train.prototxt", line, 3)
+    return LearnableBlob(layer, "Convolution", index, "weight", (2,), 1.0, 1.0, stated, where)
+
+
+def parts(names: list[str], solver: SolverSettings = SOLVER) -> tuple[TrainingRecipe, tuple[GroupPlan, ...]]:
+    """A recipe whose layers and parameters are called ``names``, the last of them with a group of its own."""
+    blobs = tuple(blob(name, line=i) for i, name in enumerate(names))
+    members = tuple(GroupMember(name, one) for name, one in zip(names, blobs, strict=True))
+    groups = (
+        GroupPlan("lr x1, decay x1", 1.0, 1.0, members[:-1]),
+        GroupPlan(f"{names[-1]}: lr x10", 10.0, 1.0, members[-1:], factor=10.0),
+    )
+    return TrainingRecipe(names[0], blobs, solver, sources=(Source(names[-1], ""),)), groups
+
+
+class Named(torch.nn.Module):
+    """A model whose parameters may be called anything, as a dictionary says."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.held = {name: torch.nn.Parameter(torch.full((2,), float(i))) for i, name in enumerate(names)}
+
+    def named_parameters(self, *_: object, **__: object):
+        return iter(self.held.items())
+
+    def train_step(self, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+        for p in self.held.values():
+            p.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.fixture
+def ruff(tmp_path: Path):
+    def run(source: str, *, formatted: bool = True) -> None:
+        file = tmp_path / "optimizer.py"
+        file.write_text(source, encoding="utf-8")
+        for command in (["check"], ["format", "--check", "--line-length", "120"])[: 1 + formatted]:
+            result = subprocess.run(
+                [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(file)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert result.returncode == 0, result.stdout + result.stderr
+
+    return run
+
+
+def test_names_are_data(ruff) -> None:
+    recipe, groups = parts(NASTY)
+    source = emit(recipe, groups, model_name='Model"""\\')
+    assert source.isascii()
+    assert all(line.isprintable() for line in source.splitlines())
+    ruff(source, formatted=False)  # which would like other quotes around the quotes
+    module, model, ours = load(source), Named(NASTY), Named(NASTY)
+    optimizer = module.build_optimizer(model)
+    scheduler = module.build_scheduler(optimizer)
+    library = build_optimizer(ours, groups, SOLVER)
+    library_scheduler = build_scheduler(library, SOLVER)
+    assert [group["param_names"] for group in optimizer.param_groups] == [NASTY[:-1], NASTY[-1:]]
+    for _ in range(8):
+        model.train_step(optimizer, scheduler)
+        ours.train_step(library, library_scheduler)
+    for name in NASTY:
+        assert torch.equal(model.held[name], ours.held[name])
+
+
+@given(st.lists(st.text(), min_size=2, max_size=4, unique=True))
+def test_any_names_come_back_as_they_were(names: list[str]) -> None:
+    recipe, groups = parts(names)
+    tree = ast.parse(emit(recipe, groups, model_name=names[0]))
+    assigned = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign))
+    written = [name for group in ast.literal_eval(assigned) for name in group["params"]]
+    assert written == names
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert {"build_optimizer", "build_scheduler", "CaffeSGD", "CaffeLRScheduler"} <= defined
+
+
+SCRIPT = """
+import sys
+
+class NoCaffe2Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "caffe2torch":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoCaffe2Torch())
+sys.path.insert(0, sys.argv[1])
+import torch
+from optimizer import build_optimizer, build_scheduler
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+optimizer = build_optimizer(model)
+scheduler = build_scheduler(optimizer)
+for _ in range(8):
+    model(torch.ones(4, 3)).square().mean().backward()
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+assert not any(name.startswith("caffe2torch") for name in sys.modules)
+print([p.detach().flatten().tolist() for p in model.parameters()])
+"""
+
+
+def test_it_trains_bit_for_bit_where_caffe2torch_cannot_be_imported(tmp_path: Path) -> None:
+    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    recipe, groups = parts(names)
+    (tmp_path / "optimizer.py").write_text(emit(recipe, groups, model_name="Sequential"))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    optimizer = build_optimizer(model, groups, SOLVER)
+    scheduler = build_scheduler(optimizer, SOLVER)
+    for _ in range(8):
+        model(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert ast.literal_eval(printed) == [p.detach().flatten().tolist() for p in model.parameters()]
+
+
+NEEDED = {
+    "clip": "CLIP_GRADIENTS",
+    "iter_size": "ITER_SIZE",
+    "L1": "add_signs",
+    "multistep": "current_step",
+    "momentum": "momentum_buffer",
+    "ramp": "set_ramps",
+    "scale": "gradient_scale",
+    "power": "_power",
+    "kernel factor": "multiply_gradients",
+}
+"""What stands in an emitted file only where its solver needs it."""
+
+
+@pytest.mark.parametrize(
+    ("solver", "needs"),
+    [
+        (SOLVER, {"momentum", "power"}),
+        (replace(SOLVER, momentum=0.0), {"power"}),
+        (replace(SOLVER, policy=LrPolicy(PolicyType.FIXED, base_lr=0.1)), {"momentum"}),
+        (replace(SOLVER, policy=LrPolicy(PolicyType.MULTISTEP, base_lr=0.1)), {"momentum", "power", "multistep"}),
+        (replace(SOLVER, clip_gradients=35.0), {"momentum", "power", "clip", "scale", "kernel factor"}),
+        (replace(SOLVER, iter_size=4), {"momentum", "power", "iter_size", "scale", "kernel factor"}),
+        (replace(SOLVER, regularization=Regularization.L1), {"momentum", "power", "L1"}),
+        (replace(SOLVER, momentum_ramp=Ramp(0.99, 1.0, 10)), {"momentum", "power", "ramp"}),
+        (replace(SOLVER, type=SolverType.NESTEROV), {"momentum", "power", "kernel factor"}),
+        (replace(SOLVER, type=SolverType.ADAM), {"power"}),
+        (replace(SOLVER, type=SolverType.ADAGRAD), {"power"}),
+    ],
+)
+def test_it_holds_what_its_solver_needs_and_no_more(solver: SolverSettings, needs: set[str], ruff) -> None:
+    source = emit(*parts(["a", "b"], solver), model_name="Model")
+    assert {feature for feature, word in NEEDED.items() if word in source} == needs
+    classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name != "Ramp"]
+    assert classes == ["CaffeStep", f"Caffe{solver.type}", "CaffeLRScheduler"]
+    assert "self.solver" not in source
+    assert max(map(len, source.splitlines())) <= 120
+    ruff(source)
+
+
+def test_it_says_where_each_number_comes_from() -> None:
+    stated = Stated(Statement.EXPLICIT, Statement.DEFAULTED)
+    shared = replace(
+        blob("c", 1, line=9, stated=stated), shared_with=(BlobUse("d", "Convolution", 1, Where("t", 1, 1)),)
+    )
+    members = (GroupMember("b.weight", blob("b")), GroupMember("c.bias", shared), GroupMember("extra", None))
+    source = emit(
+        TrainingRecipe("net", (), SOLVER), (GroupPlan("all", 1.0, 2.0, members, factor=5.0),), model_name="Model"
+    )
+    for line in (
+        "BASE_LR = 0.1  # solver.prototxt:2:1",
+        "MOMENTUM = 0.9  # not stated, so Caffe's default",
+        '            "b.weight",  # train.prototxt:3:3: b/0, weight',
+        '            "c.bias",  # train.prototxt:9:3: c/1, weight, also d/1, decay_mult by default',
+        '            "extra",  # given by hand',
+        '        "lr_mult": 1.0,  # fine-tuning: 5 times as fast',
+    ):
+        assert line in source.splitlines()
+
+
+def test_it_is_the_same_text_each_time() -> None:
+    code = (
+        "from test_emit import *; "
+        "print(emit(*parts(['a', 'b'], replace(SOLVER, type=SolverType.ADAM, clip_gradients=3.0)), model_name='M'))"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(texts) == 1
+
+
+def test_build_optimizer_fails_for_a_parameter_without_intention() -> None:
+    recipe, groups = parts(["0.weight", "0.bias"])
+    module = load(emit(recipe, groups, model_name="Sequential"))
+    with pytest.raises(ValueError, match=r"the model has no parameter '0.bias'"):
+        module.build_optimizer(torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)))
+    two = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    with pytest.raises(ValueError, match=r"no group claims parameter '1.weight'"):
+        module.build_optimizer(two)
+    module = load(emit(recipe, groups, model_name="Sequential", unclaimed=["1.weight"]))
+    optimizer = module.build_optimizer(two)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_frozen_parameters_whose_gradients_caffe_clips_by_keep_them() -> None:
+    unstated = Stated(Statement.SHARED, Statement.EXPLICIT)
+    frozen = replace(blob("a", stated=unstated), lr_mult=0.0)
+    groups = (GroupPlan("frozen", 0.0, 1.0, (GroupMember("weight", frozen), GroupMember("bias", None))),)
+    model = torch.nn.Linear(2, 2)
+    load(emit(TrainingRecipe("net", (), SOLVER), groups, model_name="Linear")).build_optimizer(model)
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
+    build_optimizer(model, groups, replace(SOLVER, force_backward=True))
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, True)
+
+
+def test_what_is_not_translated_is_refused_by_name_and_place_and_may_be_left_out() -> None:
+    rule = Unsupported("larc", Where("solver.prototxt", 7, 1), "it sets a rate per blob from norms")
+    solver = replace(SOLVER, unsupported=(rule,))
+    recipe, groups = parts(["weight", "bias"], solver)
+    for attempt in (
+        lambda without: emit(recipe, groups, model_name="Linear", without=without),
+        lambda without: build_optimizer(torch.nn.Linear(2, 2), groups, solver, without),
+    ):
+        with pytest.raises(UnsupportedError, match=r"solver.prototxt:7:1: larc is not translated") as error:
+            attempt(())
+        assert "larc" in str(error.value.hint)
+        attempt(("larc",))
+        with pytest.raises(UnsupportedError, match="does not ask for 'lars'"):
+            attempt(("larc", "lars"))
+    assert "asks for larc (solver.prototxt:7:1), which" in emit(recipe, groups, model_name="Linear", without=["larc"])
+
+
+def test_a_net_alone_is_no_optimizer() -> None:
+    with pytest.raises(SolverError, match="a net alone"):
+        emit(TrainingRecipe("net", (), None), (), model_name="Model")
+
+
+def test_emitting_does_not_import_torch() -> None:
+    code = (
+        "import caffe2torch.emit, sys; from caffe2torch.emit.carrying import carry; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
