@@ -13,7 +13,9 @@ from caffe2torch.errors import Caffe2TorchError
 
 if TYPE_CHECKING:
     from caffe2torch import testing as testing
+    from caffe2torch.auditing import audit as audit
     from caffe2torch.caffe.read import read_recipe as read_recipe
+    from caffe2torch.lock import read_lock as read_lock
     from caffe2torch.models import SegNetBasic as SegNetBasic
     from caffe2torch.pytorch.skeleton import skeleton as skeleton
     from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
@@ -26,20 +28,37 @@ _HOME = {
     "SegNetBasic": "caffe2torch.models",
     "TrainingRecipe": "caffe2torch.recipe",
     "Translation": "caffe2torch.translation",
+    "audit": "caffe2torch.auditing",
+    "read_lock": "caffe2torch.lock",
     "read_recipe": "caffe2torch.caffe.read",
     "skeleton": "caffe2torch.pytorch.skeleton",
     "translate": "caffe2torch.translation",
 }
 
 __version__ = "0.1.0"
-__all__ = ["Caffe2TorchError", "__version__", *sorted(_HOME)]
+__all__ = [
+    "Caffe2TorchError",
+    "Report",
+    "SegNetBasic",
+    "TrainingRecipe",
+    "Translation",
+    "__version__",
+    "audit",
+    "read_lock",
+    "read_recipe",
+    "skeleton",
+    "testing",
+    "translate",
+]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "testing":  # a module of its own, and not to be imported before it is asked for
+        return import_module("caffe2torch.testing")
     raise AttributeError(f"module 'caffe2torch' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from caffe2torch.cli.options import assignment, model_options, net_state, one_or_two_files, read_files
+from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files
 
 
 @click.command("convert")
@@ -14,8 +14,6 @@ from caffe2torch.cli.options import assignment, model_options, net_state, one_or
 @model_options
 @click.option("--weights", type=click.Path(), metavar="FILE.caffemodel", help="The weights, binary or HDF5.")
 @click.option("--state", type=click.Path(), metavar="FILE.solverstate", help="History and iteration, binary or HDF5.")
-@click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
-@click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
 @click.option("-o", "--output", type=click.Path(), metavar="FILE.pt", required=True, help="The checkpoint to write.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @net_state

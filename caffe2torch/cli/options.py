@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["assignment", "input_shape", "model_options", "multipliers", "net_state", "one_or_two_files", "read_files"]
+__all__ = [
+    "assignment",
+    "input_shape",
+    "model_options",
+    "multipliers",
+    "net_state",
+    "one_or_two_files",
+    "read_files",
+    "report_options",
+    "report_style",
+]
+
+
+REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
 
 
 def assignment(text: str) -> tuple[str, float]:
@@ -67,8 +81,14 @@ def net_state(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def model_options(function: Callable[..., object]) -> Callable[..., object]:
-    """The options that say which model a net is bound to, and how."""
+    """The options that say which model a net is bound to, how, and what is asked of the optimizer beyond the files."""
     for option in (
+        click.option(
+            "--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated."
+        ),
+        click.option(
+            "--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult."
+        ),
         click.option(
             "--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob."
         ),
@@ -80,6 +100,36 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
     ):
         function = option(function)
     return function
+
+
+def report_options(function: Callable[..., object]) -> Callable[..., object]:
+    """The options that say where the report goes, and as what."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace files that exist."),
+        click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
+        click.option(
+            "--report",
+            "report_file",
+            type=click.Path(),
+            callback=_known_suffix,
+            metavar="FILE",
+            help="Write the report: .html, .json, .md, .txt.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def report_style(report_file: str) -> str:
+    """The style that the ending of a report's file asks for."""
+    return REPORTS[Path(report_file).suffix.lower()]
+
+
+def _known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    del ctx, param
+    if value is not None and Path(value).suffix.lower() not in REPORTS:
+        raise click.BadParameter(f"{value!r} ends in none of {', '.join(REPORTS)}")
+    return value
 
 
 def read_files(

@@ -17,7 +17,7 @@ from torch import nn
 from caffe2torch.errors import ModelError
 from caffe2torch.pytorch.model_spec import Spec, parse_spec
 
-__all__ = ["load_factory", "load_model"]
+__all__ = ["call_factory", "load_factory", "load_model"]
 
 
 def load_factory(text: str) -> Callable[..., Any]:
@@ -35,6 +35,18 @@ def load_factory(text: str) -> Callable[..., Any]:
             return found(*args, *spec.args, **{**spec.kwargs, **kwargs})
 
     return factory
+
+
+def call_factory(text: str, *args: Any) -> Any:
+    """What the factory that ``text`` names makes of ``args``, an optimizer of a model say.
+
+    Raises ``ModelError`` as ``load_factory`` does, and when the factory raises.
+    """
+    factory = load_factory(text)
+    try:
+        return factory(*args)
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
+        raise ModelError(f"{text} raises {type(error).__name__}: {error}") from error
 
 
 def load_model(text: str) -> nn.Module:

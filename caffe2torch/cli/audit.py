@@ -1,0 +1,89 @@
+"""``caffe2torch audit NET SOLVER``: check an optimizer that someone else wrote."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from caffe2torch.cli.options import (
+    model_options,
+    net_state,
+    one_or_two_files,
+    read_files,
+    report_options,
+    report_style,
+)
+
+
+@click.command("audit")
+@one_or_two_files
+@model_options
+@click.option("--optimizer", required=True, metavar="MODULE:FACTORY", help="Called with the model.")
+@click.option("--scheduler", metavar="MODULE:FACTORY", help="Called with the optimizer; stepped once an iteration.")
+@click.option(
+    "--lock", type=click.Path(), metavar="FILE.json", help="What translate --lock wrote, instead of prototxts."
+)
+@click.option(
+    "--accept", multiple=True, metavar="KIND", help="A kind of departure that you know of: it becomes a note."
+)
+@report_options
+@net_state
+def command(
+    files: tuple[str, ...],
+    model: str | None,
+    names: str | None,
+    finetune: tuple[tuple[str, float], ...],
+    optimizer: str,
+    scheduler: str | None,
+    lock: str | None,
+    report_file: str | None,
+    style: str,
+    force: bool,
+    stages: tuple[str, ...],
+    level: int | None,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+    **choices: Any,
+) -> None:
+    """Check by what it does whether an optimizer trains a model as Caffe would have trained NET by SOLVER.
+
+    Copies of its parameters are stepped; model and optimizer are left as they are. Exit status 1 where it departs.
+
+    \b
+    caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
+    caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
+    """
+    from caffe2torch.output import check_writable, write_files
+
+    if model is None:
+        raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
+    if (lock is None) == (not files):
+        raise click.UsageError("name either the prototxts or a --lock file")
+    if report_file is not None:
+        check_writable(report_file, force=force)
+
+    from caffe2torch.lock import read_lock
+
+    asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
+
+    from caffe2torch.auditing import audit
+    from caffe2torch.pytorch.loading import call_factory, load_model
+    from caffe2torch.pytorch.names_file import read_names
+    from caffe2torch.report import render
+
+    built = load_model(model)
+    theirs = call_factory(optimizer, built)
+    report = audit(
+        asked,
+        built,
+        theirs,
+        None if scheduler is None else call_factory(scheduler, theirs),
+        names=None if names is None else read_names(names),
+        finetune=dict(finetune),
+        **choices,
+    )
+    if report_file is not None:
+        write_files({report_file: render(report, report_style(report_file))}, force=force)
+    click.echo(render(report, style, colour=sys.stdout.isatty()), nl=False)
+    sys.exit(0 if report.ok else 1)
