@@ -20,8 +20,10 @@ _TOLERANCE = 1e-4
 _HALVINGS = 24
 
 
-def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float) -> float:
+def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float) -> float | None:
     """The norm over all gradients beyond which they are scaled down; infinite where that is far beyond ``expected``.
+
+    ``None`` where no gradient moves anything.
 
     A clip makes large gradients do what smaller ones do. So the threshold is the smallest norm whose gradients, given
     in place of ``REACH`` times the expected norm, move every stand-in just as those do. A gradient of a quarter of the
@@ -29,7 +31,7 @@ def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, e
     """
     numbers = sum(subject.trains for subject in subjects)
     if not numbers:
-        return math.inf
+        return None
     unit = expected / math.sqrt(numbers)
 
     def moved(norm: float) -> dict[int, torch.Tensor]:
@@ -38,6 +40,8 @@ def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, e
         return live(carrier, subjects, replace(window, steps=STEPS, lanes=lanes), lanes)
 
     clipped = moved(REACH)
+    if not any(bool(seen.any()) for seen in clipped.values()):
+        return None
 
     def same(norm: float) -> bool:
         tried = moved(norm)

@@ -30,6 +30,7 @@ __all__ = ["observe"]
 
 PROOF_NUMBERS = 2**18  # numbers in all stand-ins of the second run together
 PROOF_SIZE = 4096  # and in the largest of them: some kernels treat larger tensors in another way than small ones
+PROOF_LEAST = 64
 FAINT = 2.0**-20  # how much smaller the gradients get where the optimizer seems to clip them
 
 
@@ -57,7 +58,7 @@ def observe(
     optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     start = iteration if iteration is not None else max(int(getattr(scheduler, "last_epoch", 0)), 0)
     subjects = subjects_of(optimizer)
-    run = _Run(subjects, start)
+    run = _Run(subjects, start, clipped=solver.clip_gradients is not None)
     windows = design(solver, scheduled=scheduler is not None, numbers=run.crowd * len(subjects), start=start)
     with undisturbed(subjects):
         try:
@@ -70,10 +71,13 @@ def observe(
 class _Run:
     """One probing: the windows that were lived through, and what came of them."""
 
-    def __init__(self, subjects: Sequence[Subject], start: int) -> None:
+    def __init__(self, subjects: Sequence[Subject], start: int, *, clipped: bool) -> None:
         self.subjects = subjects
         self.at = start
-        self.crowd = max(min(PROOF_SIZE, PROOF_NUMBERS // max(len(subjects), 1)), 64)
+        # Where gradients must stay below a norm, a large crowd would make each of them too faint to tell much.
+        self.crowd = PROOF_LEAST
+        if not clipped:
+            self.crowd = max(min(PROOF_SIZE, PROOF_NUMBERS // max(len(subjects), 1)), PROOF_LEAST)
         self.windows: list[Window] = []
         self.moved: list[dict[int, Movements]] = []
         self.unreached: list[tuple[Window, str]] = []
