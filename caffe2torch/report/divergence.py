@@ -20,6 +20,7 @@ __all__ = ["Divergence", "differences", "diverge"]
 
 NUMBERS = 64
 """Weights per group. They start at 0, so that for SGD the size of the gradients plays no part in the outcome."""
+_ROUNDING = 1e-11  # less is what double precision makes of one formula written in two ways
 _CHUNK = 4096
 
 
@@ -90,6 +91,7 @@ def diverge(
             caffe, stock = by_group[CAFFE], by_group[STOCK]
             farthest = np.maximum(farthest, np.abs(caffe).max(axis=1))
             apart = np.abs(caffe - stock).max(axis=1)
+            apart[apart <= _ROUNDING * farthest] = 0.0
             distances.append(np.divide(apart, farthest, out=np.zeros_like(apart), where=farthest > 0).tolist())
             next_one = next(due, -1)
     return Divergence(tuple(multipliers), tuple(wanted), tuple(zip(*distances, strict=True)))

@@ -53,7 +53,13 @@ def render_html(report: Report) -> str:
     fields = arguments(report.solver, report.iteration, lr_mults, decay_mults)
     rows = row_views(report, places)
     notes = sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING)
-    links = (*row_links(report), *_field_links(fields), *_note_links(notes))
+    others = unread(report.solver, fields)
+    links = (
+        *row_links(report),
+        *_field_links(fields),
+        *_note_links(notes),
+        *(Link(where, "no argument", "#unread") for where in others.values()),
+    )
     style, script = _static("page.css"), _static("page.js")
     policy = report.solver.policy
     return (
@@ -76,7 +82,7 @@ def render_html(report: Report) -> str:
             strip=drawn,
             rates=rates_view(report.solver, drawn.speeds),
             fields=[(field, places.of(field.where, short=True)) for field in fields],
-            unread=[(name, places.of(where, short=True)) for name, where in unread(report.solver, fields).items()],
+            unread=[(name, places.of(where, short=True)) for name, where in others.items()],
             listings=listings(report.sources, links),
         )
     )

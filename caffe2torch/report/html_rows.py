@@ -24,7 +24,7 @@ __all__ = [
     "wrong_ones",
 ]
 
-SYMBOLS = {Verdict.OK: "✓", Verdict.MISMATCH: "≠", Verdict.MISSING: "∅", Verdict.DUPLICATE: "⧉"}
+SYMBOLS = {Verdict.OK: "✓", Verdict.MISMATCH: "≠", Verdict.MISSING: "∅", Verdict.DUPLICATE: "‖"}
 MOST_WRONG = 30
 """Rows that are spelled out above the table; all others stand in it."""
 

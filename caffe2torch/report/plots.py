@@ -86,6 +86,7 @@ def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.
         for panel, axes in zip(panels, columns[:, 0], strict=True):
             _fill(axes, panel, palette)
         columns[-1, 0].set_xlabel("iteration", color=palette["ink"])
+        figure.align_ylabels()
         return figure
 
 

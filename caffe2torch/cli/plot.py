@@ -1,0 +1,132 @@
+"""``caffe2torch plot NET SOLVER``: the rate of each group over the run, and what stock torch would make of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from caffe2torch.cli.options import assignment, net_state, one_or_two_files, read_files
+from caffe2torch.errors import SolverError
+from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.recipe import SolverSettings, TrainingRecipe
+
+if TYPE_CHECKING:
+    from caffe2torch.report.pictures import Run
+
+SUFFIXES = (".svg", ".png")
+
+
+@click.command("plot")
+@one_or_two_files
+@click.option("--versus", type=click.Path(), metavar="SOLVER", help="Another solver, drawn beside.")
+@click.option("--divergence", is_flag=True, help="Draw how far stock torch would leave Caffe's path (simulated).")
+@click.option("--iterations", type=click.IntRange(min=1), help="How many to draw; else the solver's max_iter.")
+@click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
+@click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
+@click.option("-o", "--output", type=click.Path(), required=True, metavar="FILE", help="The picture: .svg or .png.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@net_state
+def command(
+    files: tuple[str, ...],
+    versus: str | None,
+    divergence: bool,
+    iterations: int | None,
+    finetune: tuple[tuple[str, float], ...],
+    without: tuple[str, ...],
+    output: str,
+    force: bool,
+    stages: tuple[str, ...],
+    level: int | None,
+    inputs: tuple[tuple[str, tuple[int, ...]], ...],
+) -> None:
+    """Draw the learning rate of each group of NET over the run that SOLVER asks for.
+
+    --divergence adds what a careful port with torch.optim alone would do: how far from Caffe's path its weights are
+    after each iteration, in percent of how far Caffe's have come, on seeded random gradients.
+
+    \b
+    caffe2torch plot train.prototxt solver.prototxt -o lr.svg
+    caffe2torch plot train.prototxt solver.prototxt --versus other.prototxt -o lr.png
+    caffe2torch plot train.prototxt solver.prototxt --divergence -o divergence.svg
+    """
+    from caffe2torch.output import check_writable, whole_file
+
+    suffix = Path(output).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise click.BadParameter(f"{output!r} ends in none of {', '.join(SUFFIXES)}", param_hint="--output")
+    check_writable(output, force=force)
+    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+
+    from caffe2torch.report.pictures import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
+    from caffe2torch.report.plots import draw, png, svg
+    from caffe2torch.report.words import visible
+
+    def named(run: Run, said: str) -> str:
+        return f"{visible(run.label.removeprefix(', '))}: {said}" if run.label else said
+
+    runs = _runs(recipe, versus, iterations, without)
+    multipliers = _multipliers(recipe, dict(finetune))
+    panels = rates_panels(runs, [lr_mult for lr_mult, _ in multipliers])
+    says = [named(run, say_rates(run)) for run in runs]
+    if divergence:
+        with _progress(sum(min(run.iterations, LONGEST_WALK) for run in runs)) as advance:
+            panel, found = divergence_panel(runs, multipliers, advance)
+        panels.append(panel)
+        says += [named(run, say_divergence(run, one)) for run, one in zip(runs, found, strict=True)]
+    title = f"Learning rate of {recipe.net_name or 'the net'} over the run"
+    figure = draw(panels, width=7.0, height=2.9)
+    with whole_file(output) as file:
+        file.write(png(figure) if suffix == ".png" else svg(figure, title, " ".join(says)).encode())
+    for said in says:
+        click.echo(said)
+
+
+def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:
+    """The run of the recipe's solver, and that of the one to compare it with."""
+    from caffe2torch.caffe.schema import parse_solver
+    from caffe2torch.caffe.solver import read_solver
+    from caffe2torch.caffe.textfile import read_text
+    from caffe2torch.report.pictures import Run
+    from caffe2torch.solver_plan import refuse_unsupported
+
+    if recipe.solver is None:
+        raise SolverError("no solver is given, and a net alone has no rate", hint="name the solver's prototxt, too")
+    refuse_unsupported(recipe.solver, without)
+    first = recipe.sources[-1].file
+    if versus is None:
+        return [Run(recipe.solver, iterations or _max_iter(recipe.solver, first))]
+    other, _ = read_solver(parse_solver(read_text(versus)))
+    refuse_unsupported(other)
+    return [
+        Run(recipe.solver, iterations or _max_iter(recipe.solver, first), f", {Path(first).name}"),
+        Run(other, iterations or _max_iter(other, versus), f", {Path(versus).name}", pale=True),
+    ]
+
+
+def _max_iter(solver: SolverSettings, file: str) -> int:
+    if not solver.max_iter:
+        where = solver.places.get("max_iter", file)
+        raise SolverError("the solver states no max_iter", where=where, hint="say how many to draw: --iterations N")
+    return solver.max_iter
+
+
+def _multipliers(recipe: TrainingRecipe, finetune: dict[str, float]) -> list[tuple[float, float]]:
+    """The ``(lr_mult, decay_mult)`` of each group that a translation would make."""
+    bound = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, "") for blob in recipe.blobs)
+    groups = plan_groups(recipe, Binding("", bound), finetune)
+    return list(dict.fromkeys((group.lr_mult, group.decay_mult) for group in groups))
+
+
+@contextmanager
+def _progress(iterations: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=iterations, label="simulating", file=sys.stderr) as bar:
+        yield bar.update
