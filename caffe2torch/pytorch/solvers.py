@@ -88,19 +88,20 @@ class CaffeStep(torch.optim.Optimizer):
         """
         dead = math.isnan(group["lr"])  # for frozen parameters, too: 0 * NaN is NaN
         for p in group["params"]:
-            if p.grad is None:
+            gradient, strides = p.grad, p.stride()
+            if gradient is None:
                 if not (p.requires_grad or dead):
                     continue
                 p.grad = torch.zeros_like(p)
-            elif p.grad.stride() != p.stride():
-                p.grad = torch.empty_like(p).copy_(p.grad)
+            elif gradient.stride() != strides:
+                p.grad = torch.empty_like(p).copy_(gradient)
             state = self.state[p]
             for key, value in state.items():
                 if key == "step":
-                    state[key] = value.to(p.device)
-                elif value.stride() != p.stride() or value.dtype != p.dtype or value.device != p.device:
+                    state[key] = value if value.device == p.device else value.to(p.device)
+                elif value.stride() != strides or value.dtype != p.dtype or value.device != p.device:
                     state[key] = torch.empty_like(p).copy_(value)
-            if has_momentum(self.solver) and "momentum_buffer" not in state:
+            if "momentum_buffer" not in state and has_momentum(self.solver):
                 state["momentum_buffer"] = torch.zeros_like(p)  # as in Caffe; torch's own begins past dampening
 
     def told(self, group: Group) -> Group:  # noqa: ARG002  # a stock class that is exact is told nothing
@@ -240,5 +241,5 @@ class CaffeAdam(CaffeStep, torch.optim.Adam):
 
     def told(self, group: Group) -> Group:
         """The eps of this step."""
-        t = 1 + max((int(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), default=0)
+        t = 1 + next((int(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), 0)
         return {"eps": group["eps"] / math.sqrt(1.0 - group["betas"][1] ** t)}
