@@ -1,0 +1,25 @@
+"""The example notebook runs in a fresh kernel, and shows what is stored in it."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+pytest.importorskip("nbclient", reason="nbclient is not installed")
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_is_stored_in_it() -> None:
+    import nbformat
+    from stored_notebook import NOTEBOOK, executed, shown
+
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    fresh = executed()
+    for before, after in zip(stored.cells, fresh.cells, strict=True):
+        if before.cell_type == "code":
+            assert bool(before.outputs) == bool(after.outputs)
+            if not before.metadata.get("varies"):
+                assert shown(after) == shown(before), "python tests/stored_notebook.py stores what it shows now"
+    report = next(shown(cell) for cell in fresh.cells if "by_hand, finetune" in cell.source)
+    assert "8 of 34 rows are wrong" in report
+    assert "all 8 BN shifts: lr x2 and no decay, as if they were Convolution biases" in report
