@@ -160,3 +160,12 @@ class Port(nn.Module):
 
 def _word(rng: random.Random) -> str:
     return "".join(rng.choice(string.ascii_lowercase) for _ in range(6))
+
+
+def inserted(program: Sequence[Step], at: int, op: str) -> list[Step]:
+    """The program with one more step, of the same channels, between value ``at`` and all that look at it."""
+    channels = channels_of(program)[at]
+    later = [
+        Step(step.op, tuple(source + (source >= at) for source in step.sources), step.channels) for step in program[at:]
+    ]
+    return [*program[:at], Step(op, (at,), 0 if op == "norm" else channels), *later]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from caffe2torch.pytorch.alternatives import alternatives
 from caffe2torch.pytorch.counterparts import Counterpart, Findings, How
 from caffe2torch.pytorch.difference import explain
 from caffe2torch.pytorch.matching import Matching, match_whole
@@ -22,8 +23,8 @@ def by_wiring(recipe: TrainingRecipe, nets: Sequence[Wiring], model: Wiring, sai
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
     ``nets`` is the net's wiring, and that without the layers to be skipped: the first that equals the model's as a
-    whole decides, or equals it without kinds of units that only one side has. If none does: what the user said, then
-    names whose shapes fit, then what surrounds a unit.
+    whole decides, or equals it without kinds of units that only one side has, or without units that only the model
+    has. If none does: what the user said, then names whose shapes fit, then what surrounds a unit.
     """
     for net in nets:
         findings = _whole(net, model, said)
@@ -33,6 +34,9 @@ def by_wiring(recipe: TrainingRecipe, nets: Sequence[Wiring], model: Wiring, sai
     findings = _whole(lonely[0], lonely[1], said)
     if findings is not None:
         findings.agree = False
+        return findings
+    findings = _whole_but_extra(nets[-1], model, said)
+    if findings is not None:
         return findings
     return _parts(recipe, nets[-1], model, said)
 
@@ -74,7 +78,21 @@ def _whole(net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings | No
     return findings
 
 
+def _whole_but_extra(net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings | None:
+    """Counterparts by structure where the model has more units, and there is only one choice of what to leave out."""
+    known = _said_pairs(net, model, said)
+    parts = match_parts(net, model, known)
+    left = set(range(len(model.units))) - set(parts.pairs.values())
+    if len(parts.pairs) < len(net.units) or alternatives(net, model, left).keys() - known.keys():
+        return None
+    findings = _whole(net, without_units(model, left), said)
+    if findings is not None:
+        findings.agree = False
+    return findings
+
+
 def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, said: Mapping[str, str]) -> Findings:
+    """What names tell, and around it what the structure tells nearby."""
     findings = Findings()
     known = _said_pairs(net, model, said)
     how = dict.fromkeys(known, How.SAID)
@@ -85,18 +103,23 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, said: Mapping[str
                 known[one] = other
                 how[one] = name
     parts = match_parts(net, model, known)
-    certain = _agree_elsewhere(net, model, parts.pairs)
-    if not certain and any(one not in how for one in parts.pairs):
+    torn = {one: set(others) for one, others in parts.torn.items()}
+    if len(parts.pairs) == len(net.units):
+        for one, others in alternatives(net, model, set(range(len(model.units))) - set(parts.pairs.values())).items():
+            if one not in how:
+                torn.setdefault(one, {parts.pairs[one]}).update(others)
+    pairs = {one: other for one, other in parts.pairs.items() if one not in torn}
+    certain = _agree_elsewhere(net, model, pairs)
+    if not certain and any(one not in how for one in pairs):
         what = "; ".join(explain(net, model)) or "even without what has no counterpart"
         findings.warnings.append(
             f"net and model are not wired alike ({what}); layers were bound by what surrounds them"
         )
-    for one, other in parts.pairs.items():
+    for one, other in pairs.items():
         evidence = how.get(one, How.PLACE if certain else How.NEARBY)
         findings.found.append(_counterpart(net.units[one], model.units[other], evidence))
     findings.torn = {
-        net.units[one].name: tuple(model.units[other].name for other in sorted(others))
-        for one, others in parts.torn.items()
+        net.units[one].name: tuple(model.units[other].name for other in sorted(others)) for one, others in torn.items()
     }
     return findings
 

@@ -59,7 +59,7 @@ def complaint(
         *_listed(_misfit_lines(recipe, assignment)),
         *_listed(units, lambda unit: _unbound_line(unit, findings, free)),
         *_listed(stray, lambda name: f"{name} ({spell(left.parameters[name])}) of the model belongs to no layer"),
-        *_listed(idle, lambda module: f"module {module.name} ({module.kind}) belongs to no layer"),
+        *_listed(idle, lambda module: f"module {module.name or 'itself'} ({module.kind}) belongs to no layer"),
         *_listed(_second_biases(modules, left)),
     ]
     first = next(iter((*bad, *missing)), None)
