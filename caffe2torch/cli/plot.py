@@ -102,10 +102,18 @@ def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, wi
         return [Run(recipe.solver, iterations or _max_iter(recipe.solver, first))]
     other, _ = read_solver(parse_solver(read_text(versus)))
     refuse_unsupported(other)
+    ours, theirs = _told_apart(first, versus)
     return [
-        Run(recipe.solver, iterations or _max_iter(recipe.solver, first), f", {Path(first).name}"),
-        Run(other, iterations or _max_iter(other, versus), f", {Path(versus).name}", pale=True),
+        Run(recipe.solver, iterations or _max_iter(recipe.solver, first), f", {ours}"),
+        Run(other, iterations or _max_iter(other, versus), f", {theirs}", pale=True),
     ]
+
+
+def _told_apart(one: str, other: str) -> tuple[str, str]:
+    """The last parts of two paths, as many as it takes."""
+    parts = Path(one).parts, Path(other).parts
+    count = next((n for n in range(1, max(map(len, parts))) if parts[0][-n:] != parts[1][-n:]), 1)
+    return "/".join(parts[0][-count:]), "/".join(parts[1][-count:])
 
 
 def _max_iter(solver: SolverSettings, file: str) -> int:

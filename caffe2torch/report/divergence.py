@@ -92,6 +92,6 @@ def diverge(
             farthest = np.maximum(farthest, np.abs(caffe).max(axis=1))
             apart = np.abs(caffe - stock).max(axis=1)
             apart[apart <= _ROUNDING * farthest] = 0.0
-            distances.append(np.divide(apart, farthest, out=np.zeros_like(apart), where=farthest > 0).tolist())
+            distances.append(np.divide(apart, farthest, out=np.zeros_like(apart), where=farthest != 0).tolist())
             next_one = next(due, -1)
     return Divergence(tuple(multipliers), tuple(wanted), tuple(zip(*distances, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -70,9 +71,7 @@ def divergence_panel(
     moving = _spread(sorted({pair for pair in multipliers if pair[0] != 0})) or [(1.0, 1.0)]
     found = tuple(diverge(run.solver, moving, _looks(run), progress=progress) for run in runs)
     curves = [
-        Curve(
-            f"lr ×{lr:g}, decay ×{decay:g}{run.label}", list(zip(one.iterations, distances, strict=True)), k, run.pale
-        )
+        Curve(f"lr ×{lr:g}, decay ×{decay:g}{run.label}", _finite(one.iterations, distances), k, run.pale)
         for run, one in zip(runs, found, strict=True)
         for k, ((lr, decay), distances) in enumerate(zip(moving, one.distances, strict=True))
     ]
@@ -98,7 +97,7 @@ def say_rates(run: Run) -> str:
 def say_divergence(run: Run, found: Divergence) -> str:
     """What the simulation says in a sentence or two, with what it leaves out."""
     why = differences(run.solver)
-    farthest = max((x for distances in found.distances for x in distances), default=0.0)
+    farthest = max((x for distances in found.distances for x in distances if math.isfinite(x)), default=0.0)
     length = min(run.iterations, LONGEST_WALK)
     span = f"{length:,} iterations"
     if length < run.iterations:
@@ -118,6 +117,11 @@ def _spread(values: Sequence[T]) -> list[T]:
     """At most so many as a legend can hold, the first and the last among them."""
     count = min(len(values), _MOST_CURVES)
     return [values[k * (len(values) - 1) // max(count - 1, 1)] for k in range(count)]
+
+
+def _finite(iterations: Sequence[int], distances: Sequence[float]) -> list[tuple[int, float]]:
+    """The points as far as both paths are numbers."""
+    return [(i, x) for i, x in zip(iterations, distances, strict=True) if math.isfinite(x)]
 
 
 def _looks(run: Run) -> Iterator[int]:

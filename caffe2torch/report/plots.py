@@ -40,6 +40,8 @@ _SERIES = 6
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0, (10, 3)))
 _MOST_MARKS = 16
 _COLUMNS = 4
+_LETTERS, _LONGEST = 12, 40  # of a legend: to the inch, and in a label; longer ones lose their middle
+_LINE = 0.19  # inches
 _SETTINGS: Any = {  # every version of matplotlib has another type for them
     "svg.fonttype": "none",
     "svg.hashsalt": "caffe2torch",
@@ -81,11 +83,16 @@ def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.
     with _settings():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(width, height * len(panels)), layout="constrained", facecolor=palette["paper"])
-        columns = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
-        for panel, axes in zip(panels, columns[:, 0], strict=True):
+        columns = [_columns(panel, width) for panel in panels]
+        lines = sum(math.ceil(len(panel.curves) / count) - 1 for panel, count in zip(panels, columns, strict=True))
+        size = (width, height * len(panels) + _LINE * lines)
+        figure = Figure(figsize=size, layout="constrained", facecolor=palette["paper"])
+        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, axes, count in zip(panels, every, columns, strict=True):
             _fill(axes, panel, palette)
-        columns[-1, 0].set_xlabel("iteration", color=palette["ink"])
+            if panel.curves:
+                _explain(axes, palette, count)
+        every[-1].set_xlabel("iteration", color=palette["ink"])
         figure.align_ylabels()
         return figure
 
@@ -138,7 +145,8 @@ def _fill(axes: Axes, panel: Panel, palette: Palette) -> None:
         colour = palette[f"series-{kind + 1}"]
         shown = [(x, y) for x, y in curve.points if y > 0 or not panel.log]
         xs, ys = zip(*shown, strict=True) if shown else ((), ())
-        width, alpha, label = (1.0, 0.6, visible(curve.label)) if curve.pale else (1.8, 1.0, visible(curve.label))
+        width, alpha = (1.0, 0.6) if curve.pale else (1.8, 1.0)
+        label = _label(curve)
         axes.plot(xs, ys, color=colour, linestyle=_DASHES[kind], linewidth=width, alpha=alpha, label=label, zorder=2)
     heights = [y for curve in panel.curves for _, y in curve.points]
     positive = [y for y in heights if y > 0]
@@ -156,19 +164,32 @@ def _fill(axes: Axes, panel: Panel, palette: Palette) -> None:
     for side, spine in axes.spines.items():
         spine.set_color(faint)
         spine.set_visible(side in ("left", "bottom"))
-    if panel.curves:
-        # Above the axes, where no curve can pass beneath it.
-        axes.legend(
-            frameon=False,
-            labelcolor=ink,
-            fontsize=9,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 0.99),
-            ncols=min(len(panel.curves), _COLUMNS),
-            handlelength=2.6,
-            columnspacing=1.4,
-            borderpad=0.2,
-        )
+
+
+def _explain(axes: Axes, palette: Palette, columns: int) -> None:
+    """The legend, above the axes, where no curve can pass beneath it."""
+    axes.legend(
+        frameon=False,
+        labelcolor=palette["ink"],
+        fontsize=9,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.99),
+        ncols=columns,
+        handlelength=2.6,
+        columnspacing=1.4,
+        borderpad=0.2,
+    )
+
+
+def _columns(panel: Panel, width: float) -> int:
+    """How many labels stand side by side above a panel ``width`` inches wide."""
+    longest = max((len(_label(curve)) for curve in panel.curves), default=1)
+    return max(1, min(len(panel.curves), _COLUMNS, int(width * _LETTERS / (longest + 8))))
+
+
+def _label(curve: Curve) -> str:
+    label = visible(curve.label)
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2]}…{label[-(_LONGEST // 2 - 1) :]}"
 
 
 def _iterations(x: float, position: float | None = None) -> str:
