@@ -9,7 +9,6 @@ import griffe
 
 DOCTEST = re.compile(r"(?:^>>> .*(?:\n.+)*(?:\n\n(?=>>> ))?)+", re.MULTILINE)
 LITERAL = re.compile(r"::\n\n((?:(?:    .*)?\n)*    .*)")
-SIMPLE_TABLE = re.compile(r"(?:^=+(?: +=+)+ *$)(?:\n.*)*?\n(?:^=+(?: +=+)+ *$)", re.MULTILINE)
 
 
 class Fenced(griffe.Extension):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_the_glossary_is_sorted() -> None:
     for section in page("glossary.md").split("## ")[1:]:
         words = [row[0].lower() for row in table(section, "word", "meaning")]
         assert words == sorted(words)
+
+
+def test_examples_and_literal_blocks_of_docstrings_get_fences() -> None:
+    pytest.importorskip("griffe", reason="the site's tools are not installed: pip install 'caffe2torch[docs]'")
+    fenced = runpy.run_path(str(REPOSITORY / "docs" / "docstring_examples.py"))["fenced"]
+    text = "One.\n\n>>> x = [\n...     1\n... ]\n>>> x\n[1]\n\n>>> y\n\nAs in::\n\n    a\n\n      b\n\nTwo."
+    assert fenced(text) == (
+        "One.\n\n```pycon\n>>> x = [\n...     1\n... ]\n>>> x\n[1]\n\n>>> y\n```\n\n"
+        "As in:\n\n```\na\n\n  b\n```\n\nTwo."
+    )
+    assert fenced("No examples.") == "No examples."
 
 
 @pytest.mark.slow
