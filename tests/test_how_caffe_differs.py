@@ -33,7 +33,7 @@ def on_the_page() -> dict[str, tuple[float, float]]:
 
 
 def agree(stated: float, measured: float) -> bool:
-    """The same two digits where a number says something; where it is rounding, which depends on the machine, its size."""
+    """The same two digits where a number says something; the same size where it is rounding, which machines differ in."""
     if max(stated, measured) >= 0.005:
         return abs(stated - measured) <= 0.0051
     return measured <= 3 * stated
@@ -42,7 +42,7 @@ def agree(stated: float, measured: float) -> bool:
 def test_numbers_of_the_page_are_measured_on_the_runs_that_are_here(divergence: ModuleType) -> None:
     rows = divergence.measure(REPOSITORY / "fixtures" / "traces")
     stated = on_the_page()
-    assert len(rows) >= 6
+    assert len(rows) >= 5
     for row in rows:
         port, ours = stated[row.what]
         assert agree(port, row.port), row
