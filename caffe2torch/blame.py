@@ -88,6 +88,8 @@ def _numbers(solver: SolverSettings, course: Course, reading: Reading) -> list[F
     """Rate and decay of the first window against Caffe's."""
     faults = []
     wanted, lr = course.paces[0].rate, reading.rates[0]
+    if lr is not None and close(lr, -wanted) and lr:
+        return [Fault(FaultKind.RULE, "it goes up the gradient, as with maximize=True; Caffe goes down")]
     if lr is not None and not close(lr, wanted):
         said = f"lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
         faults.append(Fault(FaultKind.LR, said))

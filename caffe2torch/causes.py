@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from caffe2torch.caffe.policies import weight_decay_at
+from caffe2torch.likeness import Multiples, shared_causes
 from caffe2torch.measure.fault import FaultKind
-from caffe2torch.measure.lanes import changes, rate_at
+from caffe2torch.measure.lanes import changes
 from caffe2torch.measure.observation import Observations
 from caffe2torch.measure.reading import close
-from caffe2torch.recipe import LearnableBlob, PolicyType, SolverSettings
+from caffe2torch.recipe import PolicyType, SolverSettings
 from caffe2torch.report.data import Cause, ReportRow, Verdict
 
 __all__ = ["find_causes"]
 
 _DISCRETE = {PolicyType.STEP, PolicyType.MULTISTEP, PolicyType.MULTIFIXED}
-_NUMBERS = {FaultKind.LR, FaultKind.WEIGHT_DECAY}
 
 
 def find_causes(
@@ -38,31 +35,8 @@ def find_causes(
     if clip:
         whole.append(Cause((FaultKind.CLIP,), clip))
     wrong = [] if observations.problem else [row for row in rows if row.verdict is not Verdict.OK]
-    found = _Multipliers(solver, iteration)
     schedule = _schedule(solver, rows, observations)
-    return (*whole, *schedule, *_shared(wrong, rows, found))
-
-
-def _shared(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: _Multipliers) -> list[Cause]:
-    """What most rows have in common, then what most of the others have, as long as there are two that do.
-
-    Rows may have in common what they got in place of what, or by how much that is off.
-    """
-    causes, left = [], list(wrong)
-    while left:
-        alike: dict[object, list[ReportRow]] = {}
-        for row in left:
-            for key in filter(None, (found.treatment(row), found.ratio(row))):
-                alike.setdefault(key, []).append(row)
-        key, group = max(alike.items(), key=lambda entry: len(entry[1]))  # the first of equals: a treatment
-        if len(group) < 2:
-            break
-        kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
-        message = found.tell(key, group, rows)
-        names = tuple(row.parameter or row.blob.name for row in group)
-        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names))
-        left = [row for row in left if not any(row is other for other in group)]
-    return causes
+    return (*whole, *schedule, *shared_causes(wrong, rows, Multiples(solver, iteration)))
 
 
 def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> str:
@@ -76,119 +50,6 @@ def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> s
         return ""
     norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
     return f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
-
-
-@dataclass(frozen=True)
-class _Treatment:
-    """Rows that are wrong in the same way: what they got in place of what, where that is a matter of numbers."""
-
-    faults: tuple[tuple[FaultKind, str], ...]
-    got: tuple[float, float] | None = None
-    wanted: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class _Ratio:
-    """Rows whose rate, and nothing else, is off by one factor."""
-
-    lr: float
-
-
-class _Multipliers:
-    """Observed numbers in terms of the solver's own."""
-
-    def __init__(self, solver: SolverSettings, iteration: int) -> None:
-        self.rate = rate_at(solver.policy, iteration)
-        self.decay = weight_decay_at(solver, iteration)
-
-    def of(self, row: ReportRow) -> tuple[float, float] | None:
-        """What ``lr_mult`` and ``decay_mult`` would have made the observed numbers."""
-        lr, decay = row.observed.lr, row.observed.weight_decay
-        if lr is None or decay is None or not self.rate or (decay and not self.decay):
-            return None
-        return _tidy(lr / self.rate), _tidy(decay / self.decay) if self.decay else 0.0
-
-    def treatment(self, row: ReportRow) -> _Treatment:
-        """What was done to a row."""
-        got = self.of(row) if {fault.kind for fault in row.faults} <= _NUMBERS else None
-        if got is None:
-            return _Treatment(tuple((fault.kind, fault.message) for fault in row.faults))
-        return _Treatment(tuple((fault.kind, "") for fault in row.faults), got, _stated(row))
-
-    def ratio(self, row: ReportRow) -> _Ratio | None:
-        """By how much a row's rate is off."""
-        lr, due = row.observed.lr, row.expected.lr
-        if lr and due and [fault.kind for fault in row.faults] == [FaultKind.LR]:
-            return _Ratio(_tidy(lr / due))
-        return None
-
-    def tell(self, key: object, group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
-        """``lr x2 and no decay, as if they were Convolution biases (Caffe's are lr x1 and decay x1)``."""
-        if isinstance(key, _Ratio):
-            return f"lr {key.lr:g} times as much" if key.lr > 1 else f"lr {_tidy(1 / key.lr):g} times too small"
-        assert isinstance(key, _Treatment)
-        if key.got is None or key.wanted is None:
-            return group[0].reason
-        kinds = {kind for kind, _ in key.faults}
-        parts = [f"lr x{key.got[0]:g}"] if FaultKind.LR in kinds else []
-        if FaultKind.WEIGHT_DECAY in kinds:
-            parts.append(f"decay x{key.got[1]:g}" if key.got[1] else "no decay")
-        mine = {_class(row.blob) for row in group}
-        got = key.got
-        alike = Counter(
-            _class(row.blob)
-            for row in rows
-            if _class(row.blob) not in mine and all(map(close, _stated(row), got)) and row.parameter is not None
-        )
-        as_if = f", as if they were {_plural(*alike.most_common(1)[0][0])}" if alike else ""
-        lr, decay = key.wanted
-        return f"{' and '.join(parts)}{as_if} (Caffe's are lr x{lr:g} and decay x{decay:g})"
-
-
-def _stated(row: ReportRow) -> tuple[float, float]:
-    return row.blob.lr_mult * row.factor, row.blob.decay_mult
-
-
-def _who(group: Sequence[ReportRow], rows: Iterable[ReportRow]) -> str:
-    """``all 8 BatchNorm shifts``, ``8 of 12 BN shifts``, ``all 34 parameters``: the closest name for these rows."""
-    everyone = [row for row in rows if row.parameter is not None]
-    classes = Counter(_class(row.blob) for row in everyone)
-    mine = Counter(_class(row.blob) for row in group)
-    if len(group) == len(everyone):
-        return f"all {len(group)} parameters"
-    layers = {row.blob.layer for row in group}
-    if len(layers) == 1:
-        of_layer = [row for row in everyone if row.blob.layer in layers]
-        return f"{_share(len(group), len(of_layer))} blobs of layer {layers.pop()}"
-    roles = {role for _, role in mine}
-    if len(mine) == 1:
-        (layer_type, role), count = next(iter(mine.items()))
-        total = classes[layer_type, role]
-        return f"{_share(count, total)} {_plural(layer_type, role)}"
-    if len(roles) == 1:
-        role = roles.pop()
-        total = sum(count for (_, other), count in classes.items() if other == role)
-        return f"{_share(len(group), total)} {_plural('', role)}"
-    return f"{len(group)} of {len(everyone)} parameters"
-
-
-def _share(count: int, total: int) -> str:
-    return f"all {count}" if count == total else f"{count} of {total}"
-
-
-def _class(blob: LearnableBlob) -> tuple[str, str]:
-    return blob.layer_type, blob.role
-
-
-def _plural(layer_type: str, role: str) -> str:
-    ending = "es" if role.endswith(("s", "x")) else "s"
-    return f"{layer_type} {role}{ending}".strip()
-
-
-def _tidy(x: float) -> float:
-    """A multiplier as somebody may have written it."""
-    short = float(f"{x:.4g}")
-    return short if close(short, x) else x
 
 
 def _schedule(solver: SolverSettings, rows: Sequence[ReportRow], observations: Observations) -> list[Cause]:

@@ -247,7 +247,7 @@ OTHERS = {
             vgg_net(), vgg, two_groups, STEP,
             lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1, eta_min=0.005),
         ),
-        ["lr"],
+        ["at iteration 1 the scheduler makes every lr 0.005, whatever its multiplier"],
     ),
     "AdamW for Adam": (
         Port(
@@ -283,7 +283,7 @@ OTHERS = {
     ),
     "ascent": (
         Port(vgg_net(), vgg, lambda model: ascending(two_groups(model))),
-        ["lr is -0.01, Caffe's is 0.01"],
+        ["all 6 parameters: it goes up the gradient"],
     ),
 }  # fmt: skip
 
