@@ -47,9 +47,11 @@ def rate(policy: LrPolicy, iteration: int, current_step: int = 0) -> float:
                 lr = f(base * _power(gamma, current_step))
             case PolicyType.INV:
                 lr = f(base * f(_power(f(1.0 + f(gamma * i)), -power)))
-            case PolicyType.POLY:  # with min_lr NVIDIA's, which ends there and knows no max_iter of 0
-                total = policy.max_iter if policy.min_lr is None else max(policy.max_iter, 1)
-                left = f(1.0 - f(_quotient(i, f(total))))
+            case PolicyType.POLY if policy.min_lr is None:
+                left = f(1.0 - f(_quotient(i, f(policy.max_iter))))
+                lr = f(base * f(_power(left, power)))
+            case PolicyType.POLY:  # NVIDIA's, which ends at min_lr and knows no max_iter of 0
+                left = f(1.0 - f(i / f(max(policy.max_iter, 1))))
                 lr = f(f(f(base - floor) * f(_power(left, power))) + floor)
             case PolicyType.SIGMOID:
                 lr = f(base * f(1.0 / f(1.0 + f(_exp(f(-gamma * f(i - f(policy.stepsize))))))))

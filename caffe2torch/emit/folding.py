@@ -103,7 +103,11 @@ class Folding(ast.NodeTransformer):
     def visit_Match(self, node: ast.Match) -> list[ast.stmt]:
         """Only what the solver decides is matched on: one case is left."""
         subject = self.value(node.subject)
-        return self.block(next(case.body for case in node.cases if subject in self.alternatives(case.pattern)))
+        return self.block(next(case.body for case in node.cases if self.applies(case, subject)))
+
+    def applies(self, case: ast.match_case, subject: Any) -> bool:
+        """Whether a case is the one for a value."""
+        return subject in self.alternatives(case.pattern) and (case.guard is None or bool(self.truth(case.guard)))
 
     def alternatives(self, pattern: ast.pattern) -> Iterable[Any]:
         """The values that a case is for."""
