@@ -33,7 +33,7 @@ def on_the_page() -> dict[str, tuple[float, float]]:
 
 
 def agree(stated: float, measured: float) -> bool:
-    """The same two digits where a number says something; the same size where it is rounding, which machines differ in."""
+    """The same two digits where a number says something; where it is rounding, not much more: machines differ."""
     if max(stated, measured) >= 0.005:
         return abs(stated - measured) <= 0.0051
     return measured <= 3 * stated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +105,29 @@ def test_gradients_that_backward_adds_up_do_as_well(trace: Trace) -> None:
         scheduler.step()
         optimizer.zero_grad()
         assert difference(trace, model, t) <= 3e-6 * trace.movement
+
+
+ACCEPTED = ("base_lr_missing", "iter_size_zero", "momentum_one_adam", "poly_without_max_iter")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_nonsense_that_caffe_accepts_ends_as_it_ends_there(case: str, shared: Path) -> None:
+    folder = shared / "goldens" / "bvlc_errors" / case
+    said = re.search(r"lr of iteration 2: (\S+) finite weights: (\w+)", (folder / "caffe_said.txt").read_text())
+    assert said is not None
+    trace = Trace(folder)
+    recipe = trace.recipe()
+    assert recipe.solver is not None
+    torch.manual_seed(0)
+    model = torch.nn.ParameterDict({blob.name: torch.nn.Parameter(torch.randn(3)) for blob in recipe.blobs})
+    optimizer = build_optimizer(model, trace.groups(recipe), recipe.solver)
+    scheduler = build_scheduler(optimizer, recipe.solver)
+    for iteration in range(3):
+        if iteration == 2:
+            assert scheduler.rate() == float(said[1])
+        for p in model.values():
+            p.grad = torch.randn(3) if p.requires_grad else None
+        optimizer.step()
+        scheduler.step()
+    assert all(bool(p.isfinite().all()) for p in model.values()) is (said[2] == "True")

@@ -34,7 +34,8 @@ def param_groups(
     problems += [f"no group claims parameter {name!r}" for name in parameters if name not in claimed]
     problems += [f"parameter {name!r} is claimed {count} times" for name, count in claimed.items() if count > 1]
     if problems:
-        raise ValueError("; ".join(problems))
+        more = f"; and {len(problems) - 8} more of that kind" if len(problems) > 8 else ""
+        raise ValueError("; ".join(problems[:8]) + more)
     built = []
     for group in groups:
         lr_mult, decay_mult = group["lr_mult"], group["decay_mult"]

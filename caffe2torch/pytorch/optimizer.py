@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,5 +53,6 @@ def build_optimizer(
         )
     except ValueError as error:
         raise BindingError(f"the groups do not fit the model: {error}") from None
-    optimizer: torch.optim.Optimizer = getattr(solvers, f"Caffe{solver.type}")(built, solver)
+    kept = replace(solver, places={})  # which a pickled optimizer need not carry along
+    optimizer: torch.optim.Optimizer = getattr(solvers, f"Caffe{solver.type}")(built, kept)
     return optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,4 +86,4 @@ def build_scheduler(
     optimizer: torch.optim.Optimizer, solver: SolverSettings, last_iteration: int = -1
 ) -> CaffeLRScheduler:
     """The scheduler of ``solver``. ``last_iteration`` is the last one that was done before; -1 starts from scratch."""
-    return CaffeLRScheduler(optimizer, solver, last_iteration)
+    return CaffeLRScheduler(optimizer, replace(solver, places={}), last_iteration)
