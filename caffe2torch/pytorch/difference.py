@@ -39,10 +39,17 @@ def explain(net: Wiring, model: Wiring) -> Iterator[str]:
         if counts[0][kind] != counts[1][kind]:
             yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
     if match_whole(_untied(net), _untied(model), {}) is not None:
-        shared = [sum(len(unit.parts) > 1 for unit in wiring.units) for wiring in (net, model)]
-        yield f"the wirings are equal but for what is shared: {shared[0]} layers in the net, {shared[1]} in the model"
+        yield f"the wirings are equal but for what is shared: {_shared(net)} in the net, {_shared(model)} in the model"
     elif match_whole(_unordered(net), _unordered(model), {}) is not None:
         yield "the wirings are equal but for the order in which branches are concatenated"
+
+
+def _shared(wiring: Wiring) -> str:
+    """The units that are used more than once, by the names of all their parts."""
+    uses = Counter(node.unit for node in wiring.nodes)
+    units = [" with ".join(map(repr, unit.parts)) for number, unit in enumerate(wiring.units) if uses[number] > 1]
+    more = f" and {len(units) - 3} more" if len(units) > 3 else ""
+    return ", ".join(units[:3]) + more if units else "nothing"
 
 
 def _unordered(wiring: Wiring) -> Wiring:
