@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test check lint types contract proto format clean
+.PHONY: help demo test check lint types contract proto docs format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ contract: $(VENV)/.installed-dev
 
 proto: $(VENV)/.installed-dev ## compile proto/*.proto again
 	$(PY) proto/compile.py
+
+docs: $(VENV)/.installed-dev ## build the site, as site/
+	$(PY) -m mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev ## rewrite the code in the house style
 	$(PY) -m ruff check --fix .
