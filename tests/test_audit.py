@@ -22,8 +22,8 @@ from mistakes import (
     vgg,
     vgg_net,
 )
-from port import SGD as SOLVER
-from port import SmallNet, groups_of
+from small_net import SGD as SOLVER
+from small_net import SmallNet, groups_of
 from torch import nn
 
 from caffe2torch.auditing import audit
@@ -364,7 +364,7 @@ def test_the_assertion_fails_shortly_and_exactly(tmp_path: Path) -> None:
 
 def test_the_hand_made_recipe_and_the_audit_agree() -> None:
     """The net of the probe's own tests, through the audit's door."""
-    from port import recipe_of
+    from small_net import recipe_of
 
     model = SmallNet()
     recipe, _ = recipe_of(model)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from port import SmallNet, recipe_of, wrong
+from small_net import SmallNet, recipe_of, wrong
 
 from caffe2torch.plan import plan_groups
 from caffe2torch.pytorch.optimizer import build_optimizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
-from port import SGD, SmallNet, groups_of, recipe_of, wrong
+from small_net import SGD, SmallNet, groups_of, recipe_of, wrong
 from test_audit_laws import solvers
 from torch import nn
 

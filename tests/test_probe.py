@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from port import SGD, SmallNet, groups_of, names, recipe_of, report_of, wrong
+from small_net import SGD, SmallNet, groups_of, names, recipe_of, report_of, wrong
 
 from caffe2torch.measure.reading import read
 from caffe2torch.measure.suspects import caffe_rule

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from port import SmallNet, groups_of, recipe_of, report_of
+from small_net import SmallNet, groups_of, recipe_of, report_of
 from test_report_text import HOSTILE, hostile, notebook, right
 
 from caffe2torch.caffe.read import read_recipe

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from port import SGD, SmallNet, groups_of, recipe_of, report_of
 from report_samples import HOSTILE
+from small_net import SGD, SmallNet, groups_of, recipe_of, report_of
 
 from caffe2torch.plan import Binding, plan_groups
 from caffe2torch.pytorch.probe import observe

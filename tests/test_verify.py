@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from port import SGD, SmallNet, groups_of, recipe_of, report_of, wrong
+from small_net import SGD, SmallNet, groups_of, recipe_of, report_of, wrong
 
 from caffe2torch.measure.fault import FaultKind
 from caffe2torch.plan import Binding, BoundBlob, Kind, Unclaimed, plan_groups
