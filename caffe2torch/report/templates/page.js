@@ -87,7 +87,7 @@
   // ---- A link leads to what it names, be it filtered out or folded away
 
   const reveal = () => {
-    const target = byId(decodeURIComponent(location.hash.slice(1)));
+    const target = byId(location.hash.slice(1));
     if (!target) return;
     if (target.hidden) clear();
     const folded = target.closest("details:not([open])");
