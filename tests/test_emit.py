@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -188,6 +189,8 @@ def test_it_trains_bit_for_bit_where_caffe2torch_cannot_be_imported(tmp_path: Pa
     assert ast.literal_eval(printed) == [p.detach().flatten().tolist() for p in model.parameters()]
 
 
+FORKS = LrPolicy(PolicyType.MULTISTEP, base_lr=0.1, gamma=0.1, stepvalues=(3,), warmup_iter=5, min_lr=1e-5)
+
 NEEDED = {
     "clip": "CLIP_GRADIENTS",
     "iter_size": "ITER_SIZE",
@@ -198,6 +201,8 @@ NEEDED = {
     "scale": "gradient_scale",
     "power": "_power",
     "kernel factor": "multiply_gradients",
+    "warm-up": "WARMUP_ITER",
+    "floor": "floor",
 }
 """What stands in an emitted file only where its solver needs it."""
 
@@ -213,6 +218,7 @@ NEEDED = {
         (replace(SOLVER, iter_size=4), {"momentum", "power", "iter_size", "scale", "kernel factor"}),
         (replace(SOLVER, regularization=Regularization.L1), {"momentum", "power", "L1"}),
         (replace(SOLVER, momentum_ramp=Ramp(0.99, 1.0, 10)), {"momentum", "power", "ramp"}),
+        (replace(SOLVER, policy=FORKS), {"momentum", "power", "multistep", "warm-up", "floor"}),
         (replace(SOLVER, type=SolverType.NESTEROV), {"momentum", "power", "kernel factor"}),
         (replace(SOLVER, type=SolverType.ADAM), {"power"}),
         (replace(SOLVER, type=SolverType.ADAGRAD), {"power"}),
@@ -235,11 +241,14 @@ def test_it_says_where_each_number_comes_from() -> None:
     )
     members = (GroupMember("b.weight", blob("b")), GroupMember("c.bias", shared), GroupMember("extra", None))
     source = emit(
-        TrainingRecipe("net", (), SOLVER), (GroupPlan("all", 1.0, 2.0, members, factor=5.0),), model_name="Model"
+        TrainingRecipe("net", (), replace(SOLVER, weight_decay=0.0)),
+        (GroupPlan("all", 1.0, 2.0, members, factor=5.0),),
+        model_name="Model",
     )
     for line in (
         "BASE_LR = 0.1  # solver.prototxt:2:1",
-        "MOMENTUM = 0.9  # not stated, so Caffe's default",
+        "MOMENTUM = 0.9",
+        "WEIGHT_DECAY = 0.0  # not stated, so Caffe's default",
         '            "b.weight",  # train.prototxt:3:3: b/0, weight',
         '            "c.bias",  # train.prototxt:9:3: c/1, weight, also d/1, decay_mult by default',
         '            "extra",  # given by hand',
@@ -249,21 +258,17 @@ def test_it_says_where_each_number_comes_from() -> None:
 
 
 def test_it_is_the_same_text_each_time() -> None:
-    code = (
-        "from test_emit import *; "
-        "print(emit(*parts(['a', 'b'], replace(SOLVER, type=SolverType.ADAM, clip_gradients=3.0)), model_name='M'))"
-    )
-    texts = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-            env={"PYTHONHASHSEED": seed, "PATH": ""},
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
+    code = """
+from caffe2torch.emit import emit
+from caffe2torch.plan import GroupMember, GroupPlan
+from caffe2torch.recipe import *
+solver = SolverSettings(SolverType.ADAM, LrPolicy(PolicyType.POLY, 0.1, power=0.9, max_iter=9), clip_gradients=3.0)
+group = GroupPlan("all", 1.0, 1.0, (GroupMember("a", None), GroupMember("b", None)))
+print(emit(TrainingRecipe("net", (), solver), (group,), model_name="Model"))
+"""
+    command = [sys.executable, "-c", code]
+    seeds = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "123"]
+    texts = {subprocess.run(command, capture_output=True, check=True, env=seed).stdout for seed in seeds}
     assert len(texts) == 1
 
 

@@ -58,7 +58,9 @@ def rate(policy: LrPolicy, iteration: int, current_step: int = 0) -> float:
             case PolicyType.MULTIFIXED:
                 stages = zip(policy.stage_lrs, policy.stage_iters, strict=True)
                 lr = f(next((lr for lr, last in stages if iteration <= last), policy.stage_lrs[-1]))
-    return floor if policy.min_lr is not None and lr < floor else lr  # a NaN is not less, and stays
+    if policy.min_lr is not None and lr < floor:  # a NaN is not less, and stays
+        return floor
+    return lr
 
 
 def next_step(policy: LrPolicy, iteration: int, current_step: int) -> int:

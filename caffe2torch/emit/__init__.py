@@ -118,10 +118,14 @@ def _import_lines(imports: Mapping[str, str]) -> list[str]:
 
 
 def _constants(values: Mapping[str, Any], solver: SolverSettings) -> Iterable[Mapping[str, Any]]:
-    order = [field.name.upper() for settings in (LrPolicy, SolverSettings) for field in fields(settings)]
+    settings = [field for kind in (LrPolicy, SolverSettings) for field in fields(kind)]
+    order = [field.name.upper() for field in settings]
     for name, value in sorted(values.items(), key=lambda item: order.index(item[0])):
         place = solver.places.get(FIELDS.get(name, name.lower()))
-        yield {"name": name, "value": value, "place": place or "not stated, so Caffe's default"}
+        if place is None and value == settings[order.index(name)].default:
+            yield {"name": name, "value": value, "place": "not stated, so Caffe's default"}
+        else:
+            yield {"name": name, "value": value, "place": place or ""}
 
 
 def _origin(member: GroupMember) -> str:
