@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from caffe2torch.caffe.float32 import format32
 from caffe2torch.caffe.policies import momentum_at, weight_decay_at
@@ -12,7 +13,7 @@ from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.observation import Movements
 from caffe2torch.measure.reading import Reading, close, read
 from caffe2torch.measure.rules import History, Pace, Rule
-from caffe2torch.measure.suspects import rate_change, suspects
+from caffe2torch.measure.suspects import Suspect, rate_change, suspects
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.report.data import Effective
 
@@ -45,13 +46,22 @@ class Course:
 
 
 def blame(
-    rule: Rule, solver: SolverSettings, courses: Sequence[Course], seen: Sequence[Movements], precision: float
+    rule: Rule,
+    solver: SolverSettings,
+    courses: Sequence[Course],
+    seen: Sequence[Movements],
+    precision: float,
+    known: list[Suspect],
 ) -> tuple[Effective, list[Fault]]:
-    """The numbers that were seen in the first window, and every way in which the windows differ from Caffe's."""
-    reading, momentum, faults = _recognise(rule, solver, courses[0], seen[0], precision)
+    """The numbers that were seen in the first window, and every way in which the windows differ from Caffe's.
+
+    ``known`` are suspects that were found out before, which are tried first; a new one is added.
+    """
+    reading, momentum, faults = _recognise(rule, solver, courses[0], seen[0], precision, known)
     faults += _numbers(solver, courses[0], reading)
     if reading.explains:
-        faults += _later(reading, momentum, courses, seen, precision)
+        said = {fault.kind for fault in faults}
+        faults += [fault for fault in _later(reading, momentum, courses, seen, precision) if fault.kind not in said]
     if not faults:
         said = f"it does not quite step as Caffe's {solver.type} does, though rate and decay are the same"
         faults.append(Fault(FaultKind.RULE, said))
@@ -59,21 +69,33 @@ def blame(
 
 
 def _recognise(
-    rule: Rule, solver: SolverSettings, course: Course, moved: Movements, precision: float
+    rule: Rule,
+    solver: SolverSettings,
+    course: Course,
+    moved: Movements,
+    precision: float,
+    known: list[Suspect],
 ) -> tuple[Reading, float | None, list[Fault]]:
     """The rule that explains the first window, its momentum where that is not Caffe's, and what sets it apart."""
     window = course.window
     own = read(rule, window, moved, course.momenta, fading=course.fading, precision=precision)
     if own.explains and _steady(course, own):
         return own, None, []
-    for suspect in suspects(solver, window, moved):
+    unsteady: list[tuple[Reading, float | None, list[Fault]]] = [(own, None, [])] if own.explains else []
+    for suspect in chain(known, suspects(solver, window, moved)):
         suspected = replace(suspect.rule, divisor=rule.divisor, gradient=True)
         steady = (suspect.momentum,) * window.steps
         reading = read(suspected, window, moved, steady, fading=course.fading, precision=precision)
-        if reading.explains and _steady(course, reading):
-            return reading, suspect.momentum, list(suspect.faults)
-    if own.explains:
-        return own, None, []
+        if not reading.explains:
+            continue
+        if not _steady(course, reading):
+            unsteady.append((reading, suspect.momentum, list(suspect.faults)))
+            continue
+        if suspect not in known:
+            known.append(suspect)
+        return reading, suspect.momentum, list(suspect.faults)
+    if unsteady:
+        return unsteady[0]
     said = f"it does not step as Caffe's {solver.type} does, nor as any rule that is known here"
     return own, None, [Fault(FaultKind.RULE, said)]
 
@@ -93,7 +115,7 @@ def _numbers(solver: SolverSettings, course: Course, reading: Reading) -> list[F
     if lr is not None and not close(lr, wanted):
         said = f"lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
         faults.append(Fault(FaultKind.LR, said))
-    else:
+    elif reading.explains:
         faults += _schedule(course, reading, 1.0)
     decay, due, passes = reading.weight_decay, course.paces[0].weight_decay, solver.iter_size
     if decay is None:

@@ -14,7 +14,7 @@ from caffe2torch.measure.fault import Fault, FaultKind
 from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.observation import Observation
 from caffe2torch.measure.reading import FINEST_DECAY, close, explained, read, still
-from caffe2torch.measure.suspects import caffe_rule
+from caffe2torch.measure.suspects import Suspect, caffe_rule
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.report.data import Effective
 
@@ -55,6 +55,7 @@ class Judge:
         self.rule = replace(caffe_rule(solver), divisor=float(solver.iter_size) if summed else 1.0)
         self.own_rules = (self.rule, replace(self.rule, gradient=True))  # clipping may be left to the training loop
         self._judged: dict[object, Judgement] = {}
+        self._known: list[Suspect] = []
 
     def expected(self, multipliers: Multipliers) -> Effective:
         """The effective rate and decay at the iteration that the report stands for."""
@@ -90,7 +91,7 @@ class Judge:
                 for course, moved in zip(courses, seen.windows, strict=True)
             ):
                 return self._agreed(observed, courses[0]), ()
-        blamed, faults = blame(self.own_rules[1], self.solver, courses, seen.windows, self.precision)
+        blamed, faults = blame(self.own_rules[1], self.solver, courses, seen.windows, self.precision, self._known)
         return blamed, tuple(faults)
 
     def _observed(self, course: Course, seen: Observation) -> Effective:

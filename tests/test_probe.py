@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -276,6 +277,32 @@ def wrapper(module: str, attribute: str) -> type:
 )
 def test_the_optimizer_inside_a_wrapper_is_probed(model: SmallNet, optimizer: Any, module: str, name: str) -> None:
     assert report_of(model, wrapper(module, name)(optimizer)).ok
+
+
+def test_a_hook_before_the_step_is_part_of_what_the_optimizer_does(model: SmallNet) -> None:
+    optimizer = Kept(model.parameters(), 0.25)
+
+    def double(inner: torch.optim.Optimizer, *_: Any) -> None:
+        for group in inner.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(2)
+
+    optimizer.register_step_pre_hook(double)
+    assert lr_seen(model, optimizer) == {0.5}
+
+
+STOCK = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+
+
+@pytest.mark.parametrize("make", [c for c in STOCK if c is not torch.optim.Optimizer], ids=lambda c: c.__name__)
+def test_every_optimizer_of_torch_is_told_to_be_another_than_the_solvers(make: Any) -> None:
+    model = torch.nn.Sequential(OrderedDict(ip=torch.nn.Linear(3, 4)))
+    row = report_of(model, make([model.ip.weight], lr=0.1)).rows[0]
+    assert row.verdict == "mismatch"
+    rules = {"Adadelta": "AdaDelta", "Adagrad": "AdaGrad", "Adam": "Adam", "AdamW": "Adam", "RMSprop": "RMSProp"}
+    if make.__name__ in rules:
+        assert f"it steps as {rules[make.__name__]}, the solver is SGD" in row.reason
 
 
 def stepped(model: SmallNet) -> Iterator[tuple[str, torch.optim.Optimizer]]:

@@ -46,8 +46,8 @@ def suspects(solver: SolverSettings, window: Window, seen: Movements) -> Iterato
     """
     expected = replace(caffe_rule(solver), momentum2=solver.momentum2, delta=solver.delta, rms_decay=solver.rms_decay)
     yield Suspect(expected, solver.momentum, ())  # the same numbers in double precision are no departure
-    own = _linear if expected.linear else _adaptive
-    for rule, momentum in own(expected, solver.momentum, window, seen):
+    own = _linear(expected, solver.momentum, window, seen) if expected.linear else _adaptive(expected, solver.momentum)
+    for rule, momentum in (*own, *_others(expected, window, seen)):
         for decay in dict.fromkeys((expected.decay, Decay.L2, Decay.L1, Decay.DECOUPLED)):
             found = replace(rule, decay=decay)
             if (found, momentum) != (expected, solver.momentum):
@@ -55,7 +55,7 @@ def suspects(solver: SolverSettings, window: Window, seen: Movements) -> Iterato
 
 
 def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:
-    """SGD and Nesterov, with the momentum that a single pull leaves behind; then the adaptive rules."""
+    """SGD and Nesterov, with the momentum that a single pull leaves behind."""
     lanes = {lane.name: moved for lane, moved in zip(window.lanes, seen, strict=True)}
     first, after, later = lanes["pull 0"][:3]
     fitted = later / after if after else 0.0
@@ -69,8 +69,6 @@ def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) ->
             yield replace(rule, history=history), value
         for damped in _written(dampening):
             yield replace(rule, history=History.RATE_OUTSIDE, dampening=damped), value
-    for kind in (SolverType.ADAM, SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA):
-        yield from _adaptive(replace(expected, type=kind), 0.9, window, seen)
 
 
 def _written(fitted: float) -> tuple[float, ...]:
@@ -78,8 +76,22 @@ def _written(fitted: float) -> tuple[float, ...]:
     return (*(round(fitted, digits) for digits in (2, 3, 4)), fitted)
 
 
-def _adaptive(expected: Rule, momentum: float, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:
-    """The adaptive rules at the settings that people write and that torch has as defaults; then SGD."""
+def _others(expected: Rule, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:
+    """The rules of other solvers, with torch's defaults."""
+    if not expected.linear:
+        yield from _linear(replace(expected, type=SolverType.SGD), 0.9, window, seen)
+    for kind, momentum, delta, epsilon in (
+        (SolverType.ADAM, 0.9, 1e-8, Epsilon.CORRECTED),
+        (SolverType.RMSPROP, 0.0, 1e-8, Epsilon.CAFFE),
+        (SolverType.ADAGRAD, 0.0, 1e-10, Epsilon.CAFFE),
+        (SolverType.ADADELTA, 0.9, 1e-6, Epsilon.CAFFE),
+    ):
+        if kind is not expected.type:
+            yield replace(expected, type=kind, delta=delta, epsilon=epsilon, momentum2=0.999, rms_decay=0.99), momentum
+
+
+def _adaptive(expected: Rule, momentum: float) -> Iterator[tuple[Rule, float]]:
+    """An adaptive rule at the settings that people write and that torch has as defaults."""
     deltas = dict.fromkeys((expected.delta, 1e-8, 1e-10, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))
     places = {
         SolverType.ADAM: (Epsilon.CAFFE, Epsilon.CORRECTED),
@@ -97,7 +109,6 @@ def _adaptive(expected: Rule, momentum: float, window: Window, seen: Movements) 
     for value, second, memory in product(momenta, seconds, memories):
         for delta, place in product(deltas, places.get(expected.type, (Epsilon.CAFFE,))):
             yield replace(expected, momentum2=second, rms_decay=memory, delta=delta, epsilon=place), value
-    del window, seen
 
 
 def _faults(solver: SolverSettings, expected: Rule, found: Rule, momentum: float) -> Iterator[Fault]:
