@@ -264,15 +264,36 @@ def test_hooks_run_once_beside_a_plain_optimizer_of_the_stock_class() -> None:
     assert len(calls) == 3
 
 
-def test_a_step_that_fails_leaves_the_groups_as_they_were() -> None:
-    model, optimizer, _ = build(SOLVERS["SGD"])
-    before = [dict(group) for group in optimizer.param_groups]
-    model.conv.weight.grad = torch.zeros_like(model.conv.weight).to_sparse()
-    with pytest.raises(RuntimeError):
+def test_a_step_that_fails_leaves_the_groups_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("out of order")
+
+    _, optimizer, _ = build(SOLVERS["SGD"])
+    groups, before = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
+    monkeypatch.setattr(torch, "_fused_sgd_", fails)
+    with pytest.raises(RuntimeError, match="out of order"):
         optimizer.step()
-    for group, was in zip(optimizer.param_groups, before, strict=True):
+    assert optimizer.param_groups is groups
+    for group, was in zip(groups, before, strict=True):
         assert group.keys() - was.keys() <= {"lr_reference"}
         assert all(group[key] is value for key, value in was.items())
+
+
+def test_sparse_gradients_do_what_dense_ones_do() -> None:
+    """Caffe's Embed has a dense gradient: rows that no index asked for decay and move like any other."""
+    solver = SOLVERS["SGD clipped"]
+    group = GroupPlan("table", 1.0, 1.0, (GroupMember("weight", None),))
+    tables = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(5, 3, sparse=sparse)
+        optimizer = build_optimizer(table, (group,), solver)
+        for _ in range(3):
+            (7 * table(torch.tensor([1, 3, 1])).square().sum()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        tables.append(table.weight.detach())
+    assert torch.equal(*tables)
 
 
 def test_a_parameter_without_a_gradient_decays_and_moves_by_its_history() -> None:

@@ -57,12 +57,13 @@ class CaffeStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        groups = self.param_groups
+        for group in groups:
+            self.prepare(group)
         if rescales_gradients(self.solver):
             scale = self.gradient_scale()
-        groups = self.param_groups
         try:
             for group in groups:
-                self.prepare(group)
                 told = self.told(group)
                 if rescales_gradients(self.solver):
                     told = self.rescaled(group, told, scale)
@@ -82,7 +83,7 @@ class CaffeStep(torch.optim.Optimizer):
         inspect.unwrap(hooked.__func__)(self)
 
     def prepare(self, group: Group) -> None:
-        """See that every parameter has a gradient, and that its tensors lie alike in memory.
+        """See that every parameter has a dense gradient, and that its tensors lie alike in memory.
 
         Fused kernels walk through them side by side, and would mix up elements that lie differently without a word.
         """
@@ -93,8 +94,8 @@ class CaffeStep(torch.optim.Optimizer):
                 if not (p.requires_grad or dead):
                     continue
                 p.grad = torch.zeros_like(p)
-            elif gradient.stride() != strides:
-                p.grad = torch.empty_like(p).copy_(gradient)
+            elif gradient.is_sparse or gradient.stride() != strides:
+                p.grad = torch.empty_like(p).copy_(gradient.to_dense())
             state = self.state[p]
             for key, value in state.items():
                 if key == "step":
