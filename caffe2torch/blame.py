@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from caffe2torch.caffe.float32 import format32
-from caffe2torch.caffe.policies import momentum_at, weight_decay_at
+from caffe2torch.measure.course import Course
 from caffe2torch.measure.fault import Fault, FaultKind
-from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.observation import Movements
 from caffe2torch.measure.reading import Reading, close, read
-from caffe2torch.measure.rules import History, Pace, Rule
+from caffe2torch.measure.rules import History, Rule
 from caffe2torch.measure.suspects import Suspect, rate_change, suspects
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.report.data import Effective
 
-__all__ = ["Course", "blame", "number"]
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """A window as Caffe would live through it: what holds at each of its steps."""
-
-    window: Window
-    paces: tuple[Pace, ...]
-    fading: tuple[float, ...]  # the decay of each step in terms of the first one's
-
-    @classmethod
-    def of(cls, solver: SolverSettings, window: Window, lr_mult: float, decay_mult: float) -> Course:
-        """The course that a solver takes through a window for a parameter."""
-        decays = [weight_decay_at(solver, i) for i in window.iterations]
-        rates = [rate_at(solver.policy, i) for i in window.iterations]
-        paces = tuple(
-            Pace(rate * lr_mult, momentum_at(solver, i, rate), decay * decay_mult)
-            for i, rate, decay in zip(window.iterations, rates, decays, strict=True)
-        )
-        return cls(window, paces, tuple(decay / decays[0] if decays[0] else 1.0 for decay in decays))
-
-    @property
-    def momenta(self) -> tuple[float, ...]:
-        """The momentum of each step."""
-        return tuple(pace.momentum for pace in self.paces)
+__all__ = ["blame", "number"]
 
 
 def blame(
@@ -60,8 +34,8 @@ def blame(
     reading, momentum, faults = _recognise(rule, solver, courses[0], seen[0], precision, known)
     faults += _numbers(solver, courses[0], reading)
     if reading.explains:
-        said = {fault.kind for fault in faults}
-        faults += [fault for fault in _later(reading, momentum, courses, seen, precision) if fault.kind not in said]
+        kinds = {fault.kind for fault in faults}
+        faults += [fault for fault in _later(reading, momentum, courses, seen, precision) if fault.kind not in kinds]
     if not faults:
         said = f"it does not quite step as Caffe's {solver.type} does, though rate and decay are the same"
         faults.append(Fault(FaultKind.RULE, said))

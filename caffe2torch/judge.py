@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from caffe2torch.blame import Course, blame, number
+from caffe2torch.blame import blame, number
 from caffe2torch.caffe.policies import weight_decay_at
+from caffe2torch.measure.course import Course
 from caffe2torch.measure.fault import Fault, FaultKind
 from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.observation import Observation
