@@ -34,7 +34,7 @@ def refuse_unsupported(solver: SolverSettings, without: Collection[str] = ()) ->
             raise UnsupportedError(
                 f"{wanted.name} is not translated: {wanted.reason}",
                 where=wanted.where,
-                hint=f"to train without it, accept that by name: {wanted.name}",
+                hint=f"to train without it, say so: --without {wanted.name}, or without=[{wanted.name!r}]",
             )
     if solver.type is SolverType.ADAM and not solver.momentum2 < 1:
         raise UnsupportedError(

@@ -26,6 +26,7 @@ from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.pytorch.skeleton import skeleton
 from caffe2torch.pytorch.weights import load_weights
 from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.report.text import verdict_line
 from caffe2torch.solver_plan import refuse_unsupported
 from caffe2torch.verify import Report, verify
 
@@ -34,7 +35,7 @@ __all__ = ["Translation", "translate"]
 Path = str | PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Translation:
     """What ``translate`` gives: the optimizer and scheduler of ``model``, how they came about, and the check of them.
 
@@ -56,6 +57,14 @@ class Translation:
     def solver(self) -> SolverSettings:
         """The recipe's solver, which a translation always has."""
         return _solver_of(self.recipe)
+
+    def __repr__(self) -> str:
+        net = self.recipe.net_name or "a net"
+        return f"<Translation of {net} for {self.binding.model}: {verdict_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        return self.report._repr_html_()
 
     def source(self, *, initialize: bool = False) -> str:
         """Python that builds the same optimizer and scheduler with torch alone, bit for bit.

@@ -126,3 +126,26 @@ def test_a_snapshot_converts_to_a_checkpoint_that_torch_reads(fixtures: Path, tm
     assert result.exit_code == 0, result.stderr
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert run("convert", net, solver, "--state", state, "-o", tmp_path / "checkpoint.pt").exit_code == 2
+
+
+def test_a_wrapped_model_is_translated_like_the_bare_one(segnet: tuple[Path, Path]) -> None:
+    import torch
+
+    import caffe2torch
+
+    class Around(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.compile(caffe2torch.SegNetBasic(4, 3, width=64))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.body(images)
+            return scores
+
+    bare = caffe2torch.translate(*segnet, caffe2torch.SegNetBasic(4, 3, width=64))
+    for model, prefix in ((torch.nn.DataParallel(caffe2torch.SegNetBasic(4, 3, width=64)), ""), (Around(), "body.")):
+        wrapped = caffe2torch.translate(*segnet, model)
+        assert wrapped.report.ok
+        assert [group["param_names"] for group in wrapped.optimizer.param_groups] == [
+            [prefix + name for name in group["param_names"]] for group in bare.optimizer.param_groups
+        ]

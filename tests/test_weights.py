@@ -15,7 +15,7 @@ from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
 from caffe2torch.caffe.restore import fits
-from caffe2torch.caffe.snapshot import read_caffemodel
+from caffe2torch.caffe.snapshot import Weights, read_caffemodel
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
 from caffe2torch.plan import Binding
 from caffe2torch.pytorch.binding import bind
@@ -230,3 +230,29 @@ def test_a_skeleton_holds_a_transposed_layer_as_torch_does(tmp_path: Path) -> No
     assert net_of(tmp_path, NET.replace("num_output: 3", "num_output: 3 transpose: true"))[0].get_parameter(
         "one.weight"
     ).shape == (3, 4)
+
+
+def test_weights_are_not_loaded_where_nothing_tells_two_tensors_apart(tmp_path: Path) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text("""
+        input: "data" input_shape { dim: 1 dim: 4 }
+        layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" inner_product_param { num_output: 4 } }
+        layer { name: "b" type: "InnerProduct" bottom: "data" top: "b" inner_product_param { num_output: 4 } }
+        layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" }
+    """)
+
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x) + self.other(x)
+
+    recipe, model = read_recipe(net), Twins()
+    before = [p.clone() for p in model.parameters()]
+    weights = Weights("twins.caffemodel", "", ())
+    with pytest.raises(BindingError, match="weights must not be guessed") as caught:
+        load_weights(model, recipe, bind(recipe, model), weights)
+    assert "names file" in (caught.value.hint or "")
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

@@ -46,7 +46,7 @@ def model_wiring(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputSh
     """
     carried = skeleton_wiring(model)
     if carried is not None:
-        return ModelWiring(carried, "a skeleton carries its net's wiring")
+        return ModelWiring(carried, "the skeleton itself, whose layers carry their net's")
     device = next(model.parameters()).device
     reasons: list[str] = []
     with _undisturbed():

@@ -14,7 +14,7 @@ __all__ = ["param_groups"]
 
 
 def param_groups(
-    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
     groups: Iterable[Mapping[str, Any]],
     *,
     lr: float,
@@ -22,13 +22,12 @@ def param_groups(
     left_out: Collection[str] = (),
     backpropagated: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Torch groups for ``model`` from groups of names, each with ``name``, ``lr_mult``, ``decay_mult``, ``params``.
+    """Torch groups of ``parameters`` from groups with ``name``, ``lr_mult``, ``decay_mult`` and names as ``params``.
     Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake. Where
     lr_mult is 0 Caffe computes no gradient, and torch will not either, but for parameters in ``backpropagated``.
 
     Raises ``ValueError`` for a parameter that is missing, unclaimed or claimed twice.
     """
-    parameters = dict(model.named_parameters())
     claimed = Counter([*left_out, *(name for group in groups for name in group["params"])])
     problems = [f"the model has no parameter {name!r}" for name in claimed if name not in parameters]
     problems += [f"no group claims parameter {name!r}" for name in parameters if name not in claimed]

@@ -13,6 +13,7 @@ from caffe2torch.errors import BindingError
 from caffe2torch.plan import GroupPlan
 from caffe2torch.pytorch import solvers
 from caffe2torch.pytorch.groups import param_groups
+from caffe2torch.pytorch.wrappers import named_tensors
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver_plan import frozen_with_gradient, refuse_unsupported
 
@@ -23,6 +24,8 @@ def build_optimizer(
     model: torch.nn.Module, groups: Sequence[GroupPlan], solver: SolverSettings, without: Collection[str] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer for ``model``: a stock torch class in a thin layer that gives it Caffe's arithmetic.
+
+    ``model`` may be wrapped (DataParallel, ``torch.compile``, ...); groups have the names of the bare one.
 
     Parameters whose lr_mult is 0 get ``requires_grad_(False)`` and stay in a group with lr 0; all others learn.
     Parameters that no group names are left alone. ``without`` names rules that the user accepts to go without.
@@ -41,14 +44,16 @@ def build_optimizer(
         for group in groups
     ]
     claimed = {name for group in named for name in group["params"]}
-    left_out = [name for name, _ in model.named_parameters() if name not in claimed]
+    parameters = {name: one for name, one in named_tensors(model) if isinstance(one, torch.nn.Parameter)}
+    held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
+    parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
     try:
         built = param_groups(
-            model,
+            parameters,
             named,
             lr=rate(solver.policy, 0, step_at(solver.policy, 0)),
             weight_decay=weight_decay_at(solver, 0),
-            left_out=left_out,
+            left_out=parameters.keys() - claimed,
             backpropagated=frozen_with_gradient(groups, solver),
         )
     except ValueError as error:

@@ -12,7 +12,7 @@ from torch import nn
 from caffe2torch.caffe.blobs import Array
 from caffe2torch.caffe.restore import blob_weights
 from caffe2torch.caffe.snapshot import Weights
-from caffe2torch.errors import SnapshotError
+from caffe2torch.errors import BindingError, SnapshotError
 from caffe2torch.plan import Binding, Kind
 from caffe2torch.pytorch.layout import layout_of, second_bias
 from caffe2torch.pytorch.transfer import Copy, check, copy_all
@@ -34,7 +34,7 @@ def load_weights(
 
     Returns notes: what was passed over (layers that net or model have not), what was kept, NaNs that were loaded.
     Raises ``SnapshotError`` when the file does not belong to the net (every blob that differs is named),
-    ``ModelError`` for a model without storage.
+    ``ModelError`` for a model without storage, ``BindingError`` where nothing tells two tensors from each other.
 
     >>> from caffe2torch.caffe.snapshot import read_caffemodel
     >>> load_weights(model, recipe, binding, read_caffemodel("lenet.caffemodel"))  # doctest: +SKIP
@@ -48,6 +48,7 @@ def plan_weights(
     model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
 ) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
     """What ``load_weights`` would copy, checked, with nothing touched yet."""
+    _refuse_undecided(binding)
     here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
     held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
     arrays, found = blob_weights(held, weights, new_layers)
@@ -74,6 +75,19 @@ def plan_weights(
     if problems:
         raise SnapshotError(f"does not fit the model {binding.model}: {'; '.join(problems[:8])}", where=weights.file)
     return tuple(copies), tuple(notes)
+
+
+def _refuse_undecided(binding: Binding) -> None:
+    """Where either of two tensors would learn alike the optimizer needs no decision, but their values do."""
+    undecided = [bound for bound in binding.blobs if bound.rivals]
+    if undecided:
+        first = undecided[0]
+        raise BindingError(
+            f"{len(undecided)} blobs could as well be others' tensors, and weights must not be guessed: "
+            f"{first.blob.name} is {first.name} or {', '.join(first.rivals)}",
+            where=first.blob.where,
+            hint=f"decide in a names file which module layer {first.blob.layer!r} is",
+        )
 
 
 def _divisor(factor: Array | None) -> float:

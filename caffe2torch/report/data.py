@@ -143,7 +143,7 @@ class Cause:
     parameters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Expected against observed, whole: ``rows`` in the order of the recipe's blobs.
 
@@ -198,6 +198,11 @@ class Report:
             "unclaimed_parameters": [row.to_dict() for row in self.unclaimed],
             "notes": [note_dict(note) for note in self.notes],
         }
+
+    def __repr__(self) -> str:
+        from caffe2torch.report.text import verdict_line
+
+        return f"<Report on {self.net or 'a net'} and {self.model}: {verdict_line(self)}>"
 
     def __str__(self) -> str:
         from caffe2torch.report.text import render_text
