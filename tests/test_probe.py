@@ -279,6 +279,22 @@ def test_the_optimizer_inside_a_wrapper_is_probed(model: SmallNet, optimizer: An
     assert report_of(model, wrapper(module, name)(optimizer)).ok
 
 
+def test_the_optimizer_inside_accelerates_own_wrappers_is_probed(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    prepared = accelerate.Accelerator(cpu=True).prepare(model, optimizer, scheduler)
+    assert report_of(model, prepared[1], SGD, prepared[2]).ok
+
+
+def test_the_optimizer_inside_lightnings_own_wrappers_is_probed(model: SmallNet, optimizer: torch.optim.SGD) -> None:
+    lightning = pytest.importorskip("lightning")
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+    assert report_of(model, LightningOptimizer(optimizer)).ok
+    _, fabrics = lightning.Fabric(accelerator="cpu", devices=1).setup(model, optimizer)
+    assert report_of(model, fabrics).ok
+
+
 def test_a_hook_before_the_step_is_part_of_what_the_optimizer_does(model: SmallNet) -> None:
     optimizer = Kept(model.parameters(), 0.25)
 
