@@ -80,6 +80,12 @@ def test_colours_are_for_terminals_only() -> None:
     assert re.sub(r"\x1b\[\d*m", "", coloured) == plain
 
 
+def test_coloured_text_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert render(notebook(), colour=True) == render_text(notebook(), width=80, colour=True)
+    assert render(notebook()) == render_text(notebook(), width=100)
+
+
 def test_hostile_names_are_shown_as_text() -> None:
     text = render_text(hostile())
     assert all(c.isprintable() or c == "\n" for c in text)
