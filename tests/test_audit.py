@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emitted import load
 from mistakes import (
     BIASES,
     STEP,
@@ -329,6 +330,31 @@ def test_translated_optimizers_pass_their_own_audit(fixtures: Path) -> None:
     t = translate(folder / "train.prototxt", folder / "solver.prototxt", finetune={"conv_classifier": 10})
     assert audit(t.recipe, t.model, t.optimizer, t.scheduler, finetune={"conv_classifier": 10}).ok
     assert len(audit(t.recipe, t.model, t.optimizer, t.scheduler).wrong) == 2
+
+
+EMITTED = {
+    "SGD": 'lr_policy: "step" gamma: 0.1 stepsize: 300 momentum: 0.9 iter_size: 2 clip_gradients: 35',
+    "Nesterov": 'lr_policy: "poly" power: 0.9 momentum: 0.9',
+    "AdaGrad": 'lr_policy: "exp" gamma: 0.999',
+    "RMSProp": 'lr_policy: "inv" gamma: 0.001 power: 0.75 rms_decay: 0.98',
+    "AdaDelta": 'lr_policy: "sigmoid" gamma: 0.01 stepsize: 500 momentum: 0.95 delta: 1e-6',
+    "Adam": 'lr_policy: "multistep" gamma: 0.5 stepvalue: 30 stepvalue: 30 momentum: 0.9 regularization_type: "L1"',
+}
+
+
+@pytest.mark.parametrize("solver", EMITTED)
+def test_an_emitted_file_passes_the_audit(solver: str, tmp_path: Path) -> None:
+    """Its optimizer and scheduler are strangers to the audit: torch alone, no class of this package."""
+    text = f'type: "{solver}" base_lr: 0.01 weight_decay: 0.0005 max_iter: 1000 {EMITTED[solver]}'
+    port = Port(vgg_net(head=TEN), vgg, two_groups, text)
+    model = port.model()
+    emitted = load(translate(port.recipe(tmp_path), model=model).source(), f"emitted_{solver}")
+    optimizer = emitted.build_optimizer(model)
+    scheduler = emitted.build_scheduler(optimizer)
+    assert type(optimizer).__module__ != "caffe2torch.pytorch.solvers"
+    report = audit(port.recipe(tmp_path), model, optimizer, scheduler)
+    assert report.ok, str(report)
+    assert not any("was not looked at" in note.message for note in report.notes)
 
 
 def test_what_is_no_model_optimizer_or_scheduler_is_refused(tmp_path: Path) -> None:
