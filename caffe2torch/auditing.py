@@ -35,13 +35,15 @@ def audit(
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),
     accept: Collection[str] = (),
+    iteration: int | None = None,
     input_shapes: Any = None,
 ) -> Report:
     """Check an optimizer by what it does: copies of its parameters are stepped, and nothing of yours is touched.
 
     ``optimizer`` is any ``torch.optim.Optimizer``, stock, subclassed, or wrapped by Accelerate or Lightning. With a
     ``scheduler``, whose ``step()`` is called once an iteration, rates and momentum are also checked where the policy
-    changes the rate; without one only the rate that the optimizer stands at is.
+    changes the rate; without one only the rate that the optimizer stands at is. ``iteration`` is where the run stands,
+    by default what the scheduler says, or the start.
 
     ``recipe`` is what the prototxts say, or a lock file that was read. ``names``, ``skip``, ``unclaimed`` and
     ``input_shapes`` bind as in ``bind``, ``finetune`` and ``without`` are as in ``translate``; a lock has all of it.
@@ -77,7 +79,7 @@ def audit(
         asked = _asked(recipe, model, names, skip, unclaimed, finetune, without, input_shapes)
     solver = asked.recipe.solver
     assert solver is not None  # _asked refuses a net alone, a lock cannot lack it
-    seen = observe(model, optimizer, solver, scheduler)
+    seen = observe(model, optimizer, solver, scheduler, iteration=iteration)
     reports = [verify(asked.recipe, asked.binding, asked.groups, seen)]
     if not reports[0].ok and (solver.iter_size > 1 or solver.clip_gradients is not None):
         reports.append(verify(asked.recipe, asked.binding, asked.groups, seen, inside=False))

@@ -357,6 +357,25 @@ def test_an_emitted_file_passes_the_audit(solver: str, tmp_path: Path) -> None:
     assert not any("was not looked at" in note.message for note in report.notes)
 
 
+@pytest.mark.parametrize("solver", EMITTED)
+def test_the_middle_of_a_run_is_audited_at_its_own_iteration(solver: str, tmp_path: Path) -> None:
+    text = f'type: "{solver}" base_lr: 0.01 weight_decay: 0.0005 max_iter: 1000 {EMITTED[solver]}'
+    port = Port(vgg_net(head=TEN), vgg, two_groups, text)
+    t = translate(port.recipe(tmp_path), model=port.model())
+    for _ in range(33):
+        for parameter in t.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        t.optimizer.step()
+        t.scheduler.step()
+    report = audit(t.recipe, t.model, t.optimizer, t.scheduler)
+    assert report.ok, str(report)
+    assert report.iteration == 33
+    assert report.rows[0].observed.lr == pytest.approx(t.optimizer.param_groups[0]["lr"], rel=1e-5)
+    alone = audit(t.recipe, t.model, t.optimizer, iteration=33)
+    assert alone.ok, str(alone)
+    assert alone.iteration == 33
+
+
 def test_what_is_no_model_optimizer_or_scheduler_is_refused(tmp_path: Path) -> None:
     port = RIGHT["weights and biases"]
     recipe, model = port.recipe(tmp_path), vgg()
