@@ -12,13 +12,13 @@ from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
 from caffe2torch.measure.fault import FaultKind
 from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.probe import observe
-from caffe2torch.pytorch.twin import bare_optimizer, bare_scheduler
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.probing.probe import observe
+from caffe2torch.pytorch.probing.twin import bare_optimizer, bare_scheduler
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.report.data import Report, ReportRow, UnclaimedRow, Verdict
 from caffe2torch.solver_plan import refuse_unsupported
-from caffe2torch.verify import verify
+from caffe2torch.verify.rows import verify
 
 __all__ = ["audit"]
 

@@ -13,7 +13,7 @@ from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Any
 
-from caffe2torch.caffe.textfile import read_text
+from caffe2torch.caffe.text.textfile import read_text
 from caffe2torch.errors import InputError
 from caffe2torch.locked_solver import solver_fields, solver_from
 from caffe2torch.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed

@@ -80,7 +80,7 @@ class GroupPlan:
 class Filling:
     """How Caffe fills a parameter before training: its blob's own shape, and how that lies in the parameter.
 
-    ``layout`` is ``same``, ``transposed`` or ``gates``, as ``pytorch/layout.py`` explains.
+    ``layout`` is ``same``, ``transposed`` or ``gates``, as ``pytorch/binding/layout.py`` explains.
     """
 
     parameter: str

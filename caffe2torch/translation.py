@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot import find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.caffe.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.plan import Binding, GroupPlan, plan_groups
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.checkpoint import load_checkpoint, save_checkpoint
-from caffe2torch.pytorch.history import resume
-from caffe2torch.pytorch.initialize import initialize, plan_fillings
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probe import observe
+from caffe2torch.pytorch.probing.probe import observe
 from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.pytorch.skeleton import skeleton
-from caffe2torch.pytorch.weights import load_weights
+from caffe2torch.pytorch.snapshot.checkpoint import load_checkpoint, save_checkpoint
+from caffe2torch.pytorch.snapshot.history import resume
+from caffe2torch.pytorch.snapshot.initialize import initialize, plan_fillings
+from caffe2torch.pytorch.snapshot.weights import load_weights
 from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.report.text import verdict_line
 from caffe2torch.solver_plan import refuse_unsupported
-from caffe2torch.verify import Report, verify
+from caffe2torch.verify.rows import Report, verify
 
 __all__ = ["Translation", "translate"]
 

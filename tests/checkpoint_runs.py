@@ -18,8 +18,8 @@ from snapshot_runs import Run, run_of, text_file
 from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.checkpoint import load_checkpoint, save_checkpoint
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 
 NET = """
 name: "small"

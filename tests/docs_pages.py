@@ -29,7 +29,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from caffe2torch.caffe.prototxt import parse
+from caffe2torch.caffe.text.prototxt import parse
 from caffe2torch.cli import main
 
 FENCE = re.compile(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from caffe2torch.caffe.net import read_layers
-from caffe2torch.caffe.schema import parse_net
+from caffe2torch.caffe.net.build import read_layers
+from caffe2torch.caffe.text.schema import parse_net
 from caffe2torch.plan import Binding
 from caffe2torch.recipe import Note, Source, TrainingRecipe
 from caffe2torch.wiring import INPUT, Wiring

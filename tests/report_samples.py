@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
 from caffe2torch.caffe.read import read_recipe
+from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
 from caffe2torch.measure.fault import Fault, FaultKind
 from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.recipe import Note, Severity, TrainingRecipe, Where

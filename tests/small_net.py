@@ -9,7 +9,7 @@ import torch
 
 from caffe2torch.measure.observation import Observation
 from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
-from caffe2torch.pytorch.probe import observe
+from caffe2torch.pytorch.probing.probe import observe
 from caffe2torch.recipe import (
     LearnableBlob,
     LrPolicy,
@@ -21,7 +21,7 @@ from caffe2torch.recipe import (
     TrainingRecipe,
     Where,
 )
-from caffe2torch.verify import Report, verify
+from caffe2torch.verify.rows import Report, verify
 
 FIXED = LrPolicy(PolicyType.FIXED, base_lr=0.1)
 SGD = SolverSettings(SolverType.SGD, FIXED, momentum=0.9, weight_decay=0.0005)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caffe2torch.caffe.prototxt import read_text
-from caffe2torch.caffe.schema import parse_solver
-from caffe2torch.caffe.solver import read_solver
+from caffe2torch.caffe.solver.settings import read_solver
+from caffe2torch.caffe.text.prototxt import read_text
+from caffe2torch.caffe.text.schema import parse_solver
 from caffe2torch.recipe import (
     Note,
     Severity,

@@ -12,11 +12,11 @@ from small_net import SmallNet, recipe_of, wrong
 
 from caffe2torch.plan import plan_groups
 from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probe import observe
+from caffe2torch.pytorch.probing.probe import observe
 from caffe2torch.pytorch.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
 from caffe2torch.report.data import Report
-from caffe2torch.verify import verify
+from caffe2torch.verify.rows import verify
 
 PAIRS = ((1.0, 1.0), (2.0, 0.0), (1.0, 0.0), (0.5, 2.0), (10.0, 1.0), (0.0, 0.0), (0.0, 1.0))
 MOMENTUM = {SolverType.SGD, SolverType.NESTEROV, SolverType.ADAM, SolverType.ADADELTA}

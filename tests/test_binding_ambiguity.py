@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from caffe2torch.errors import BindingError
 from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import Severity
 
 

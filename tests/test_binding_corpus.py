@@ -12,7 +12,7 @@ from torch import nn
 from caffe2torch.caffe.read import read_recipe
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.pytorch.skeleton import SkeletonLayer, skeleton
 from caffe2torch.recipe import TrainingRecipe
 

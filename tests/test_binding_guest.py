@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from caffe2torch.errors import BindingError, ModelError
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.pytorch.skeleton import skeleton
 from caffe2torch.recipe import Severity
 

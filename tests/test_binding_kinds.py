@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from caffe2torch.errors import BindingError
 from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 
 
 def test_every_kind_of_layer_finds_its_tensors() -> None:

@@ -10,7 +10,7 @@ from nets import IMAGE, conv, layer, linear, messages, names, recipe_of
 from torch import Tensor, nn
 
 from caffe2torch.errors import BindingError
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import Severity
 
 

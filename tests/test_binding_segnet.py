@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from caffe2torch.errors import BindingError
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import TrainingRecipe
 
 WIDTH = 8

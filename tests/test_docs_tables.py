@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import caffe2torch
-from caffe2torch.caffe.fork_fields import FORK_FIELDS, Meaning
+from caffe2torch.caffe.solver.fork_fields import FORK_FIELDS, Meaning
 from caffe2torch.cli import VERBS
 from caffe2torch.recipe import PolicyType, SolverType, Statement
 from caffe2torch.report.data import Verdict

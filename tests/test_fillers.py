@@ -16,10 +16,10 @@ from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
 from caffe2torch.errors import NetError, UnsupportedError
-from caffe2torch.pytorch import fillers
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.fillers import fill
-from caffe2torch.pytorch.initialize import initialize
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.snapshot import fillers
+from caffe2torch.pytorch.snapshot.fillers import fill
+from caffe2torch.pytorch.snapshot.initialize import initialize
 from caffe2torch.recipe import TrainingRecipe
 
 BLOB = (40, 30, 5, 5)  # 30,000 numbers: fan_in 750, fan_out 1,000

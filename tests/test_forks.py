@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from solver_texts import PLAIN, read
 
-from caffe2torch.caffe.fork_fields import FORK_FIELDS, Meaning
+from caffe2torch.caffe.solver.fork_fields import FORK_FIELDS, Meaning
 from caffe2torch.errors import SolverError
 from caffe2torch.recipe import (
     LrPolicy,

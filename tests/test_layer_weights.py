@@ -12,8 +12,8 @@ from snapshot_runs import bound
 from torch import Tensor, nn
 
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot import read_caffemodel
-from caffe2torch.pytorch.weights import load_weights
+from caffe2torch.caffe.snapshot.files import read_caffemodel
+from caffe2torch.pytorch.snapshot.weights import load_weights
 
 
 class Learned(nn.Module):

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.bvlc_layers import BLOBLESS, BVLC_BLOBS
-from caffe2torch.caffe.layers import BLOBS
-from caffe2torch.caffe.net import read_layers
-from caffe2torch.caffe.schema import parse_net
-from caffe2torch.caffe.shapes import TOPS
-from caffe2torch.caffe.sizes import MisfitError, agree, conv_length, deconv_length, pool_length, product
+from caffe2torch.caffe.net.build import read_layers
+from caffe2torch.caffe.net.bvlc_layers import BLOBLESS, BVLC_BLOBS
+from caffe2torch.caffe.net.layers import BLOBS
+from caffe2torch.caffe.net.shapes import TOPS
+from caffe2torch.caffe.net.sizes import MisfitError, agree, conv_length, deconv_length, pool_length, product
+from caffe2torch.caffe.text.schema import parse_net
 from caffe2torch.errors import NetError
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source
 

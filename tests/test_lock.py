@@ -43,7 +43,7 @@ def test_what_is_read_back_is_what_was_written(file: Path) -> None:
 def test_the_lock_is_that_of_the_prototxts(fixtures: Path, tmp_path: Path) -> None:
     """An audit by the lock alone says what the audit by the prototxts says."""
     from caffe2torch.models import SegNetBasic
-    from caffe2torch.pytorch.binding import bind
+    from caffe2torch.pytorch.binding.bind import bind
 
     folder = fixtures / "segnet_basic"
     recipe = read_recipe(folder / "train.prototxt", folder / "solver.prototxt")

@@ -11,10 +11,10 @@ from nets import Port, Step, caffe_net, channels_of, conv, recipe_of
 from torch import nn
 
 from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.matching import match_whole
-from caffe2torch.pytorch.partial import match_parts
-from caffe2torch.pytorch.refinement import Graph, Palette, refine
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.binding.matching import match_whole
+from caffe2torch.pytorch.binding.partial import match_parts
+from caffe2torch.pytorch.binding.refinement import Graph, Palette, refine
 from caffe2torch.wiring import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
 
 

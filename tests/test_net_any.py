@@ -7,12 +7,12 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.descriptors import Fact, facts
-from caffe2torch.caffe.layers import BLOBS
-from caffe2torch.caffe.net import read_layers
-from caffe2torch.caffe.schema import parse_net
-from caffe2torch.caffe.settings import own_field
-from caffe2torch.caffe.shapes import TOPS
+from caffe2torch.caffe.net.build import read_layers
+from caffe2torch.caffe.net.layers import BLOBS
+from caffe2torch.caffe.net.settings import own_field
+from caffe2torch.caffe.net.shapes import TOPS
+from caffe2torch.caffe.text.descriptors import Fact, facts
+from caffe2torch.caffe.text.schema import parse_net
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.recipe import Source
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.caffe.float32 import round32, shortest
-from caffe2torch.caffe.policies import momentum_at, next_step, rate, rates, step_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings, SolverType
 
 RECORDED: dict[str, Any] = json.loads(

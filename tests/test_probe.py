@@ -16,8 +16,8 @@ from small_net import SGD, SmallNet, groups_of, names, recipe_of, report_of, wro
 from caffe2torch.measure.reading import read
 from caffe2torch.measure.suspects import caffe_rule
 from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.probe import observe
-from caffe2torch.verify import verify
+from caffe2torch.pytorch.probing.probe import observe
+from caffe2torch.verify.rows import verify
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 
 from caffe2torch import progress
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot import read_caffemodel
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.weights import load_weights
+from caffe2torch.caffe.snapshot.files import read_caffemodel
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.snapshot.weights import load_weights
 
 
 class Terminal(io.StringIO):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.prototxt import MAX_DEPTH, Block, Field, parse, read_text, unquote
+from caffe2torch.caffe.text.prototxt import MAX_DEPTH, Block, Field, parse, read_text, unquote
 from caffe2torch.errors import InputError, PrototxtError
 from caffe2torch.where import Where
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy_caffe import Caffe
 
-from caffe2torch.caffe.policies import rates
+from caffe2torch.caffe.solver.policies import rates
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType
 from caffe2torch.report.divergence import differences, diverge
 from caffe2torch.report.pictures import Run, divergence_panel, say_divergence

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.policies import rates
+from caffe2torch.caffe.solver.policies import rates
 from caffe2torch.recipe import LrPolicy, PolicyType
 from caffe2torch.report.rates import MOST_BREAKS, curve, effective, stretches
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from traces import Trace, traces
 
-from caffe2torch.caffe.policies import momentum_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, weight_decay_at
 from caffe2torch.measure.rules import Decay, History, Pace, Rule, movements
 from caffe2torch.measure.suspects import caffe_rule
 from caffe2torch.recipe import SolverSettings, SolverType

@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from traces import Trace, tolerance, traces
 
-from caffe2torch.caffe.policies import momentum_at, rates, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, rates, weight_decay_at
 from caffe2torch.plan import GroupMember, GroupPlan
 from caffe2torch.pytorch.optimizer import build_optimizer
 from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler

@@ -11,9 +11,9 @@ from segnet_replay import Recording, distances, from_fixtures, from_shared, para
 from snapshot_runs import Run, run_of
 
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot import find_learned_net, read_caffemodel, read_solverstate
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.history import resume
+from caffe2torch.caffe.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.snapshot.history import resume
 
 CASES = ["basic_32x24_step", "basic_36x24_step"]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding import bind
-from caffe2torch.pytorch.naming import layer_name, module_name, module_names
+from caffe2torch.pytorch.binding.bind import bind
+from caffe2torch.pytorch.binding.naming import layer_name, module_name, module_names
 from caffe2torch.pytorch.skeleton import SkeletonLayer, skeleton
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Stated, Statement, TrainingRecipe, Where
 

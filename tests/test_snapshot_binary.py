@@ -11,9 +11,9 @@ import snapshot_files as files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.schema import message as protobuf_message
-from caffe2torch.caffe.snapshot import Weights, find_learned_net, read_caffemodel, read_solverstate
-from caffe2torch.caffe.wire import DamagedError, fields
+from caffe2torch.caffe.snapshot.files import Weights, find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.caffe.snapshot.wire import DamagedError, fields
+from caffe2torch.caffe.text.schema import message as protobuf_message
 from caffe2torch.errors import InputError, SnapshotError
 
 WEIGHT = np.arange(12, dtype="f4").reshape(3, 4) - 5

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.schema import message, parse_net
-from caffe2torch.caffe.textfile import read_text
-from caffe2torch.caffe.upgrade import Upgraded, upgrade
+from caffe2torch.caffe.net.upgrade import Upgraded, upgrade
+from caffe2torch.caffe.text.schema import message, parse_net
+from caffe2torch.caffe.text.textfile import read_text
 from caffe2torch.errors import NetError
 from caffe2torch.recipe import Source
 

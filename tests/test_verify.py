@@ -13,7 +13,7 @@ from small_net import SGD, SmallNet, groups_of, recipe_of, report_of, wrong
 from caffe2torch.measure.fault import FaultKind
 from caffe2torch.plan import Binding, BoundBlob, Kind, Unclaimed, plan_groups
 from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probe import observe
+from caffe2torch.pytorch.probing.probe import observe
 from caffe2torch.recipe import (
     BlobUse,
     LearnableBlob,
@@ -27,7 +27,7 @@ from caffe2torch.recipe import (
     Where,
 )
 from caffe2torch.report.data import Report
-from caffe2torch.verify import verify
+from caffe2torch.verify.rows import verify
 
 FORCED = Stated(Statement.FORCED, Statement.FORCED)
 PLACE = Where("train.prototxt", 5, 1)

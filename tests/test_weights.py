@@ -14,13 +14,13 @@ from snapshot_runs import bound, text_file
 from torch import nn
 
 from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.restore import fits
-from caffe2torch.caffe.snapshot import Weights, read_caffemodel
+from caffe2torch.caffe.snapshot.files import Weights, read_caffemodel
+from caffe2torch.caffe.snapshot.restore import fits
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
 from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding import bind
+from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.pytorch.skeleton import skeleton
-from caffe2torch.pytorch.weights import load_weights
+from caffe2torch.pytorch.snapshot.weights import load_weights
 from caffe2torch.recipe import Severity, TrainingRecipe
 
 NET = """

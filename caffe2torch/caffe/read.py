@@ -9,13 +9,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from caffe2torch.caffe.net import NetState, read_layers
+from caffe2torch.caffe.net.build import NetState, read_layers
+from caffe2torch.caffe.net.remarks import segnet_peculiarities
+from caffe2torch.caffe.net.state import PHASES, merged
 from caffe2torch.caffe.notes import Notes
-from caffe2torch.caffe.remarks import segnet_peculiarities
-from caffe2torch.caffe.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
-from caffe2torch.caffe.solver import read_solver
-from caffe2torch.caffe.state import PHASES, merged
-from caffe2torch.caffe.textfile import read_text
+from caffe2torch.caffe.solver.settings import read_solver
+from caffe2torch.caffe.text.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
+from caffe2torch.caffe.text.textfile import read_text
 from caffe2torch.errors import InputError, NetError, SolverError
 from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
 from caffe2torch.where import Where

@@ -68,8 +68,8 @@ def command(
     asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
 
     from caffe2torch.auditing import audit
+    from caffe2torch.pytorch.binding.names_file import read_names
     from caffe2torch.pytorch.loading import call_factory, load_model
-    from caffe2torch.pytorch.names_file import read_names
     from caffe2torch.report import render
 
     built = load_model(model)

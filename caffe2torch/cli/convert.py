@@ -47,8 +47,8 @@ def command(
     check_writable(output, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
+    from caffe2torch.pytorch.binding.names_file import read_names
     from caffe2torch.pytorch.loading import load_model
-    from caffe2torch.pytorch.names_file import read_names
     from caffe2torch.report.text import note_text
     from caffe2torch.translation import translate
 

@@ -88,9 +88,9 @@ def command(
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:
     """The run of the recipe's solver, and that of the one to compare it with."""
-    from caffe2torch.caffe.schema import parse_solver
-    from caffe2torch.caffe.solver import read_solver
-    from caffe2torch.caffe.textfile import read_text
+    from caffe2torch.caffe.solver.settings import read_solver
+    from caffe2torch.caffe.text.schema import parse_solver
+    from caffe2torch.caffe.text.textfile import read_text
     from caffe2torch.report.pictures import Run
     from caffe2torch.solver_plan import refuse_unsupported
 

@@ -62,8 +62,8 @@ def command(
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
     from caffe2torch.lock import lock_of, render_lock
+    from caffe2torch.pytorch.binding.names_file import names_of, read_names
     from caffe2torch.pytorch.loading import load_model
-    from caffe2torch.pytorch.names_file import names_of, read_names
     from caffe2torch.report import render
     from caffe2torch.translation import translate
 

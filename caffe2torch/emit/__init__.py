@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from caffe2torch.caffe.float32 import round32, shortest
-from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
 from caffe2torch.emit.carrying import carry
 from caffe2torch.errors import SolverError
 from caffe2torch.plan import Filling, GroupMember, GroupPlan

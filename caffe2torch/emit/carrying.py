@@ -17,14 +17,14 @@ __all__ = ["Carried", "carry"]
 MODULES = (
     "recipe",
     "caffe/float32",
-    "caffe/policies",
+    "caffe/solver/policies",
     "pytorch/groups",
     "pytorch/solvers",
     "pytorch/schedule",
 )
 """Where definitions may come from, in the order in which an emitted file has them. They are read, not imported."""
 
-NOT_OF_THE_SOLVER = ("pytorch/fillers", "pytorch/layout")
+NOT_OF_THE_SOLVER = ("pytorch/snapshot/fillers", "pytorch/binding/layout")
 """Where definitions come from that no solver has a say in."""
 
 CALLED_BY_TORCH = {"step", "get_lr", "state_dict", "load_state_dict"}

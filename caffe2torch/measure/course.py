@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from caffe2torch.caffe.policies import momentum_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, weight_decay_at
 from caffe2torch.measure.lanes import Window, rate_at
 from caffe2torch.measure.rules import Pace
 from caffe2torch.recipe import SolverSettings

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from caffe2torch.caffe.policies import rate, step_at
+from caffe2torch.caffe.solver.policies import rate, step_at
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
 
 __all__ = ["Lane", "Window", "changes", "design", "lanes_for", "rate_at"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
 from caffe2torch.errors import BindingError
 from caffe2torch.plan import GroupPlan
 from caffe2torch.pytorch import solvers

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from caffe2torch.caffe.float32 import round32
-from caffe2torch.caffe.policies import momentum_at, next_step, rate, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, next_step, rate, weight_decay_at
 from caffe2torch.recipe import PolicyType, SolverSettings
 from caffe2torch.solver_plan import momentum_changes, ramps
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from caffe2torch.caffe.given_inputs import with_inputs
-from caffe2torch.caffe.graph import caffe_wiring, unit_kind
-from caffe2torch.pytorch.naming import module_names
-from caffe2torch.pytorch.slots import blob_transposed
+from caffe2torch.caffe.net.given_inputs import with_inputs
+from caffe2torch.caffe.net.graph import caffe_wiring, unit_kind
+from caffe2torch.pytorch.binding.naming import module_names
+from caffe2torch.pytorch.binding.slots import blob_transposed
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
 from caffe2torch.wiring import UnitKind, Wiring
 

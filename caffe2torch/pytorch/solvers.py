@@ -46,6 +46,11 @@ class CaffeStep(torch.optim.Optimizer):
             group.update(stated)
         # So that a gradient scaler unscales before the step, or skips it: Caffe's norms are those of true gradients.
         self._step_supports_amp_scaling = False
+        self.layouts: dict[int, list[Any]] = {}
+
+    def __setstate__(self, state: Group) -> None:
+        super().__setstate__(state)
+        self.layouts = {}  # what was loaded may lie otherwise
 
     def __getstate__(self) -> Group:
         return {**super().__getstate__(), "solver": self.solver}
@@ -58,8 +63,10 @@ class CaffeStep(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        for group in groups:
-            self.prepare(group)
+        for i, group in enumerate(groups):
+            if math.isnan(group["lr"]) or self.layout(group) != self.layouts.get(i):
+                self.prepare(group)
+                self.layouts[i] = self.layout(group)
         if rescales_gradients(self.solver):
             scale = self.gradient_scale()
         try:
@@ -81,6 +88,13 @@ class CaffeStep(torch.optim.Optimizer):
         """The stock class's step without the hooks that torch wraps around it: ours has run them already."""
         hooked: Any = super().step
         inspect.unwrap(hooked.__func__)(self)
+
+    def layout(self, group: Group) -> list[Any]:
+        """How parameters and their gradients lie in memory: while it is the same, there is nothing to prepare."""
+        return [
+            p.requires_grad if (g := p.grad) is None else (p.stride(), g.is_sparse or g.stride(), p.dtype, p.device)
+            for p in group["params"]
+        ]
 
     def prepare(self, group: Group) -> None:
         """See that every parameter has a dense gradient, and that its tensors lie alike in memory.

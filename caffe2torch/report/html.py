@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import caffe2torch
-from caffe2torch.caffe.policies import rate, step_at
+from caffe2torch.caffe.solver.policies import rate, step_at
 from caffe2torch.plan import Kind
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.data import Report, ReportRow, UnclaimedRow

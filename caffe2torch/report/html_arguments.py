@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe2torch.caffe.float32 import format32
-from caffe2torch.caffe.policies import rate, step_at, weight_decay_at
+from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
 from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, Where
 from caffe2torch.report.rates import effective
 from caffe2torch.report.solver import solver_dict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from caffe2torch.caffe.float32 import round32
-from caffe2torch.caffe.policies import rate, step_at
+from caffe2torch.caffe.solver.policies import rate, step_at
 from caffe2torch.recipe import LrPolicy, PolicyType
 
 __all__ = ["Stretch", "curve", "effective", "stretches"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe2torch.caffe.float32 import round32
-from caffe2torch.caffe.policies import momentum_at, rates, weight_decay_at
+from caffe2torch.caffe.solver.policies import momentum_at, rates, weight_decay_at
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
 from caffe2torch.solver_plan import ramps
 

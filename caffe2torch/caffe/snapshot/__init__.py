@@ -1,0 +1,1 @@
+"""What a Caffe run left behind: ``.caffemodel`` and ``.solverstate`` to arrays."""

@@ -1,0 +1,1 @@
+"""A solver to settings, and the rate at an iteration."""

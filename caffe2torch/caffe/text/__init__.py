@@ -1,0 +1,1 @@
+"""Prototxt text to messages: fields with their places, and what no schema knows as notes."""

@@ -1,0 +1,1 @@
+"""Blobs to parameters and buffers: names, then the place in the wiring, shapes always."""

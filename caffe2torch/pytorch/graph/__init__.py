@@ -1,0 +1,1 @@
+"""The wiring of a PyTorch model: what learns, and what feeds what."""

@@ -1,0 +1,1 @@
+"""What a live optimizer really does to each parameter, measured on stand-ins."""

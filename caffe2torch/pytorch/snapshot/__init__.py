@@ -1,0 +1,1 @@
+"""Weights and training state: Caffe's into torch, and checkpoints of our own."""
