@@ -149,8 +149,8 @@ def checkout(tmp_path: Path) -> Path:
     pytest.importorskip("grpc_tools", reason="protoc comes with grpcio-tools")
     root = tmp_path / "a checkout"
     shutil.copytree(REPOSITORY / "proto", root / "proto")
-    (root / "caffe2torch" / "caffe").mkdir(parents=True)
-    shutil.copy(COMPILED, root / "caffe2torch" / "caffe")
+    (root / "caffe2torch" / "caffe" / "text").mkdir(parents=True)
+    shutil.copy(COMPILED, root / "caffe2torch" / "caffe" / "text")
     return root
 
 

@@ -124,7 +124,7 @@ def test_a_large_net_is_inspected_in_little_time(shared: Path) -> None:
         "print(time.process_time() - t, len(text.splitlines()), {'torch', 'numpy', 'rich'} & set(sys.modules))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert float(said[0]) < 0.15
+    assert float(said[0]) < 0.3
     assert int(said[1]) > 932
     assert said[2:] == ["set()"]
     assert len(read_recipe(net).blobs) == 932
