@@ -78,8 +78,16 @@ def _split(line: str) -> list[str]:
     commas = max(groups, key=lambda group: group[-1] - group[0])
     indent = line[: len(line) - len(line.lstrip())]
     elements = [line[begin + 1 : end].strip() for begin, end in pairwise(commas)]
-    inner = [piece for element in elements if element for piece in _split(f"{indent}    {element},")]
+    if len(elements) == 1 and (parts := re.fullmatch(r"(.*) (for \w+ in .*)", elements[0])) and _closes(parts[1]):
+        inner = [piece for part in parts.groups() for piece in _split(f"{indent}    {part}")]  # a comprehension
+    else:
+        inner = [piece for element in elements if element for piece in _split(f"{indent}    {element},")]
     return [line[: commas[0] + 1], *inner, indent + line[commas[-1] :]]
+
+
+def _closes(text: str) -> bool:
+    """Whether each bracket that is opened in ``text`` is closed in it."""
+    return all(text.count(opened) == text.count(closed) for opened, closed in ("()", "[]", "{}"))
 
 
 def _statement(node: ast.stmt, indent: str) -> list[str]:
