@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from caffe2torch.cli.options import (
+    check_report,
     model_options,
     net_state,
     one_or_two_files,
     read_files,
+    read_model,
+    report_file_text,
     report_options,
-    report_style,
+    show_report,
 )
 
 
@@ -54,36 +57,34 @@ def command(
     caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
     caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
     """
-    from caffe2torch.output import check_writable, write_files
+    from caffe2torch.output import write_files
 
     if model is None:
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
-    if report_file is not None:
-        check_writable(report_file, force=force)
+    check_report(report_file, force=force)
 
     from caffe2torch.lock import read_lock
 
     asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
 
     from caffe2torch.auditing import audit
-    from caffe2torch.pytorch.binding.names_file import read_names
-    from caffe2torch.pytorch.loading import call_factory, load_model
-    from caffe2torch.report import render
+    from caffe2torch.pytorch.loading import call_factory
 
-    built = load_model(model)
+    built, named = read_model(model, names)
+    assert built is not None
     theirs = call_factory(optimizer, built)
     report = audit(
         asked,
         built,
         theirs,
         None if scheduler is None else call_factory(scheduler, theirs),
-        names=None if names is None else read_names(names),
+        names=named,
         finetune=dict(finetune),
         **choices,
     )
     if report_file is not None:
-        write_files({report_file: render(report, report_style(report_file))}, force=force)
-    click.echo(render(report, style, colour=sys.stdout.isatty()), nl=False)
+        write_files({report_file: report_file_text(report, report_file)}, force=force)
+    show_report(report, style)
     sys.exit(0 if report.ok else 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files
+from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files, read_model
 
 
 @click.command("convert")
@@ -47,18 +47,11 @@ def command(
     check_writable(output, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
-    from caffe2torch.pytorch.binding.names_file import read_names
-    from caffe2torch.pytorch.loading import load_model
     from caffe2torch.report.text import note_text
     from caffe2torch.translation import translate
 
-    t = translate(
-        recipe,
-        model=None if model is None else load_model(model),
-        names=None if names is None else read_names(names),
-        finetune=dict(finetune),
-        **choices,
-    )
+    built, named = read_model(model, names)
+    t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
     notes = t.load_solverstate(state, weights) if state is not None else t.load_caffemodel(weights or "")
     t.save(output)
     for note in notes:

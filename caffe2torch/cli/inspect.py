@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from shutil import get_terminal_size
+
 import click
 
 from caffe2torch.cli.options import net_state, one_or_two_files, read_files
@@ -31,4 +34,5 @@ def command(
     from caffe2torch.report.inspect import render_recipe
 
     recipe = read_files(files, phase=phase, stages=stages, level=level, inputs=inputs)
-    click.echo(render_recipe(recipe, style), nl=False)
+    width = {"width": max(get_terminal_size().columns, 40)} if sys.stdout.isatty() else {}
+    click.echo(render_recipe(recipe, style, **width), nl=False)

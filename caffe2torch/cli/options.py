@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from caffe2torch.recipe import TrainingRecipe
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from caffe2torch.report.data import Report
+
 __all__ = [
     "assignment",
+    "check_report",
     "input_shape",
     "model_options",
     "multipliers",
     "net_state",
     "one_or_two_files",
     "read_files",
+    "read_model",
+    "report_file_text",
     "report_options",
-    "report_style",
+    "show_report",
 ]
 
 
@@ -120,9 +131,39 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
     return function
 
 
-def report_style(report_file: str) -> str:
-    """The style that the ending of a report's file asks for."""
-    return REPORTS[Path(report_file).suffix.lower()]
+def check_report(report_file: str | None, *, force: bool) -> None:
+    """Refuse a report that could not be written afterwards, before any work is done for it."""
+    from caffe2torch.output import check_writable
+
+    if report_file is None:
+        return
+    check_writable(report_file, force=force)
+    if REPORTS[Path(report_file).suffix.lower()] == "html":
+        from caffe2torch.report.plots import require_matplotlib
+
+        require_matplotlib()
+
+
+def report_file_text(report: Report, report_file: str) -> str:
+    """The report in the style that the ending of its file asks for."""
+    from caffe2torch.report import render
+
+    return render(report, REPORTS[Path(report_file).suffix.lower()])
+
+
+def show_report(report: Report, style: str) -> None:
+    """Print a report; in colour where somebody looks at a terminal and has not said NO_COLOR."""
+    from caffe2torch.report import render
+
+    click.echo(render(report, style, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")), nl=False)
+
+
+def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
+    """The model that ``--model`` names, and what ``--names`` says about it."""
+    from caffe2torch.pytorch.binding.names_file import read_names
+    from caffe2torch.pytorch.loading import load_model
+
+    return None if model is None else load_model(model), None if names is None else read_names(names)
 
 
 def _known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

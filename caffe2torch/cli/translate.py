@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from caffe2torch.cli.options import (
+    check_report,
     model_options,
     net_state,
     one_or_two_files,
     read_files,
+    read_model,
+    report_file_text,
     report_options,
-    report_style,
+    show_report,
 )
 
 
@@ -56,27 +59,21 @@ def command(
 
     from caffe2torch.output import check_writable, write_files
 
-    for path in (output, report_file, write_names, lock):
+    check_report(report_file, force=force)
+    for path in (output, write_names, lock):
         if path is not None:
             check_writable(path, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
     from caffe2torch.lock import lock_of, render_lock
-    from caffe2torch.pytorch.binding.names_file import names_of, read_names
-    from caffe2torch.pytorch.loading import load_model
-    from caffe2torch.report import render
+    from caffe2torch.pytorch.binding.names_file import names_of
     from caffe2torch.translation import translate
 
-    t = translate(
-        recipe,
-        model=None if model is None else load_model(model),
-        names=None if names is None else read_names(names),
-        finetune=dict(finetune),
-        **choices,
-    )
+    built, named = read_model(model, names)
+    t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
     written: dict[str, str] = {}
     if report_file is not None:
-        written[report_file] = render(t.report, report_style(report_file))
+        written[report_file] = report_file_text(t.report, report_file)
     if write_names is not None:
         written[write_names] = tomli_w.dumps(names_of(t.binding))
     if t.report.ok and output is not None:
@@ -84,7 +81,7 @@ def command(
     if t.report.ok and lock is not None:
         written[lock] = render_lock(lock_of(recipe, t.binding, t.groups))
     write_files(written, force=force)
-    click.echo(render(t.report, style, colour=sys.stdout.isatty()), nl=False)
+    show_report(t.report, style)
     for path in (output, lock):
         if path is not None and path not in written:
             click.echo(f"{path} was not written: the report is not ok", err=True)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caffe2torch.errors import MissingExtraError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LIGHT", "THEMED", "Curve", "Panel", "draw", "page_svg", "png", "svg"]
+__all__ = ["LIGHT", "THEMED", "Curve", "Panel", "draw", "page_svg", "png", "require_matplotlib", "svg"]
 
 Palette = Mapping[str, str]
 
@@ -75,6 +76,14 @@ class Panel:
     percent: bool = False
 
 
+def require_matplotlib() -> None:
+    """Raise ``MissingExtraError`` where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError(
+            "drawing needs matplotlib, which is not installed", hint="install it with: pip install 'caffe2torch[plot]'"
+        )
+
+
 def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.0, height: float = 3.0) -> Figure:
     """The panels above each other, over one axis of iterations; ``width`` and ``height`` of a panel are in inches.
 
@@ -123,12 +132,9 @@ def png(figure: Figure) -> bytes:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise MissingExtraError(
-            "drawing needs matplotlib, which is not installed", hint="install it with: pip install 'caffe2torch[plot]'"
-        ) from None
+    require_matplotlib()
+    import matplotlib as mpl
+
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a reader's fonts may well have it
         yield

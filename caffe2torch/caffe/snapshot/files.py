@@ -10,51 +10,15 @@ Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``S
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from caffe2torch.caffe.snapshot.blob_proto import Array, read_blob
+from caffe2torch.caffe.snapshot.contents import LayerWeights, SolverState, Weights
 from caffe2torch.caffe.snapshot.mapped import open_snapshot
 from caffe2torch.caffe.snapshot.wire import DamagedError, Wire, WireField, fields, signed, text
 from caffe2torch.errors import SnapshotError
 
 __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerWeights:
-    """A layer's blobs as its file has them: Caffe's order, layout and shape (old files: always four axes)."""
-
-    name: str
-    blobs: tuple[Array, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """What a ``.caffemodel`` holds: the layers that have blobs, in the file's order.
-
-    A blob that several layers share stands under each of them in a binary file, under the first in an HDF5 file.
-    """
-
-    file: str
-    net_name: str
-    layers: tuple[LayerWeights, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SolverState:
-    """What a ``.solverstate`` holds.
-
-    ``iteration`` counts the updates done; ``current_step`` those of the multistep policy. ``learned_net`` is the
-    ``.caffemodel``'s path as the solver wrote it, relative to the folder it ran in. ``history`` is in the order of
-    the learnable blobs, once or (Adam, AdaDelta) twice through.
-    """
-
-    file: str
-    iteration: int
-    current_step: int
-    learned_net: str | None
-    history: tuple[Array, ...]
 
 
 def read_caffemodel(path: str | os.PathLike[str]) -> Weights:

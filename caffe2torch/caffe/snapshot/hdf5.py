@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffe2torch.caffe.snapshot.blob_proto import Array
-from caffe2torch.caffe.snapshot.files import LayerWeights, SolverState, Weights
+from caffe2torch.caffe.snapshot.contents import LayerWeights, SolverState, Weights
 from caffe2torch.errors import MissingExtraError, SnapshotError
 
 if TYPE_CHECKING:
