@@ -238,6 +238,19 @@ def test_closures_and_both_ways_to_zero_gradients(name: str) -> None:
     assert_same(weights(other), weights(straight))
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_state_that_is_cleared_begins_anew(name: str) -> None:
+    cleared, fresh = build(SOLVERS[name]), build(SOLVERS[name])
+    train(cleared, range(5))
+    fresh[0].load_state_dict(cleared[0].state_dict())
+    cleared[1].state.clear()
+    fresh[2].load_state_dict(cleared[2].state_dict())
+    train(cleared, range(5, 8))
+    train(fresh, range(5, 8))
+    for key, value in weights(fresh).items():
+        torch.testing.assert_close(weights(cleared)[key], value, rtol=1e-6, atol=1e-7)
+
+
 def test_what_users_see_in_the_groups_is_true_before_and_after_a_step() -> None:
     model, optimizer, scheduler = build(SOLVERS["SGD clipped"])
     seen = []

@@ -91,10 +91,11 @@ class CaffeStep(torch.optim.Optimizer):
 
     def layout(self, group: Group) -> list[Any]:
         """How parameters and their gradients lie in memory: while it is the same, there is nothing to prepare."""
-        return [
+        lies = [
             p.requires_grad if (g := p.grad) is None else (p.stride(), g.is_sparse or g.stride(), p.dtype, p.device)
             for p in group["params"]
         ]
+        return [len(self.state), lies]
 
     def prepare(self, group: Group) -> None:
         """See that every parameter has a dense gradient, and that its tensors lie alike in memory.
