@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and b
 		--output build/segnet_basic_optimizer.py --force
 
 test: $(VENV)/.installed-dev ## run every test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check
