@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +152,38 @@ def test_a_wrapped_model_is_translated_like_the_bare_one(segnet: tuple[Path, Pat
         assert [group["param_names"] for group in wrapped.optimizer.param_groups] == [
             [prefix + name for name in group["param_names"]] for group in bare.optimizer.param_groups
         ]
+
+
+def test_quiet_prints_nothing_and_exits_all_the_same(segnet: tuple[Path, Path]) -> None:
+    result = run("translate", *segnet, "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "coloured"),
+    [([], {}, True), (["--no-color"], {}, False), ([], {"NO_COLOR": "1"}, False)],
+)
+def test_colours_are_for_terminals_whose_owner_wants_them(
+    segnet: tuple[Path, Path], arguments: list[str], environment: dict[str, str], coloured: bool
+) -> None:
+    """``script`` gives the command a terminal of its own."""
+    if shutil.which("script") is None:
+        pytest.skip("no command 'script' to make a terminal with")
+    command = shlex.join([sys.executable, "-m", "caffe2torch", "translate", *map(str, segnet), *arguments])
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, env=kept | environment, check=False
+    )
+    assert "all ok" in done.stdout
+    assert ("\x1b[32m" in done.stdout) is coloured
+
+
+def test_the_shell_can_complete_verbs() -> None:
+    environment = os.environ | {
+        "_CAFFE2TORCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": "caffe2torch tr",
+        "COMP_CWORD": "1",
+    }
+    code = "from caffe2torch.cli import main; main(prog_name='caffe2torch')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines() == ["plain,translate"]

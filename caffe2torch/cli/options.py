@@ -116,6 +116,20 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
 def report_options(function: Callable[..., object]) -> Callable[..., object]:
     """The options that say where the report goes, and as what."""
     for option in (
+        click.option(
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("quiet"),
+            help="Print errors alone: the status says all.",
+        ),
+        click.option(
+            "--no-color",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("no-color"),
+            help="No colours; NO_COLOR says it, too.",
+        ),
         click.option("--force", is_flag=True, help="Replace files that exist."),
         click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
         click.option(
@@ -152,10 +166,14 @@ def report_file_text(report: Report, report_file: str) -> str:
 
 
 def show_report(report: Report, style: str) -> None:
-    """Print a report; in colour where somebody looks at a terminal and has not said NO_COLOR."""
+    """Print a report; in colour where somebody looks at a terminal and has not asked for none."""
     from caffe2torch.report import render
 
-    click.echo(render(report, style, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")), nl=False)
+    wishes = click.get_current_context().meta
+    if wishes.get("quiet"):
+        return
+    plain = wishes.get("no-color") or os.environ.get("NO_COLOR")
+    click.echo(render(report, style, colour=sys.stdout.isatty() and not plain), nl=False)
 
 
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
@@ -164,6 +182,16 @@ def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, 
     from caffe2torch.pytorch.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
+
+
+def _keep(wish: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """A wish about the output, kept with the command rather than handed through every verb."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        del param
+        ctx.meta[wish] = value
+
+    return keep
 
 
 def _known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
