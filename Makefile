@@ -35,7 +35,7 @@ proto: $(VENV)/.installed-dev ## compile proto/*.proto again
 	$(PY) proto/compile.py
 
 docs: $(VENV)/.installed-dev ## build the site, as site/
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev ## rewrite the code in the house style
 	$(PY) -m ruff check --fix .
