@@ -114,7 +114,7 @@ def _fine_print(report: Report, width: int) -> Iterator[str]:
     for row in report.rows:
         counted[stated_text(row.blob)] = counted.get(stated_text(row.blob), 0) + 1
     yield ""
-    how = ", ".join(f"{count} {word}" for word, count in counted.items())
+    how = "; ".join(f"{count} {word}" for word, count in counted.items())
     yield from wrap(f"Multipliers (lr, decay) as stated: {how}.", width)
     for note in sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING):
         yield from wrap(note_text(note), width)
