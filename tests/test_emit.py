@@ -64,7 +64,7 @@ NASTY = [
 
 
 def blob(layer: str, index: int = 0, line: int = 3, stated: Stated = EXPLICIT) -> LearnableBlob:
-    where = Where("train.prototxt", line, 3)
+    where = Where("nets/train.prototxt", line, 3)
     return LearnableBlob(layer, "Convolution", index, "weight", (2,), 1.0, 1.0, stated, where)
 
 

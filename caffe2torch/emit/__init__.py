@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -23,6 +24,7 @@ from caffe2torch.errors import SolverError
 from caffe2torch.plan import Filling, GroupMember, GroupPlan
 from caffe2torch.recipe import LrPolicy, Ramp, SolverSettings, Statement, TrainingRecipe
 from caffe2torch.solver_plan import frozen_with_gradient, refuse_unsupported
+from caffe2torch.where import Where
 
 __all__ = ["emit"]
 
@@ -125,7 +127,12 @@ def _constants(values: Mapping[str, Any], solver: SolverSettings) -> Iterable[Ma
         if place is None and value == settings[order.index(name)].default:
             yield {"name": name, "value": value, "place": "not stated, so Caffe's default"}
         else:
-            yield {"name": name, "value": value, "place": place or ""}
+            yield {"name": name, "value": value, "place": "" if place is None else _brief(place)}
+
+
+def _brief(where: Where) -> str:
+    """A place without its folder, which the file's first lines have once for all."""
+    return f"{PurePath(where.file).name}:{where.line}:{where.column}"
 
 
 def _origin(member: GroupMember) -> str:
@@ -133,7 +140,7 @@ def _origin(member: GroupMember) -> str:
     blob = member.blob
     if blob is None:
         return "given by hand"
-    words = [f"{blob.where}: {blob.name}, {blob.role}"]
+    words = [f"{_brief(blob.where)}: {blob.name}, {blob.role}"]
     words += [f"also {use.layer}/{use.index}" for use in blob.shared_with]
     stated = {"lr_mult": blob.stated.lr_mult, "decay_mult": blob.stated.decay_mult}
     defaulted = [name for name, how in stated.items() if how is Statement.DEFAULTED]
