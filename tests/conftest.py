@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -51,3 +52,12 @@ def forget_scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
             del sys.modules[name]
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Time the work alone: how often Python's collector walks through all objects hangs on what other tests left."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

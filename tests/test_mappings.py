@@ -202,6 +202,7 @@ def test_resnets_first_bias_goes_without_a_tensor_and_that_is_a_warning(shared: 
 
 
 @pytest.mark.parametrize(("net", "model"), [("densenet201-shicai", "densenet201"), ("resnet152-deploy", "resnet152")])
+@pytest.mark.usefixtures("without_collector")
 def test_the_largest_bind_in_under_two_seconds(shared: Path, net: str, model: str) -> None:
     recipe = read_recipe(shared / "corpus" / "large" / f"{net}.prototxt")
     with torch.device("meta"):

@@ -163,6 +163,7 @@ def test_refinement_tells_mirror_images_apart_only_by_order() -> None:
         assert len(set(found)) == colours
 
 
+@pytest.mark.usefixtures("without_collector")
 def test_binding_a_chain_takes_time_in_proportion_to_its_length() -> None:
     def seconds(length: int) -> float:
         text = [conv(f"u{n}", f"v{n}", 8, top=f"v{n + 1}") for n in range(length)]
@@ -180,6 +181,7 @@ def test_binding_a_chain_takes_time_in_proportion_to_its_length() -> None:
     assert long < 11 * short, f"{short:.3f} s for 600 layers, {long:.3f} s for 2,400"  # a square would be 16
 
 
+@pytest.mark.usefixtures("without_collector")
 def test_matching_a_chain_takes_time_in_proportion_to_its_length() -> None:
     def seconds(length: int) -> float:
         start = time.process_time()

@@ -585,6 +585,7 @@ def seconds_to_read(layers: int) -> tuple[float, float]:
     return between - start, time.process_time() - between
 
 
+@pytest.mark.usefixtures("without_collector")
 def test_cost_grows_linearly_with_the_layers() -> None:
     seconds_to_read(50)
     small, large = (min(seconds_to_read(layers)[1] for _ in range(3)) for layers in (700, 2800))
@@ -592,12 +593,14 @@ def test_cost_grows_linearly_with_the_layers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_collector")
 def test_a_net_of_twenty_thousand_layers_costs_twenty_times_one_of_a_thousand() -> None:
     small = sum(seconds_to_read(1000))
     assert sum(seconds_to_read(20_000)) < 20 * small * 2.5
 
 
 @pytest.mark.shared
+@pytest.mark.usefixtures("without_collector")
 def test_resnet_152_is_read_in_a_moment(shared: Path) -> None:
     def seconds() -> float:
         start = time.process_time()

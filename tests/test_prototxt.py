@@ -277,6 +277,7 @@ def test_what_is_allowed_to_nest_nests() -> None:
     "text",
     [" " * 200_000, "#" * 200_000, '"' * 200_000, "a: '" + "\\" * 200_001, "a: [" + "1, " * 100_000, "[" * 200_000],
 )
+@pytest.mark.usefixtures("without_collector")
 def test_no_text_costs_more_than_its_length(text: str) -> None:
     start = time.process_time()
     result = outcome(text)
@@ -289,6 +290,7 @@ def net_of(layers: int) -> str:
     return "".join(layer % i for i in range(layers))
 
 
+@pytest.mark.usefixtures("without_collector")
 def test_the_cost_grows_with_the_number_of_layers() -> None:
     def cost(text: str) -> float:
         best = float("inf")

@@ -641,6 +641,7 @@ def test_reading_loads_neither_torch_nor_numpy() -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.usefixtures("without_collector")
 def test_a_large_net_takes_little_time(shared: Path) -> None:
     source = read_text(shared / "corpus" / "large" / "resnet152-deploy.prototxt")
     best = float("inf")
@@ -651,6 +652,7 @@ def test_a_large_net_takes_little_time(shared: Path) -> None:
     assert best < 0.2
 
 
+@pytest.mark.usefixtures("without_collector")
 def test_the_cost_grows_with_the_number_of_layers() -> None:
     layer = 'layer { name: "c" tpye: "x" param { lr_mult: 1 } convolution_param { num_output: 64 pad: [1, 1] } }\n'
 
