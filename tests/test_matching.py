@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
