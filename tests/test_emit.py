@@ -191,6 +191,7 @@ FORKS = LrPolicy(PolicyType.MULTISTEP, base_lr=0.1, gamma=0.1, stepvalues=(3,), 
 
 NEEDED = {
     "clip": "CLIP_GRADIENTS",
+    "norm": "gradient_norm",
     "iter_size": "ITER_SIZE",
     "L1": "add_signs",
     "multistep": "current_step",
@@ -212,7 +213,7 @@ NEEDED = {
         (replace(SOLVER, momentum=0.0), {"power"}),
         (replace(SOLVER, policy=LrPolicy(PolicyType.FIXED, base_lr=0.1)), {"momentum"}),
         (replace(SOLVER, policy=LrPolicy(PolicyType.MULTISTEP, base_lr=0.1)), {"momentum", "power", "multistep"}),
-        (replace(SOLVER, clip_gradients=35.0), {"momentum", "power", "clip", "scale", "kernel factor"}),
+        (replace(SOLVER, clip_gradients=35.0), {"momentum", "power", "clip", "norm", "scale", "kernel factor"}),
         (replace(SOLVER, iter_size=4), {"momentum", "power", "iter_size", "scale", "kernel factor"}),
         (replace(SOLVER, regularization=Regularization.L1), {"momentum", "power", "L1"}),
         (replace(SOLVER, momentum_ramp=Ramp(0.99, 1.0, 10)), {"momentum", "power", "ramp"}),

@@ -19,6 +19,7 @@ MODULES = (
     "caffe/float32",
     "caffe/solver/policies",
     "pytorch/groups",
+    "pytorch/norm",
     "pytorch/solvers",
     "pytorch/schedule",
 )

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from caffe2torch.caffe.float32 import round32
+from caffe2torch.pytorch.norm import gradient_norm
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
 from caffe2torch.solver_plan import has_momentum, momentum_changes, rescales_gradients
 
@@ -129,7 +130,7 @@ class CaffeStep(torch.optim.Optimizer):
         scale = 1.0
         if self.solver.clip_gradients is not None:
             gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            norm = gradient_norm(gradients)
             if norm > self.solver.clip_gradients:
                 scale = self.solver.clip_gradients / norm
         if self.solver.iter_size != 1:
