@@ -34,6 +34,21 @@ def test_the_stock_class_does_the_work(name: str, monkeypatch: pytest.MonkeyPatc
         assert len(calls) == 2  # one for each group that learns
 
 
+def test_the_largest_group_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It drives all else from the caches: first, it would cost the other groups some percent of a large net's step."""
+    _, optimizer, _ = run = build(SOLVERS["SGD"])
+    kernel, sizes = torch._fused_sgd_, []
+
+    def noting(parameters: list[torch.Tensor], *args: object, **settings: object) -> None:
+        sizes.append(sum(p.numel() for p in parameters))
+        kernel(parameters, *args, **settings)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", noting)
+    train(run, range(1))
+    assert sizes == sorted(sizes)
+    assert [group["name"] for group in optimizer.param_groups] == ["weights", "biases", "frozen"]
+
+
 def test_what_users_see_in_the_groups_is_true_before_and_after_a_step() -> None:
     model, optimizer, scheduler = build(SOLVERS["SGD clipped"])
     seen = []

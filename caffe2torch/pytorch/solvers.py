@@ -71,7 +71,7 @@ class CaffeStep(torch.optim.Optimizer):
         if rescales_gradients(self.solver):
             scale = self.gradient_scale()
         try:
-            for group in groups:
+            for group in sorted(groups, key=self.size):  # a large one first would drive the others from the caches
                 told = self.told(group)
                 if rescales_gradients(self.solver):
                     told = self.rescaled(group, told, scale)
@@ -89,6 +89,10 @@ class CaffeStep(torch.optim.Optimizer):
         """The stock class's step without the hooks that torch wraps around it: ours has run them already."""
         hooked: Any = super().step
         inspect.unwrap(hooked.__func__)(self)
+
+    def size(self, group: Group) -> int:
+        """How many numbers a group's parameters have."""
+        return sum(map(torch.numel, group["params"]))
 
     def layout(self, group: Group) -> list[Any]:
         """How parameters and their gradients lie in memory: while it is the same, there is nothing to prepare."""
