@@ -1,6 +1,6 @@
 """What one update costs: the translated optimizers beside stock torch, beside the memory's limit, beside real Caffe.
 
-    python benchmarks/optimizer_step.py [--nets ResNet-50 CaffeNet VGG-16] [--threads 1 2] [--rounds 21]
+    python benchmarks/optimizer_step.py [--nets ResNet-50 CaffeNet VGG-16] [--threads 1 2] [--rounds 51]
 
 All contestants of a net share its weights and gradients and take turns, one update each a round, so that a slow moment
 of the machine hits them alike; a ratio is the median over the rounds of the ratio within a round. Two param groups,
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", default=["ResNet-50", "CaffeNet", "VGG-16"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=51)
     arguments = parser.parse_args()
     console = Console(width=120)
     kept = True
