@@ -175,7 +175,19 @@ def test_an_unrelated_head_is_listed_until_it_has_multipliers() -> None:
     ]
 
 
+class AsFabric(nn.Module):
+    """Keeps a model as ``_FabricModule`` of Lightning does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._forward_module = self._original_module = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._forward_module(x)
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "Fabric": AsFabric,
     "DataParallel": nn.DataParallel,
     "compiled": torch.compile,
     "half": lambda model: model.half(),
@@ -187,6 +199,13 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_models_bind_like_the_bare_one(wrapper: str) -> None:
     assert names(bind(segnet(), WRAPPERS[wrapper](CropSegmentation()))) == EXPECTED
+
+
+def test_a_model_inside_fabrics_own_wrapper_binds_like_the_bare_one() -> None:
+    lightning = pytest.importorskip("lightning")
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    for model in (CropSegmentation(), torch.compile(CropSegmentation())):
+        assert names(bind(segnet(), fabric.setup_module(model))) == EXPECTED
 
 
 def test_parts_that_are_wrapped_are_named_as_if_they_were_not() -> None:

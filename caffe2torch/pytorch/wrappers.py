@@ -1,4 +1,4 @@
-"""Names without wrappers: DataParallel, DistributedDataParallel, ``torch.compile``, FSDP, activation checkpointing.
+"""Names without wrappers: DataParallel, ``torch.compile``, FSDP, activation checkpointing, Lightning's Fabric.
 
 A wrapper holds the module that it wraps under a name of its own, which then stands in the names of all parameters.
 Everything here sees the model as if nothing were wrapped. Wrappers are known by what they are, not by how their
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 __all__ = ["bare", "named_modules", "named_tensors"]
 
-_TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_HOLDS = {
+    ("_orig_mod",): "_orig_mod",
+    ("_fsdp_wrapped_module",): "_fsdp_wrapped_module",
+    ("_checkpoint_wrapped_module",): "_checkpoint_wrapped_module",
+    ("_forward_module", "_original_module"): "_original_module",
+}
+"""By the names of all its submodules, under which of them a wrapper holds what it wraps."""
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -57,7 +63,5 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = module.module
         return inner
-    for name in _TRANSPARENT:
-        if name in module._modules and len(module._modules) == 1:
-            return module._modules[name]
-    return None
+    held = _HOLDS.get(tuple(module._modules))
+    return module._modules[held] if held else None

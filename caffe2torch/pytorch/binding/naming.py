@@ -20,8 +20,10 @@ from torch import nn
 
 __all__ = ["layer_name", "module_name", "module_names", "normalised", "unwrapped"]
 
-_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Names under which DataParallel, compile, FSDP and activation checkpointing keep what they wrap."""
+_WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module"}
+)
+"""Names under which DataParallel, compile, FSDP, activation checkpointing and Fabric keep what they wrap."""
 
 _TAKEN = frozenset(dir(nn.Module())) | _WRAPPERS
 
