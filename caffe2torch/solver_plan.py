@@ -10,6 +10,7 @@ from caffe2torch.recipe import SolverSettings, SolverType
 
 __all__ = [
     "frozen_with_gradient",
+    "fused_devices",
     "has_momentum",
     "momentum_changes",
     "ramps",
@@ -48,6 +49,19 @@ def refuse_unsupported(solver: SolverSettings, without: Collection[str] = ()) ->
 def momentum_changes(solver: SolverSettings) -> bool:
     """Whether momentum depends on the iteration (NVIDIA's ``momentum_policy``)."""
     return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
+
+
+def fused_devices(solver: SolverSettings) -> tuple[str, ...]:
+    """Types of device on which torch, from 2.6 on, has a fused kernel for the update; elsewhere its loops do the same.
+
+    Its AdaGrad had one on the CPU first.
+    """
+    match solver.type:
+        case SolverType.SGD | SolverType.NESTEROV | SolverType.ADAM:
+            return ("cpu", "cuda")
+        case SolverType.ADAGRAD:
+            return ("cpu",)
+    return ()
 
 
 def has_momentum(solver: SolverSettings) -> bool:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from traces import Trace, tolerance, traces
 
 from caffe2torch.emit import emit
+from caffe2torch.pytorch import solvers
 from caffe2torch.pytorch.optimizer import build_optimizer
 from caffe2torch.pytorch.schedule import build_scheduler
 from caffe2torch.recipe import PolicyType
@@ -56,10 +57,9 @@ def difference(trace: Trace, model: torch.nn.Module, t: int, prefix: str = "weig
     return worst
 
 
-@pytest.mark.parametrize("build", [by_library, by_emitted_file])
-@pytest.mark.parametrize("trace", CASES)
-def test_weights_and_rates_are_those_of_caffe_at_every_iteration(trace: Trace, build: Builder) -> None:
-    model, optimizer, scheduler = build(trace)
+def assert_follows(trace: Trace, built: Built) -> None:
+    """Train through the recorded run; weights and rates are Caffe's at every iteration."""
+    model, optimizer, scheduler = built
     recipe = trace.recipe()
     assert recipe.solver is not None
     allowed = tolerance(recipe.solver) * trace.movement
@@ -74,6 +74,20 @@ def test_weights_and_rates_are_those_of_caffe_at_every_iteration(trace: Trace, b
         scheduler.step()
         optimizer.zero_grad()
         assert difference(trace, model, t) <= allowed
+
+
+@pytest.mark.parametrize("build", [by_library, by_emitted_file])
+@pytest.mark.parametrize("trace", CASES)
+def test_weights_and_rates_are_those_of_caffe_at_every_iteration(trace: Trace, build: Builder) -> None:
+    assert_follows(trace, build(trace))
+
+
+@pytest.mark.parametrize("trace", CASES)
+def test_so_they_are_on_devices_without_fused_kernels(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solvers, "fused_devices", lambda _: ("another",))
+    for name in ("_fused_sgd_", "_fused_adam_", "_fused_adagrad_"):
+        monkeypatch.delattr(torch, name)
+    assert_follows(trace, by_library(trace))
 
 
 def test_the_comparison_sees_a_wrong_weight_and_a_missing_nan() -> None:

@@ -1,14 +1,14 @@
 """Caffe's six solvers on torch's own optimizers: the stock class makes each update, told what makes it Caffe's.
 
 Where torch's formula is Caffe's, it is told nothing. Where it is not, ``told`` says what the stock class reads for
-one step in place of the param group. The groups themselves, which users see, are never touched: ``group["lr"]`` is
-the true effective rate at all times.
+one step in place of the param group. What users see in the groups themselves is true at all times, ``group["lr"]`` the
+effective rate; a step sets nothing there but ``lr_reference``, once, and ``fused``, which follows the device.
 
 In the formulas h is Caffe's history, l the effective rate (rate * lr_mult), g the gradient after clipping,
 normalizing and decay, w the weights. Sources: BVLC's ``src/caffe/solvers/*.cpp``.
 
-What an emitted file carries is cut from this text (``caffe2torch/carry.py``): a branch that a solver never takes is
-left out, a setting becomes a constant.
+What an emitted file carries is cut from this text (``caffe2torch/emit/carrying.py``): a branch that a solver never
+takes is left out, a setting becomes a constant.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from caffe2torch.caffe.float32 import round32
 from caffe2torch.pytorch.norm import gradient_norm
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
-from caffe2torch.solver_plan import has_momentum, momentum_changes, rescales_gradients
+from caffe2torch.solver_plan import fused_devices, has_momentum, momentum_changes, rescales_gradients
 
 __all__ = ["CaffeAdaDelta", "CaffeAdaGrad", "CaffeAdam", "CaffeNesterov", "CaffeRMSProp", "CaffeSGD", "CaffeStep"]
 
@@ -38,15 +38,14 @@ class CaffeStep(torch.optim.Optimizer):
     iter_size, add the decay, update. A parameter without a gradient decays and moves by its history all the same.
     """
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings, stated: Group, **stock: Any) -> None:
-        super().__init__(params, **stock)
+    def __init__(self, params: Iterable[Group], solver: SolverSettings, stated: Group) -> None:
+        stock: Any = super()
+        stock.__init__(params)
         self.solver = solver
         # Past the stock constructor's checks: Caffe accepts what torch would not, a momentum of 1 in Adam for one.
         self.defaults.update(stated)
         for group in self.param_groups:
             group.update(stated)
-        # So that a gradient scaler unscales before the step, or skips it: Caffe's norms are those of true gradients.
-        self._step_supports_amp_scaling = False
         self.layouts: dict[int, list[Any]] = {}
 
     def __setstate__(self, state: Group) -> None:
@@ -108,6 +107,9 @@ class CaffeStep(torch.optim.Optimizer):
         Fused kernels walk through them side by side, and would mix up elements that lie differently without a word.
         """
         dead = math.isnan(group["lr"])  # for frozen parameters, too: 0 * NaN is NaN
+        if fused_devices(self.solver):  # None leaves it to torch how to go without
+            devices = {p.device.type for p in group["params"]}
+            group["fused"] = devices.issubset(fused_devices(self.solver)) or None
         for p in group["params"]:
             gradient, strides = p.grad, p.stride()
             if gradient is None:
@@ -118,12 +120,14 @@ class CaffeStep(torch.optim.Optimizer):
                 p.grad = torch.empty_like(p).copy_(gradient.to_dense())
             state = self.state[p]
             for key, value in state.items():
-                if key == "step":
-                    state[key] = value if value.device == p.device else value.to(p.device)
+                if key == "step":  # fused kernels count beside the parameter, the others on the CPU
+                    state[key] = value.to(p.device if group.get("fused") else "cpu")
                 elif value.stride() != strides or value.dtype != p.dtype or value.device != p.device:
                     state[key] = torch.empty_like(p).copy_(value)
             if "momentum_buffer" not in state and has_momentum(self.solver):
                 state["momentum_buffer"] = torch.zeros_like(p)  # as in Caffe; torch's own begins past dampening
+            if "sum" not in state and self.solver.type is SolverType.ADAGRAD:  # torch 2.6 begins it but once, for all
+                state |= {"sum": torch.zeros_like(p), "step": torch.zeros((), dtype=torch.float32)}
 
     def told(self, group: Group) -> Group:  # noqa: ARG002  # a stock class that is exact is told nothing
         """What the stock class reads for this step in place of what ``group`` says."""
@@ -150,7 +154,7 @@ class CaffeStep(torch.optim.Optimizer):
         self.grad_scale = None
         if factor == 1.0:
             return
-        if self.defaults.get("fused") and self.solver.regularization is not Regularization.L1:
+        if group.get("fused") and self.solver.regularization is not Regularization.L1:
             self.grad_scale = torch.tensor(factor, dtype=torch.float32).reciprocal()
         else:
             for p in group["params"]:
@@ -181,7 +185,7 @@ class CaffeSGD(CaffeStep, torch.optim.SGD):
     """
 
     def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"momentum": solver.momentum}, fused=True)
+        super().__init__(params, solver, {"momentum": solver.momentum})
 
     def told(self, group: Group) -> Group:
         """The lr and dampening that make the stock update Caffe's."""
@@ -211,7 +215,7 @@ class CaffeNesterov(CaffeStep, torch.optim.SGD):
     """
 
     def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"momentum": solver.momentum, "nesterov": True}, fused=True)
+        super().__init__(params, solver, {"momentum": solver.momentum, "nesterov": True})
 
     def told(self, group: Group) -> Group:
         """The lr, decay and factor for gradients that make the stock update Caffe's."""
@@ -229,7 +233,7 @@ class CaffeAdaGrad(CaffeStep, torch.optim.Adagrad):
     """h += g^2; w -= l*g / (sqrt(h) + delta): the stock update."""
 
     def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"eps": solver.delta}, fused=True)
+        super().__init__(params, solver, {"eps": solver.delta})
 
 
 class CaffeRMSProp(CaffeStep, torch.optim.RMSprop):
@@ -258,7 +262,7 @@ class CaffeAdam(CaffeStep, torch.optim.Adam):
 
     def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
         betas = (round32(solver.momentum), round32(solver.momentum2))
-        super().__init__(params, solver, {"betas": betas, "eps": solver.delta}, fused=True)
+        super().__init__(params, solver, {"betas": betas, "eps": solver.delta})
 
     def told(self, group: Group) -> Group:
         """The eps of this step."""
