@@ -13,6 +13,7 @@ __all__ = [
     "fused_devices",
     "has_momentum",
     "momentum_changes",
+    "multiplies_gradients",
     "ramps",
     "refuse_unsupported",
     "rescales_gradients",
@@ -78,6 +79,11 @@ def ramps(solver: SolverSettings) -> bool:
 def rescales_gradients(solver: SolverSettings) -> bool:
     """Whether gradients are clipped or normalized."""
     return solver.clip_gradients is not None or solver.iter_size != 1
+
+
+def multiplies_gradients(solver: SolverSettings) -> bool:
+    """Whether the update takes gradients times a factor, because of clipping, normalizing, or Nesterov's rates."""
+    return rescales_gradients(solver) or solver.type is SolverType.NESTEROV
 
 
 def frozen_with_gradient(groups: Sequence[GroupPlan], solver: SolverSettings) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ STOCK = {
     SolverType.ADAM: torch.optim.Adam,
 }
 
+UNCLIPPED = [name for name in SOLVERS if SOLVERS[name].clip_gradients is None]
+
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_stock_class_does_the_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +36,7 @@ def test_the_stock_class_does_the_work(name: str, monkeypatch: pytest.MonkeyPatc
         assert len(calls) == 2  # one for each group that learns
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].clip_gradients is None])
+@pytest.mark.parametrize("name", UNCLIPPED)
 def test_a_device_without_fused_kernels_is_no_obstacle(name: str) -> None:
     """Which the stock classes refuse when they are told ``fused=True``."""
     model = net().to("meta")
@@ -44,6 +46,30 @@ def test_a_device_without_fused_kernels_is_no_obstacle(name: str) -> None:
     for _ in range(2):
         optimizer.step()
     assert not any(group.get("fused") for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", UNCLIPPED)
+def test_a_group_of_several_dtypes_and_devices_learns_as_each_would_alone(name: str) -> None:
+    """A fused kernel takes tensors of one kind at a time: to some devices it would else do nothing, without a word."""
+
+    def trained(**parameters: torch.Tensor) -> tuple[torch.optim.Optimizer, torch.nn.ParameterDict]:
+        model = torch.nn.ParameterDict(parameters)
+        group = GroupPlan("all", 1.0, 1.0, tuple(GroupMember(key, None) for key in parameters))
+        optimizer = build_optimizer(model, (group,), SOLVERS[name])
+        for t in range(4):
+            for p in model.values():
+                p.grad = torch.arange(5, dtype=p.dtype, device=p.device) - t
+            optimizer.step()
+        return optimizer, model
+
+    f32, f64, elsewhere = torch.ones(5), torch.ones(5, dtype=torch.float64), torch.ones(5, device="meta")
+    (_, alone_32), (_, alone_64) = trained(f32=f32.clone()), trained(f64=f64.clone())
+    optimizer, model = trained(f32=f32.clone(), f64=f64.clone())
+    assert not optimizer.param_groups[0].get("fused")
+    torch.testing.assert_close(model["f64"], alone_64["f64"], rtol=1e-6, atol=1e-6)
+    for other in (f64, elsewhere):
+        _, model = trained(f32=f32.clone(), other=other.clone())
+        torch.testing.assert_close(model["f32"], alone_32["f32"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_largest_group_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:

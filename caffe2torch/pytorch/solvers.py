@@ -24,7 +24,13 @@ import torch
 from caffe2torch.caffe.float32 import round32
 from caffe2torch.pytorch.norm import gradient_norm
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
-from caffe2torch.solver_plan import fused_devices, has_momentum, momentum_changes, rescales_gradients
+from caffe2torch.solver_plan import (
+    fused_devices,
+    has_momentum,
+    momentum_changes,
+    multiplies_gradients,
+    rescales_gradients,
+)
 
 __all__ = ["CaffeAdaDelta", "CaffeAdaGrad", "CaffeAdam", "CaffeNesterov", "CaffeRMSProp", "CaffeSGD", "CaffeStep"]
 
@@ -69,25 +75,47 @@ class CaffeStep(torch.optim.Optimizer):
                 self.layouts[i] = self.layout(group)
         if rescales_gradients(self.solver):
             scale = self.gradient_scale()
-        try:
-            for group in sorted(groups, key=self.size):  # a large one first would drive the others from the caches
-                told = self.told(group)
-                if rescales_gradients(self.solver):
-                    told = self.rescaled(group, told, scale)
-                if rescales_gradients(self.solver) or self.solver.type is SolverType.NESTEROV:
-                    self.multiply_gradients(group, told.pop("gradient_factor", 1.0))
-                if self.solver.regularization is Regularization.L1:
-                    self.add_signs(group, told)
-                self.param_groups = [{**group, **told}]
-                self.stock_step()
-        finally:
-            self.param_groups = groups
+        for group in sorted(groups, key=self.size):  # a large one first would drive the others from the caches
+            told = self.told(group)
+            if rescales_gradients(self.solver):
+                told = self.rescaled(group, told, scale)
+            if multiplies_gradients(self.solver):
+                self.multiply_gradients(group, told.pop("gradient_factor", 1.0))
+            if self.solver.regularization is Regularization.L1:
+                self.add_signs(group, told)
+            self.update({**group, **told})
         return loss
 
-    def stock_step(self) -> None:
-        """The stock class's step without the hooks that torch wraps around it: ours has run them already."""
-        hooked: Any = super().step
-        inspect.unwrap(hooked.__func__)(self)
+    def update(self, group: Group) -> None:
+        """Make the stock class's step for one group, without the hooks around it: those of our own step have run."""
+        if has_momentum(self.solver) and group["fused"]:
+            self.update_by_kernel(group)
+            return
+        groups, self.param_groups = self.param_groups, [group]
+        try:
+            hooked: Any = super().step
+            inspect.unwrap(hooked.__func__)(self)
+        finally:
+            self.param_groups = groups
+
+    def update_by_kernel(self, group: Group) -> None:
+        """Make the call that ``torch.optim.SGD.step`` is about: what it does around it is 3 % of ResNet-50's time."""
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if parameters:
+            torch._fused_sgd_(
+                parameters,
+                [p.grad for p in parameters],
+                [self.state[p]["momentum_buffer"] for p in parameters],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                is_first_step=False,
+                grad_scale=self.grad_scale if multiplies_gradients(self.solver) else None,
+                found_inf=None,
+            )
 
     def size(self, group: Group) -> int:
         """How many numbers a group's parameters have."""
@@ -108,8 +136,9 @@ class CaffeStep(torch.optim.Optimizer):
         """
         dead = math.isnan(group["lr"])  # for frozen parameters, too: 0 * NaN is NaN
         if fused_devices(self.solver):  # None leaves it to torch how to go without
-            devices = {p.device.type for p in group["params"]}
-            group["fused"] = devices.issubset(fused_devices(self.solver)) or None
+            devices, types = {p.device for p in group["params"]}, {p.dtype for p in group["params"]}
+            alike = len(devices) == len(types) == 1
+            group["fused"] = (alike and devices.pop().type in fused_devices(self.solver)) or None
         for p in group["params"]:
             gradient, strides = p.grad, p.stride()
             if gradient is None:
@@ -155,7 +184,8 @@ class CaffeStep(torch.optim.Optimizer):
         if factor == 1.0:
             return
         if group.get("fused") and self.solver.regularization is not Regularization.L1:
-            self.grad_scale = torch.tensor(factor, dtype=torch.float32).reciprocal()
+            device = group["params"][0].device
+            self.grad_scale = torch.tensor(factor, dtype=torch.float32, device=device).reciprocal()
         else:
             for p in group["params"]:
                 if p.grad is not None:
