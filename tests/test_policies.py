@@ -268,7 +268,7 @@ def test_momentum_and_decay_are_constant_unless_a_ramp_is_stated() -> None:
         assert shortest(weight_decay_at(plain, iteration)) == 0.0005
 
 
-@given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1), st.floats(0, 3))
+@given(st.integers(0, 1000), *[st.floats(0, most, width=32) for most in (1, 1, 3)])
 def test_ramps_follow_their_formula(iteration: int, start: float, end: float, power: float) -> None:
     ramp = Ramp(end, power, 1000)
     expected = pytest.approx(start + (end - start) * (iteration / 1000) ** power, rel=1e-5, abs=1e-6)

@@ -161,10 +161,7 @@ def by_reference(task: Task) -> list[list[np.ndarray]]:
     return weights
 
 
-@settings(max_examples=150)
-@given(tasks())
-def test_library_emitted_file_and_reference_agree(task: Task) -> None:
-    event(f"{task.solver.type} {task.solver.policy.type}")
+def assert_agree(task: Task) -> None:
     library, emitted, reference = by_library(task), by_emitted_file(task), by_reference(task)
     start = [p.detach().numpy() for p in task.model().parameters()]
     for t in range(ITERATIONS):
@@ -174,6 +171,21 @@ def test_library_emitted_file_and_reference_agree(task: Task) -> None:
             way = max(float(np.max(np.abs(theirs - before))), float(np.max(np.abs(before))))
             allowed = 5e-6 * way if np.isfinite(way) else 0.0
             np.testing.assert_allclose(ours, theirs, rtol=5e-6, atol=allowed, equal_nan=True)
+
+
+@settings(max_examples=150)
+@given(tasks())
+def test_library_emitted_file_and_reference_agree(task: Task) -> None:
+    event(f"{task.solver.type} {task.solver.policy.type}")
+    assert_agree(task)
+
+
+@pytest.mark.parametrize("kind", [SolverType.SGD, SolverType.NESTEROV])
+@pytest.mark.parametrize("first", [1e-45, 1e-30, -1e-37])
+def test_a_first_rate_next_to_nothing_does_not_make_histories_overflow(kind: SolverType, first: float) -> None:
+    policy = LrPolicy(PolicyType.MULTIFIXED, stage_lrs=(0.0, first, 0.1, 1e-9), stage_iters=(1, 3, 6, 99))
+    solver = SolverSettings(kind, policy, momentum=0.9, weight_decay=0.01)
+    assert_agree(Task(solver, tuple(GroupPlan(f"p{i}", 2.0, 1.0, (GroupMember(f"p{i}", None),)) for i in range(4)), 3))
 
 
 def test_the_comparison_sees_a_wrong_momentum() -> None:

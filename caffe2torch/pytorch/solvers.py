@@ -2,7 +2,7 @@
 
 Where torch's formula is Caffe's, it is told nothing. Where it is not, ``told`` says what the stock class reads for
 one step in place of the param group. What users see in the groups themselves is true at all times, ``group["lr"]`` the
-effective rate; a step sets nothing there but ``lr_reference``, once, and ``fused``, which follows the device.
+effective rate; a step sets nothing there but ``lr_reference`` and ``fused``, which follows the device.
 
 In the formulas h is Caffe's history, l the effective rate (rate * lr_mult), g the gradient after clipping,
 normalizing and decay, w the weights. Sources: BVLC's ``src/caffe/solvers/*.cpp``.
@@ -192,9 +192,16 @@ class CaffeStep(torch.optim.Optimizer):
                     p.grad.mul_(factor)
 
     def rate_reference(self, group: Group) -> float:
-        """The constant rate by which a history is divided to be torch's buffer: the group's first that is not 0."""
-        if group.get("lr_reference", 0.0) == 0.0:
-            group["lr_reference"] = group["lr"]
+        """The constant rate by which a history is divided to be torch's buffer: the group's first that is not 0.
+
+        A later one that is 10^18 times as large takes its place: a history divided by the first could overflow.
+        """
+        reference, rate = group.setdefault("lr_reference", 0.0), group["lr"]
+        if abs(reference) < 1e-18 * abs(rate) < math.inf:
+            group["lr_reference"] = rate
+            for p in group["params"]:
+                if reference != 0 and "momentum_buffer" in self.state.get(p, {}):
+                    self.state[p]["momentum_buffer"].mul_(reference / rate)
         return group["lr_reference"] or 1.0
 
     def add_signs(self, group: Group, told: Group) -> None:
