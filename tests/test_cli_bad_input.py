@@ -61,14 +61,19 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def files() -> dict[Path, bytes]:
+    """All files of the working directory, but for what Python itself keeps of a script that it imported."""
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
 def refuse(*arguments: str) -> str:
     """Run a command that must be refused; return its message."""
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    before = files()
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert before == files()
     return result.stderr
 
 
