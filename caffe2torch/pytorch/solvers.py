@@ -46,6 +46,7 @@ class CaffeStep(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Group], solver: SolverSettings, stated: Group) -> None:
         stock: Any = super()
+        # Not fused yet: a gradient scaler would then leave unscaling to the kernel, which comes after Caffe's norm.
         stock.__init__(params)
         self.solver = solver
         # Past the stock constructor's checks: Caffe accepts what torch would not, a momentum of 1 in Adam for one.
