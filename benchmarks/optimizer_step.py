@@ -189,7 +189,7 @@ def report(console: Console, net: str, millions: float, threads: int, times: dic
         table.add_row(name, f"{medians[name]:.1f}", other, *shown, verdict)
 
     for name in times:
-        row(name, f"{20 * millions / medians[name]:.0f} GB/s" if name == LIMIT else "")
+        row(name, f"{5 * 4 * millions / medians[name]:.0f} GB/s" if name == LIMIT else "")
     table.add_section()
     for bound in BOUNDS:
         if net in bound.nets:

@@ -55,7 +55,7 @@ def momentum_changes(solver: SolverSettings) -> bool:
 def fused_devices(solver: SolverSettings) -> tuple[str, ...]:
     """Types of device on which torch, from 2.6 on, has a fused kernel for the update; elsewhere its loops do the same.
 
-    Its AdaGrad had one on the CPU first.
+    AdaGrad's came later on CUDA, where torch 2.6 refuses it.
     """
     match solver.type:
         case SolverType.SGD | SolverType.NESTEROV | SolverType.ADAM:

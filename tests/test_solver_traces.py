@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from traces import Trace, tolerance, traces
 
 from caffe2torch.emit import emit
-from caffe2torch.pytorch import solvers
+from caffe2torch.pytorch import step
 from caffe2torch.pytorch.optimizer import build_optimizer
 from caffe2torch.pytorch.schedule import build_scheduler
 from caffe2torch.recipe import PolicyType
@@ -84,7 +84,7 @@ def test_weights_and_rates_are_those_of_caffe_at_every_iteration(trace: Trace, b
 
 @pytest.mark.parametrize("trace", CASES)
 def test_so_they_are_on_devices_without_fused_kernels(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solvers, "fused_devices", lambda _: ("another",))
+    monkeypatch.setattr(step, "fused_devices", lambda _: ("another",))
     for name in ("_fused_sgd_", "_fused_adam_", "_fused_adagrad_"):
         monkeypatch.delattr(torch, name)
     assert_follows(trace, by_library(trace))

@@ -20,6 +20,7 @@ MODULES = (
     "caffe/solver/policies",
     "pytorch/groups",
     "pytorch/norm",
+    "pytorch/step",
     "pytorch/solvers",
     "pytorch/schedule",
 )
