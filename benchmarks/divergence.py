@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import SolverSettings, SolverType
 
 RUNS = {

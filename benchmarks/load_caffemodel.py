@@ -79,7 +79,7 @@ def write(path: Path, megabytes: float) -> None:
 def write_hdf5(source: Path, path: Path) -> None:
     import h5py
 
-    from caffe2torch.caffe.snapshot.files import read_caffemodel
+    from caffe2torch.snapshot.files import read_caffemodel
 
     with h5py.File(path, "w") as file:
         for layer in read_caffemodel(source).layers:
@@ -91,11 +91,11 @@ def measure(way: str, path: Path, net: Path) -> dict[str, float]:
     """One load, in this process."""
     import torch
 
-    from caffe2torch.caffe.read import read_recipe
-    from caffe2torch.caffe.snapshot.files import read_caffemodel
-    from caffe2torch.pytorch.binding.bind import bind
-    from caffe2torch.pytorch.skeleton import skeleton
-    from caffe2torch.pytorch.snapshot.weights import load_weights
+    from caffe2torch.binding.bind import bind
+    from caffe2torch.binding.skeleton import skeleton
+    from caffe2torch.reading import read_recipe
+    from caffe2torch.snapshot.files import read_caffemodel
+    from caffe2torch.snapshot.weights import load_weights
 
     torch.set_num_threads(1)
     recipe = read_recipe(net)

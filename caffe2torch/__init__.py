@@ -14,24 +14,24 @@ from caffe2torch.errors import Caffe2TorchError
 if TYPE_CHECKING:
     from caffe2torch import testing as testing
     from caffe2torch.auditing import audit as audit
-    from caffe2torch.caffe.read import read_recipe as read_recipe
+    from caffe2torch.binding.skeleton import skeleton as skeleton
     from caffe2torch.lock import read_lock as read_lock
     from caffe2torch.models import SegNetBasic as SegNetBasic
-    from caffe2torch.pytorch.skeleton import skeleton as skeleton
+    from caffe2torch.reading import read_recipe as read_recipe
     from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
     from caffe2torch.translation import Translation as Translation
     from caffe2torch.translation import translate as translate
-    from caffe2torch.verify import Report as Report
+    from caffe2torch.verification import Report as Report
 
 _HOME = {
-    "Report": "caffe2torch.verify",
+    "Report": "caffe2torch.verification",
     "SegNetBasic": "caffe2torch.models",
     "TrainingRecipe": "caffe2torch.recipe",
     "Translation": "caffe2torch.translation",
     "audit": "caffe2torch.auditing",
     "read_lock": "caffe2torch.lock",
-    "read_recipe": "caffe2torch.caffe.read",
-    "skeleton": "caffe2torch.pytorch.skeleton",
+    "read_recipe": "caffe2torch.reading",
+    "skeleton": "caffe2torch.binding.skeleton",
     "translate": "caffe2torch.translation",
 }
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import plan_groups
 from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
-from caffe2torch.measure.fault import FaultKind
-from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.probing.probe import observe
-from caffe2torch.pytorch.probing.twin import bare_optimizer, bare_scheduler
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
-from caffe2torch.report.data import Report, ReportRow, UnclaimedRow, Verdict
-from caffe2torch.solver_plan import refuse_unsupported
-from caffe2torch.verify.rows import verify
+from caffe2torch.solver.requirements import refuse_unsupported
+from caffe2torch.verification.fault import FaultKind
+from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler
+from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import verify
 
 __all__ = ["audit"]
 

@@ -13,11 +13,11 @@ from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Any
 
-from caffe2torch.caffe.text.textfile import read_text
+from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
 from caffe2torch.errors import InputError
 from caffe2torch.locked_solver import solver_fields, solver_from
-from caffe2torch.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
 from caffe2torch.recipe import BlobUse, LearnableBlob, Stated, Statement, TrainingRecipe, Where
+from caffe2torch.textfile import read_text
 
 __all__ = ["Lock", "lock_of", "read_lock", "render_lock"]
 

@@ -111,7 +111,7 @@ class LearnableBlob:
     """One learnable blob as Caffe's solver holds it (``net.cpp``, ``Net::AppendParam``).
 
     ``role`` is ``weight``, ``bias``, ``scale``, ``shift``, ``mean``, ``variance``, ``factor``, ``slope``, ... (the
-    table in ``caffe/net/layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
+    table in ``net/layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
     ``where`` is the ``param`` block that states the multipliers, or the layer where there is none.
     """
 
@@ -196,7 +196,7 @@ class Regularization(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LrPolicy:
-    """What the global rate depends on; ``caffe/solver/policies.py`` evaluates it.
+    """What the global rate depends on; ``solver/lr_policy.py`` evaluates it.
 
     Absent values are Caffe's (0 for ``gamma``, ``power`` and ``base_lr``). The forks' rules are off when ``None``
     or empty: Intel's ``warmup_*`` and ``multifixed`` stages, NVIDIA's ``rampup_*`` and ``min_lr``.

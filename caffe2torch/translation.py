@@ -10,25 +10,25 @@ from os import PathLike
 import torch
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
+from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError
 from caffe2torch.models.recognize import segnet_basic_for
-from caffe2torch.plan import Binding, GroupPlan, plan_groups
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probing.probe import observe
-from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
-from caffe2torch.pytorch.skeleton import skeleton
-from caffe2torch.pytorch.snapshot.checkpoint import load_checkpoint, save_checkpoint
-from caffe2torch.pytorch.snapshot.history import resume
-from caffe2torch.pytorch.snapshot.initialize import initialize, plan_fillings
-from caffe2torch.pytorch.snapshot.weights import load_weights
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.report.text import verdict_line
-from caffe2torch.solver_plan import refuse_unsupported
-from caffe2torch.verify.rows import Report, verify
+from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
+from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.snapshot.initialize import initialize, plan_fillings
+from caffe2torch.snapshot.solver_state import resume
+from caffe2torch.snapshot.weights import load_weights
+from caffe2torch.solver.requirements import refuse_unsupported
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import Report, verify
 
 __all__ = ["Translation", "translate"]
 

@@ -1,6 +1,6 @@
 """Compile caffe.proto into the descriptors that caffe2torch reads at run time, or check that they are fresh.
 
-    python proto/compile.py           write caffe2torch/caffe/text/caffe_schema.binpb
+    python proto/compile.py           write caffe2torch/prototxt/caffe_schema.binpb
     python proto/compile.py --check   exit 1 when that file is not what caffe.proto says
 
 Only this needs protoc, which grpcio-tools (extra ``dev``) carries; running caffe2torch does not.
@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pb2
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "caffe.proto"
-COMPILED = HERE.parent / "caffe2torch" / "caffe" / "text" / "caffe_schema.binpb"
+COMPILED = HERE.parent / "caffe2torch" / "prototxt" / "caffe_schema.binpb"
 
 
 def compile_schema(source: Path) -> bytes:

@@ -17,9 +17,9 @@ import torch
 from snapshot_runs import Run, run_of, text_file
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.snapshot.checkpoint import load_checkpoint, save_checkpoint
+from caffe2torch.binding.bind import bind
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 
 NET = """
 name: "small"

@@ -29,8 +29,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from caffe2torch.caffe.text.prototxt import parse
 from caffe2torch.cli import main
+from caffe2torch.prototxt.parser import parse
 
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE

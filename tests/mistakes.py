@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
 
 WEIGHTS, BIASES = "param { lr_mult: 1 decay_mult: 1 }", "param { lr_mult: 2 decay_mult: 0 }"

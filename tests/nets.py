@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from caffe2torch.caffe.net.build import read_layers
-from caffe2torch.caffe.text.schema import parse_net
-from caffe2torch.plan import Binding
+from caffe2torch.binding.graph import INPUT, Wiring
+from caffe2torch.binding.plan import Binding
+from caffe2torch.net.build import read_layers
+from caffe2torch.prototxt.schema import parse_net
 from caffe2torch.recipe import Note, Source, TrainingRecipe
-from caffe2torch.wiring import INPUT, Wiring
 
 IMAGE = 'input: "data" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n'
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
-from caffe2torch.measure.fault import Fault, FaultKind
-from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, TrainingRecipe, Where
-from caffe2torch.report.data import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
+from caffe2torch.verification.fault import Fault, FaultKind
+from caffe2torch.verification.report import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
 
 HOSTILE = "<script>alert('1')</script>\"'&amp;\x1b[31m\u202eevil\u2066 $x_1$ \N{HEBREW LETTER ALEF}{{ 7 * 7 }}"
 """A name that is markup, quotes, a terminal's escape, right-to-left marks, mathematics and a template at once."""

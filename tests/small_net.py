@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from caffe2torch.measure.observation import Observation
-from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
-from caffe2torch.pytorch.probing.probe import observe
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.recipe import (
     LearnableBlob,
     LrPolicy,
@@ -21,7 +19,9 @@ from caffe2torch.recipe import (
     TrainingRecipe,
     Where,
 )
-from caffe2torch.verify.rows import Report, verify
+from caffe2torch.verification.observation import Observation
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import Report, verify
 
 FIXED = LrPolicy(PolicyType.FIXED, base_lr=0.1)
 SGD = SolverSettings(SolverType.SGD, FIXED, momentum=0.9, weight_decay=0.0005)

@@ -8,10 +8,10 @@ import torch
 from emitted import load
 from torch.optim.lr_scheduler import LRScheduler
 
+from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.emit import emit
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType, TrainingRecipe
 
 STEPS = LrPolicy(PolicyType.MULTISTEP, base_lr=0.05, gamma=0.5, stepvalues=(2, 2, 4, 7))

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.recipe import TrainingRecipe
 
 

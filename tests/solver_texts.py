@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caffe2torch.caffe.solver.settings import read_solver
-from caffe2torch.caffe.text.prototxt import read_text
-from caffe2torch.caffe.text.schema import parse_solver
+from caffe2torch.prototxt.parser import read_text
+from caffe2torch.prototxt.schema import parse_solver
 from caffe2torch.recipe import (
     Note,
     Severity,
     SolverSettings,
     Source,
 )
+from caffe2torch.solver.settings import read_solver
 
 PLAIN = 'net: "n" base_lr: 0.1 lr_policy: "fixed" max_iter: 9 '
 

@@ -28,12 +28,12 @@ from small_net import SmallNet, groups_of
 from torch import nn
 
 from caffe2torch.auditing import audit
-from caffe2torch.caffe.read import read_recipe
 from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.models import SegNetBasic
-from caffe2torch.report.data import Report
+from caffe2torch.reading import read_recipe
 from caffe2torch.testing import assert_optimizer_matches
 from caffe2torch.translation import translate
+from caffe2torch.verification.report import Report
 
 WITHOUT_DECAY = "param { lr_mult: 2 }"
 TEN = "param { lr_mult: 10 decay_mult: 1 } param { lr_mult: 20 decay_mult: 0 }"
@@ -149,8 +149,8 @@ def test_a_mistake_of_a_published_port_is_found_and_named(name: str, tmp_path: P
 
 def test_the_momentum_of_the_wrong_correction_is_as_published() -> None:
     """30 steps after a drop by ten at a constant gradient: Caffe -107.6, stock torch -30.0, that port -22.2."""
-    from caffe2torch.measure.rules import History, Pace, Rule, movements
     from caffe2torch.recipe import SolverType
+    from caffe2torch.solver.update_rules import History, Pace, Rule, movements
 
     paces = [Pace(1.0, 0.9, 0.0)] * 200 + [Pace(0.1, 0.9, 0.0)] * 30
     weights, gradients = (0.0, *(None,) * 229), (1.0,) * 230
@@ -351,7 +351,7 @@ def test_an_emitted_file_passes_the_audit(solver: str, tmp_path: Path) -> None:
     emitted = load(translate(port.recipe(tmp_path), model=model).source(), f"emitted_{solver}")
     optimizer = emitted.build_optimizer(model)
     scheduler = emitted.build_scheduler(optimizer)
-    assert type(optimizer).__module__ != "caffe2torch.pytorch.solvers"
+    assert type(optimizer).__module__ != "caffe2torch.optim.solvers"
     report = audit(port.recipe(tmp_path), model, optimizer, scheduler)
     assert report.ok, str(report)
     assert not any("was not looked at" in note.message for note in report.notes)

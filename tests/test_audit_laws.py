@@ -10,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_net import SmallNet, recipe_of, wrong
 
-from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probing.probe import observe
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.binding.plan import plan_groups
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
-from caffe2torch.report.data import Report
-from caffe2torch.verify.rows import verify
+from caffe2torch.verification.report import Report
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import verify
 
 PAIRS = ((1.0, 1.0), (2.0, 0.0), (1.0, 0.0), (0.5, 2.0), (10.0, 1.0), (0.0, 0.0), (0.0, 1.0))
 MOMENTUM = {SolverType.SGD, SolverType.NESTEROV, SolverType.ADAM, SolverType.ADADELTA}
@@ -170,7 +170,7 @@ def test_another_policy_is_found(solver: SolverSettings, data: st.DataObject) ->
 
 def _differs(one: LrPolicy, other: LrPolicy) -> bool:
     """Whether two policies differ where an audit looks: at the start, at changes and near the end."""
-    from caffe2torch.measure.lanes import changes, rate_at
+    from caffe2torch.verification.probe_sequence import changes, rate_at
 
     places = {0, 1, 2, *(i + d for i in changes(other, 60) for d in (-2, 0, 2))}
     return any(abs(rate_at(one, i) / rate_at(other, i) - 1) > 1e-3 for i in places if 0 <= i < 60)

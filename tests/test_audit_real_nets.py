@@ -9,10 +9,10 @@ import torch
 from mistakes import named
 
 from caffe2torch.auditing import audit
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.pytorch.skeleton import skeleton
+from caffe2torch.binding.skeleton import skeleton
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
-from caffe2torch.report.data import Report
+from caffe2torch.verification.report import Report
 
 pytestmark = pytest.mark.shared
 

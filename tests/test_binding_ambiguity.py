@@ -6,9 +6,9 @@ import pytest
 from nets import IMAGE, conv, layer, names, recipe_of
 from torch import Tensor, nn
 
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import plan_groups
 from caffe2torch.errors import BindingError
-from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import Severity
 
 

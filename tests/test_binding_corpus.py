@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Kind
+from caffe2torch.binding.skeleton import SkeletonLayer, skeleton
 from caffe2torch.errors import Caffe2TorchError
-from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.skeleton import SkeletonLayer, skeleton
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpus"

@@ -12,9 +12,9 @@ from nets import IMAGE, conv, linear, names, norm, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional
 
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.errors import BindingError, ModelError
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.skeleton import skeleton
 from caffe2torch.recipe import Severity
 
 

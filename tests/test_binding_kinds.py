@@ -7,9 +7,9 @@ import torch
 from nets import IMAGE, conv, layer, linear, messages, names, norm, recipe_of
 from torch import Tensor, nn
 
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Kind
 from caffe2torch.errors import BindingError
-from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding.bind import bind
 
 
 def test_every_kind_of_layer_finds_its_tensors() -> None:

@@ -9,8 +9,8 @@ import torch
 from nets import IMAGE, conv, layer, linear, messages, names, recipe_of
 from torch import Tensor, nn
 
+from caffe2torch.binding.bind import bind
 from caffe2torch.errors import BindingError
-from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import Severity
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from nets import IMAGE, conv, layer, linear, names, norm, recipe_of
 from torch import Tensor, nn
 
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.names_file import names_of, read_names, write_names
+from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.errors import BindingError, InputError, OutputError
-from caffe2torch.plan import Binding, Kind
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.binding.names_file import names_of, read_names, write_names
-from caffe2torch.pytorch.skeleton import skeleton
 from caffe2torch.recipe import Severity, TrainingRecipe
 
 

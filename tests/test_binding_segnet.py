@@ -11,8 +11,8 @@ from nets import conv, layer, names, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional
 
+from caffe2torch.binding.bind import bind
 from caffe2torch.errors import BindingError
-from caffe2torch.pytorch.binding.bind import bind
 from caffe2torch.recipe import TrainingRecipe
 
 WIDTH = 8

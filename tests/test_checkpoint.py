@@ -19,7 +19,7 @@ from torch import nn
 
 from caffe2torch.errors import InputError, OutputError, SnapshotError
 from caffe2torch.progress import Counted
-from caffe2torch.pytorch.snapshot.checkpoint_check import checksum
+from caffe2torch.snapshot.checkpoint_check import checksum
 
 SGD = CASES["sgd"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import caffe2torch
-from caffe2torch.caffe.solver.fork_fields import FORK_FIELDS, Meaning
 from caffe2torch.cli import VERBS
 from caffe2torch.recipe import PolicyType, SolverType, Statement
-from caffe2torch.report.data import Verdict
+from caffe2torch.solver.fork_fields import FORK_FIELDS, Meaning
+from caffe2torch.verification.report import Verdict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -15,11 +15,11 @@ from emitted import load
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.emit import emit
 from caffe2torch.errors import SolverError, UnsupportedError
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import (
     BlobUse,
     LearnableBlob,
@@ -259,7 +259,7 @@ def test_it_says_where_each_number_comes_from() -> None:
 def test_it_is_the_same_text_each_time() -> None:
     code = """
 from caffe2torch.emit import emit
-from caffe2torch.plan import GroupMember, GroupPlan
+from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.recipe import *
 solver = SolverSettings(SolverType.ADAM, LrPolicy(PolicyType.POLY, 0.1, power=0.9, max_iter=9), clip_gradients=3.0)
 group = GroupPlan("all", 1.0, 1.0, (GroupMember("a", None), GroupMember("b", None)))
@@ -318,7 +318,5 @@ def test_a_net_alone_is_no_optimizer() -> None:
 
 
 def test_emitting_does_not_import_torch() -> None:
-    code = (
-        "import caffe2torch.emit, sys; from caffe2torch.emit.carrying import carry; assert 'torch' not in sys.modules"
-    )
+    code = "import caffe2torch.emit.definitions, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,10 +13,10 @@ from snapshot_runs import bound, run_of, text_file
 from torch import nn
 
 import caffe2torch
-from caffe2torch.caffe.read import read_recipe
 from caffe2torch.cli import main
 from caffe2torch.emit import emit
-from caffe2torch.pytorch.snapshot.initialize import initialize, plan_fillings
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.initialize import initialize, plan_fillings
 
 NET = """
 layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 5 dim: 2 dim: 4 } } }
@@ -61,7 +61,7 @@ def test_it_fills_as_the_library_does(tmp_path: Path) -> None:
     run = run_of(recipe, ours, bound(recipe, ours, NAMES))
     fillings, notes = plan_fillings(ours, recipe, run.binding)
     assert notes == ()
-    groups = caffe2torch.plan.plan_groups(recipe, run.binding)
+    groups = caffe2torch.binding.plan.plan_groups(recipe, run.binding)
     file = emitted.load(emit(recipe, groups, model_name="Port", fillings=fillings), "filled")
     initialize(ours, recipe, run.binding, torch.Generator().manual_seed(8))
     file.initialize(theirs, torch.Generator().manual_seed(8))

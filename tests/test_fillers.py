@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from snapshot_runs import bound, text_file
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.binding.bind import bind
 from caffe2torch.errors import NetError, UnsupportedError
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.snapshot import fillers
-from caffe2torch.pytorch.snapshot.fillers import fill
-from caffe2torch.pytorch.snapshot.initialize import initialize
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.snapshot import fillers
+from caffe2torch.snapshot.fillers import fill
+from caffe2torch.snapshot.initialize import initialize
 
 BLOB = (40, 30, 5, 5)  # 30,000 numbers: fan_in 750, fan_out 1,000
 FANS = {"FAN_IN": 750, "FAN_OUT": 1000, "AVERAGE": 875}

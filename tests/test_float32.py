@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.float32 import format32, round32, shortest
+from caffe2torch.solver.float32 import format32, round32, shortest
 
 any_float32 = st.floats(width=32, allow_nan=False)
 

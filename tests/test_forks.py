@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from solver_texts import PLAIN, read
 
-from caffe2torch.caffe.solver.fork_fields import FORK_FIELDS, Meaning
 from caffe2torch.errors import SolverError
 from caffe2torch.recipe import (
     LrPolicy,
@@ -17,6 +16,7 @@ from caffe2torch.recipe import (
     Ramp,
     Severity,
 )
+from caffe2torch.solver.fork_fields import FORK_FIELDS, Meaning
 
 
 def test_stages_are_read() -> None:

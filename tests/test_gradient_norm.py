@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe2torch.pytorch.norm import ROW, gradient_norm
+from caffe2torch.optim.norm import ROW, gradient_norm
 
 
 def exact(gradients: list[torch.Tensor]) -> float:

@@ -11,9 +11,9 @@ import torch
 from snapshot_runs import bound
 from torch import Tensor, nn
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import read_caffemodel
-from caffe2torch.pytorch.snapshot.weights import load_weights
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.files import read_caffemodel
+from caffe2torch.snapshot.weights import load_weights
 
 
 class Learned(nn.Module):

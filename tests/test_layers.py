@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.net.build import read_layers
-from caffe2torch.caffe.net.bvlc_layers import BLOBLESS, BVLC_BLOBS
-from caffe2torch.caffe.net.layers import BLOBS
-from caffe2torch.caffe.net.shapes import TOPS
-from caffe2torch.caffe.net.sizes import MisfitError, agree, conv_length, deconv_length, pool_length, product
-from caffe2torch.caffe.text.schema import parse_net
 from caffe2torch.errors import NetError
+from caffe2torch.net.build import read_layers
+from caffe2torch.net.layer_types import BLOBLESS, BVLC_BLOBS
+from caffe2torch.net.layers import BLOBS
+from caffe2torch.net.shape_arithmetic import MisfitError, agree, conv_length, deconv_length, pool_length, product
+from caffe2torch.net.shapes import TOPS
+from caffe2torch.prototxt.schema import parse_net
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source
 
 LR0, BOTH0 = "param { lr_mult: 0 } ", "param { lr_mult: 0 decay_mult: 0 } "

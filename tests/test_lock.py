@@ -14,11 +14,11 @@ from test_audit_laws import solvers
 from torch import nn
 
 from caffe2torch.auditing import audit
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.binding.plan import Unclaimed, plan_groups
 from caffe2torch.errors import Caffe2TorchError, InputError
 from caffe2torch.lock import Lock, lock_of, read_lock, render_lock
 from caffe2torch.locked_solver import solver_fields, solver_from
-from caffe2torch.plan import Unclaimed, plan_groups
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Filler, Ramp, SolverSettings, Where
 
 
@@ -42,8 +42,8 @@ def test_what_is_read_back_is_what_was_written(file: Path) -> None:
 
 def test_the_lock_is_that_of_the_prototxts(fixtures: Path, tmp_path: Path) -> None:
     """An audit by the lock alone says what the audit by the prototxts says."""
+    from caffe2torch.binding.bind import bind
     from caffe2torch.models import SegNetBasic
-    from caffe2torch.pytorch.binding.bind import bind
 
     folder = fixtures / "segnet_basic"
     recipe = read_recipe(folder / "train.prototxt", folder / "solver.prototxt")

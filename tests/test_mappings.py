@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Binding
 from caffe2torch.errors import BindingError
-from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.loading import load_model
+from caffe2torch.models.loading import load_model
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Severity
 
 pytestmark = pytest.mark.shared

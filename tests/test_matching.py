@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from nets import Port, Step, caffe_net, channels_of, conv, recipe_of
 from torch import nn
 
-from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.binding.matching import match_whole
-from caffe2torch.pytorch.binding.partial import match_parts
-from caffe2torch.pytorch.binding.refinement import Graph, Palette, refine
-from caffe2torch.wiring import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.isomorphism import match_whole
+from caffe2torch.binding.partial_match import match_parts
+from caffe2torch.binding.plan import Binding
+from caffe2torch.binding.refinement import Graph, Palette, refine
 
 
 def expected(binding: Binding, port: Port) -> dict[str, bool]:

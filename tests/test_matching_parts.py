@@ -9,11 +9,11 @@ from nets import IMAGE, Port, Step, caffe_net, conv, inserted, names, recipe_of
 from test_matching import programs
 from torch import nn
 
-from caffe2torch.caffe.net.graph import caffe_wiring
+from caffe2torch.binding.alternatives import alternatives
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.net_graph import caffe_wiring
+from caffe2torch.binding.plan import Binding
 from caffe2torch.errors import BindingError
-from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding.alternatives import alternatives
-from caffe2torch.pytorch.binding.bind import bind
 
 LEARNING = st.sampled_from(["conv3", "conv1", "norm"])
 

@@ -7,13 +7,13 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.net.build import read_layers
-from caffe2torch.caffe.net.layers import BLOBS
-from caffe2torch.caffe.net.settings import own_field
-from caffe2torch.caffe.net.shapes import TOPS
-from caffe2torch.caffe.text.descriptors import Fact, facts
-from caffe2torch.caffe.text.schema import parse_net
 from caffe2torch.errors import Caffe2TorchError
+from caffe2torch.net.build import read_layers
+from caffe2torch.net.layer_settings import own_field
+from caffe2torch.net.layers import BLOBS
+from caffe2torch.net.shapes import TOPS
+from caffe2torch.prototxt.descriptors import Fact, facts
+from caffe2torch.prototxt.schema import parse_net
 from caffe2torch.recipe import Source
 
 TYPES = sorted({*BLOBS, *TOPS, "HDF5Output", "MysteryConv", "Python", "Silence"})

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_runs import GROUPS, SOLVERS, assert_same, build, loss, net, train, weights
 
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.binding.plan import GroupMember, GroupPlan
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import SolverType
 
 STOCK = {

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.float32 import round32, shortest
-from caffe2torch.caffe.solver.policies import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings, SolverType
+from caffe2torch.solver.float32 import round32, shortest
+from caffe2torch.solver.lr_policy import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 
 RECORDED: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "fixtures" / "rates.json").read_text(encoding="utf-8")

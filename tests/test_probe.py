@@ -13,11 +13,11 @@ import pytest
 import torch
 from small_net import SGD, SmallNet, groups_of, names, recipe_of, report_of, wrong
 
-from caffe2torch.measure.reading import read
-from caffe2torch.measure.suspects import caffe_rule
-from caffe2torch.plan import plan_groups
-from caffe2torch.pytorch.probing.probe import observe
-from caffe2torch.verify.rows import verify
+from caffe2torch.binding.plan import plan_groups
+from caffe2torch.verification.candidate_rules import caffe_rule
+from caffe2torch.verification.fit import read
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import verify
 
 
 @pytest.fixture

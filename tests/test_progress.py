@@ -12,10 +12,10 @@ import snapshot_files as files
 import torch
 
 from caffe2torch import progress
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import read_caffemodel
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.snapshot.weights import load_weights
+from caffe2torch.binding.bind import bind
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.files import read_caffemodel
+from caffe2torch.snapshot.weights import load_weights
 
 
 class Terminal(io.StringIO):

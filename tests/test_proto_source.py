@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
-from caffe2torch.caffe.text.descriptors import facts
-from caffe2torch.caffe.text.elsewhere import forks_with
-from caffe2torch.caffe.text.sieve import LISTED_IN_FORKS
+from caffe2torch.prototxt.descriptors import facts
+from caffe2torch.prototxt.elsewhere import forks_with
+from caffe2torch.prototxt.unknown_fields import LISTED_IN_FORKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COMPILED = REPOSITORY / "caffe2torch" / "caffe" / "text" / "caffe_schema.binpb"
-FORK_NAMES = REPOSITORY / "caffe2torch" / "caffe" / "text" / "fork_names.csv"
+COMPILED = REPOSITORY / "caffe2torch" / "prototxt" / "caffe_schema.binpb"
+FORK_NAMES = REPOSITORY / "caffe2torch" / "prototxt" / "fork_names.csv"
 FIELD = descriptor_pb2.FieldDescriptorProto
 
 MOVED = {  # numbers of the SegNet fork that belong to other fields of BVLC's
@@ -149,8 +149,8 @@ def checkout(tmp_path: Path) -> Path:
     pytest.importorskip("grpc_tools", reason="protoc comes with grpcio-tools")
     root = tmp_path / "a checkout"
     shutil.copytree(REPOSITORY / "proto", root / "proto")
-    (root / "caffe2torch" / "caffe" / "text").mkdir(parents=True)
-    shutil.copy(COMPILED, root / "caffe2torch" / "caffe" / "text")
+    (root / "caffe2torch" / "prototxt").mkdir(parents=True)
+    shutil.copy(COMPILED, root / "caffe2torch" / "prototxt")
     return root
 
 
@@ -171,7 +171,7 @@ def test_a_stale_file_is_told_and_compiling_mends_it(checkout: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff no descriptors"])
 def test_a_missing_or_damaged_file_is_stale(checkout: Path, content: bytes | None) -> None:
-    compiled = checkout / "caffe2torch" / "caffe" / "text" / "caffe_schema.binpb"
+    compiled = checkout / "caffe2torch" / "prototxt" / "caffe_schema.binpb"
     compiled.unlink()
     if content is not None:
         compiled.write_bytes(content)

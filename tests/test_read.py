@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.read import read_recipe
 from caffe2torch.errors import Caffe2TorchError, InputError, NetError, PrototxtError, SolverError
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Severity, SolverType
 
 NET = """name: "tiny"
@@ -291,7 +291,7 @@ def test_large_and_odd_files_give_a_recipe_or_our_own_error(file: Path) -> None:
 def test_reading_loads_nothing_heavy(folder: Path) -> None:
     net = write(folder / "net.prototxt", NET)
     code = (
-        "import sys; from caffe2torch.caffe.read import read_recipe; "
+        "import sys; from caffe2torch.reading import read_recipe; "
         f"read_recipe({str(net)!r}); print(*sorted({{'torch', 'numpy', 'rich', 'h5py'}} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from caffe2torch.caffe.solver.settings import read_solver
-from caffe2torch.caffe.text.schema import parse_solver
-from caffe2torch.pytorch import solvers
+from caffe2torch.optim import solvers
+from caffe2torch.prototxt.schema import parse_solver
 from caffe2torch.recipe import PolicyType, SolverSettings, SolverType, Source
 from caffe2torch.report.html_arguments import Argument, arguments, unread
+from caffe2torch.solver.settings import read_solver
 
 
 def read(text: str) -> SolverSettings:

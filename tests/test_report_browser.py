@@ -13,9 +13,9 @@ from browser import DOWN, END, ENTER, ESCAPE, RIGHT, TAB, Browser, missing, wait
 from report_samples import HOSTILE, deep_report, renamed_report, wrong_report
 
 import caffe2torch
-from caffe2torch.report.data import Report
 from caffe2torch.report.html import render_fragment, render_html
-from caffe2torch.report.words import visible
+from caffe2torch.report.wording import visible
+from caffe2torch.verification.report import Report
 
 MISSING = missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the page cannot be opened: {MISSING}")

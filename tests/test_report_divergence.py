@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy_caffe import Caffe
 
-from caffe2torch.caffe.solver.policies import rates
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType
 from caffe2torch.report.divergence import differences, diverge
 from caffe2torch.report.pictures import Run, divergence_panel, say_divergence
-from caffe2torch.report.walk import CAFFE, STOCK, walk
+from caffe2torch.report.simulate import CAFFE, STOCK, walk
+from caffe2torch.solver.lr_policy import rates
 
 STEP = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=20)
 MULTIPLIERS = ((1.0, 1.0), (2.0, 0.0))

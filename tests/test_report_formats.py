@@ -14,11 +14,11 @@ import torch
 from small_net import SmallNet, groups_of, recipe_of, report_of
 from test_report_text import HOSTILE, hostile, notebook, right
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import BlobUse, LrPolicy, Note, PolicyType, Ramp, Severity, SolverSettings, SolverType, Where
 from caffe2torch.report import render
 from caffe2torch.report.inspect import render_recipe
-from caffe2torch.report.solver import solver_dict, solver_line
+from caffe2torch.report.solver_table import solver_dict, solver_line
 
 
 def test_json_is_the_dictionary_and_plain_ascii() -> None:
@@ -118,7 +118,7 @@ def test_a_large_net_is_inspected_in_little_time(shared: Path) -> None:
     """Rendering 932 blobs costs a fraction of reading them, and loads no heavy package."""
     net = shared / "corpus/large/resnet152-deploy.prototxt"
     code = (
-        "import sys, time; from caffe2torch.caffe.read import read_recipe;"
+        "import sys, time; from caffe2torch.reading import read_recipe;"
         "from caffe2torch.report.inspect import render_recipe;"
         f"r = read_recipe({str(net)!r}); t = time.process_time(); text = render_recipe(r);"
         "print(time.process_time() - t, len(text.splitlines()), {'torch', 'numpy', 'rich'} & set(sys.modules))"

@@ -16,14 +16,14 @@ import pytest
 from html_tree import Element, Page
 from report_samples import HOSTILE, deep_report, renamed_report, right_report, wrong_report
 
-from caffe2torch.caffe.read import read_recipe
 from caffe2torch.errors import MissingExtraError
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, Source, Where
 from caffe2torch.report import render
-from caffe2torch.report.data import Report
 from caffe2torch.report.html import render_fragment, render_html
 from caffe2torch.report.html_sources import Link, listings
-from caffe2torch.report.words import number, visible
+from caffe2torch.report.wording import number, visible
+from caffe2torch.verification.report import Report
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_the_page_is_the_same_on_every_run(right: Report, fixtures: Path) -> Non
     once = hashlib.sha256(render_html(right).encode()).hexdigest()
     assert hashlib.sha256(render_html(right).encode()).hexdigest() == once
     script = (
-        "import hashlib, sys; from caffe2torch.caffe.read import read_recipe; from report_samples import right_report\n"
+        "import hashlib, sys; from caffe2torch.reading import read_recipe; from report_samples import right_report\n"
         "from caffe2torch.report.html import render_html\n"
         "report = right_report(read_recipe(sys.argv[1], sys.argv[2]), {'conv_classifier': 10.0})\n"
         "print(hashlib.sha256(render_html(report).encode()).hexdigest(), 'torch' in sys.modules)"

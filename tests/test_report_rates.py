@@ -8,9 +8,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.solver.policies import rates
 from caffe2torch.recipe import LrPolicy, PolicyType
-from caffe2torch.report.rates import MOST_BREAKS, curve, effective, stretches
+from caffe2torch.report.rate_plot import MOST_BREAKS, curve, effective, stretches
+from caffe2torch.solver.lr_policy import rates
 
 ITERATIONS = st.integers(1, 300)
 POLICIES = st.builds(

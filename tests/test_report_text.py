@@ -11,14 +11,14 @@ import torch
 from report_samples import HOSTILE
 from small_net import SGD, SmallNet, groups_of, recipe_of, report_of
 
-from caffe2torch.plan import Binding, plan_groups
-from caffe2torch.pytorch.probing.probe import observe
+from caffe2torch.binding.plan import Binding, plan_groups
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report import render
-from caffe2torch.report.data import Report
 from caffe2torch.report.table import Column, layout
 from caffe2torch.report.text import render_text
-from caffe2torch.verify.rows import verify
+from caffe2torch.verification.report import Report
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import verify
 
 
 def right() -> Report:

@@ -10,12 +10,12 @@ import snapshot_files as files
 import torch
 from snapshot_runs import Run, run_of, text_file
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import SolverState, find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.errors import SnapshotError
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.skeleton import skeleton
-from caffe2torch.pytorch.snapshot.history import load_state, resume
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.files import SolverState, find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.snapshot.solver_state import load_state, resume
 
 ADAPTIVE = ("AdaGrad", "RMSProp", "AdaDelta", "Adam")
 IN_FIXTURES = ["adadelta_step", "adam_step", "nesterov_step", "sgd_multistep_hdf5", "sgd_multistep_newsteps"]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from traces import Trace, traces
 
-from caffe2torch.caffe.solver.policies import momentum_at, weight_decay_at
-from caffe2torch.measure.rules import Decay, History, Pace, Rule, movements
-from caffe2torch.measure.suspects import caffe_rule
 from caffe2torch.recipe import SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import momentum_at, weight_decay_at
+from caffe2torch.solver.update_rules import Decay, History, Pace, Rule, movements
+from caffe2torch.verification.candidate_rules import caffe_rule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDED = REPOSITORY.parent / "shared/goldens/bvlc"

@@ -10,11 +10,11 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from traces import Trace, tolerance, traces
 
-from caffe2torch.caffe.solver.policies import momentum_at, rates, weight_decay_at
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import CaffeLRScheduler, build_scheduler
+from caffe2torch.binding.plan import GroupMember, GroupPlan
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import momentum_at, rates, weight_decay_at
 
 SHARED = traces(Path(__file__).resolve().parent.parent.parent / "shared" / "goldens" / "bvlc")
 SNAPPED = [pytest.param(trace, id=trace.case) for trace in SHARED if trace.case.startswith("snap_")]

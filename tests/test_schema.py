@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.text.descriptors import Fact, facts
-from caffe2torch.caffe.text.prototxt import Block, read_text
-from caffe2torch.caffe.text.schema import Parsed, inline_net, is_solver, message, parse_net, parse_solver
 from caffe2torch.errors import PrototxtError
+from caffe2torch.prototxt.descriptors import Fact, facts
+from caffe2torch.prototxt.parser import Block, read_text
+from caffe2torch.prototxt.schema import Parsed, inline_net, is_solver, message, parse_net, parse_solver
 from caffe2torch.recipe import Severity, Source
 
 
@@ -615,7 +615,7 @@ CONFLICTING = """
         return message_factory.GetMessageClass(found)(name="theirs").SerializeToString()
 
     def read():
-        from caffe2torch.caffe.text.schema import parse_net
+        from caffe2torch.prototxt.schema import parse_net
         from caffe2torch.recipe import Source
         return parse_net(Source("f", 'name: "ours" layer { param { lr_mult: 2 } }')).message.SerializeToString()
 """
@@ -632,7 +632,7 @@ def test_another_caffe_proto_in_the_process_changes_nothing(order: str) -> None:
 def test_reading_loads_neither_torch_nor_numpy() -> None:
     loaded = python("""
         import sys
-        from caffe2torch.caffe.text.schema import parse_net
+        from caffe2torch.prototxt.schema import parse_net
         from caffe2torch.recipe import Source
         parse_net(Source("f", 'layer { tpye: "x" }'))
         print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "numpy"}))

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from caffe2torch.caffe.read import read_recipe
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Statement
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from caffe2torch.caffe.read import read_recipe
 from caffe2torch.models.recognize import segnet_basic_for
+from caffe2torch.reading import read_recipe
 
 CONV = "num_output: 64  kernel_size: 7  pad: 3"
 INPUT = 'input: "data"\ninput_shape { dim: 4  dim: 4  dim: 240  dim: 320 }'

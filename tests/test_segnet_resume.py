@@ -10,10 +10,10 @@ import torch
 from segnet_replay import Recording, distances, from_fixtures, from_shared, parameter_name, train
 from snapshot_runs import Run, run_of
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.snapshot.history import resume
+from caffe2torch.binding.bind import bind
+from caffe2torch.reading import read_recipe
+from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.snapshot.solver_state import resume
 
 CASES = ["basic_32x24_step", "basic_36x24_step"]
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.plan import Kind
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.binding.naming import layer_name, module_name, module_names
-from caffe2torch.pytorch.skeleton import SkeletonLayer, skeleton
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.naming import layer_name, module_name, module_names
+from caffe2torch.binding.plan import Kind
+from caffe2torch.binding.skeleton import SkeletonLayer, skeleton
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Stated, Statement, TrainingRecipe, Where
 
 PLACE = Where("net.prototxt", 1, 1)

@@ -11,10 +11,10 @@ import snapshot_files as files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.caffe.snapshot.files import Weights, find_learned_net, read_caffemodel, read_solverstate
-from caffe2torch.caffe.snapshot.wire import DamagedError, fields
-from caffe2torch.caffe.text.schema import message as protobuf_message
 from caffe2torch.errors import InputError, SnapshotError
+from caffe2torch.prototxt.schema import message as protobuf_message
+from caffe2torch.snapshot.files import Weights, find_learned_net, read_caffemodel, read_solverstate
+from caffe2torch.snapshot.wire import DamagedError, fields
 
 WEIGHT = np.arange(12, dtype="f4").reshape(3, 4) - 5
 BIAS = np.array([0.5, -2, 3e30], "f4")

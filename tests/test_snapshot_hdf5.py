@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import snapshot_files as files
 
-from caffe2torch.caffe.snapshot.files import read_caffemodel, read_solverstate
 from caffe2torch.errors import SnapshotError
+from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
 
 h5py = pytest.importorskip("h5py", reason="HDF5 needs the extra caffe2torch[hdf5]")
 
@@ -106,7 +106,7 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path) -> None:
     path = model(tmp_path / "m.h5", {"ip": [BIAS]})
     program = (
         "import sys; sys.modules['h5py'] = None\n"
-        "from caffe2torch.caffe.snapshot.files import read_caffemodel\n"
+        "from caffe2torch.snapshot.files import read_caffemodel\n"
         "from caffe2torch.errors import MissingExtraError\n"
         "try: read_caffemodel(sys.argv[1])\n"
         "except MissingExtraError as error: print(error.hint)\n"

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from solver_texts import read, read_file
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.solver.fork_fields import FORK_FIELDS
-from caffe2torch.caffe.solver.policies import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 from caffe2torch.errors import Caffe2TorchError, NetError, PrototxtError, SolverError
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import (
     LrPolicy,
     PolicyType,
     Severity,
 )
+from caffe2torch.solver.fork_fields import FORK_FIELDS
+from caffe2torch.solver.lr_policy import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 
 ACCEPTED = {"base_lr_missing", "iter_size_zero", "momentum_one_adam", "poly_without_max_iter"}
 

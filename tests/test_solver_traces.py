@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from traces import Trace, tolerance, traces
 
 from caffe2torch.emit import emit
-from caffe2torch.pytorch import step
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.optim import step
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import PolicyType
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -12,12 +12,12 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from numpy_caffe import Caffe
 
-from caffe2torch.caffe.float32 import shortest
+from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.emit import emit
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType, TrainingRecipe
+from caffe2torch.solver.float32 import shortest
 
 ITERATIONS = 12
 SHAPES = ((), (1,), (3, 5), (37,))

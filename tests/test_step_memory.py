@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from caffe2torch.plan import GroupMember, GroupPlan
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.schedule import build_scheduler
+from caffe2torch.binding.plan import GroupMember, GroupPlan
+from caffe2torch.optim.build import build_optimizer
+from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
 
 SIZE = 100_000

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from caffe2torch.pytorch.graph.model import model_wiring
-from caffe2torch.wiring import Op, UnitKind
+from caffe2torch.binding.graph import Op, UnitKind
+from caffe2torch.binding.model_graph import model_wiring
 
 
 class Plain(nn.Module):
@@ -111,8 +111,8 @@ class Branches(nn.Module):
 )
 @pytest.mark.parametrize("way", ["run", "fx"])
 def test_junctions_are_what_they_do(how: str, junction: str, way: str) -> None:
-    from caffe2torch.pytorch.graph.stand_in import meta_stand_in
-    from caffe2torch.pytorch.graph.symbolic import fx_wiring
+    from caffe2torch.binding.model_copy import meta_stand_in
+    from caffe2torch.binding.symbolic import fx_wiring
 
     model = Branches(how)
     wiring = model_wiring(model, recipe_of(IMAGE)).wiring if way == "run" else fx_wiring(meta_stand_in(model))

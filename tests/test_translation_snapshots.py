@@ -12,8 +12,8 @@ import torch
 from segnet_replay import SOLVER, from_fixtures, parameter_name
 
 import caffe2torch
-from caffe2torch.caffe.snapshot.files import read_caffemodel
 from caffe2torch.errors import SnapshotError
+from caffe2torch.snapshot.files import read_caffemodel
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ import pytest
 import torch
 from small_net import SGD, SmallNet, groups_of, recipe_of, report_of, wrong
 
-from caffe2torch.measure.fault import FaultKind
-from caffe2torch.plan import Binding, BoundBlob, Kind, Unclaimed, plan_groups
-from caffe2torch.pytorch.optimizer import build_optimizer
-from caffe2torch.pytorch.probing.probe import observe
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed, plan_groups
+from caffe2torch.optim.build import build_optimizer
 from caffe2torch.recipe import (
     BlobUse,
     LearnableBlob,
@@ -26,8 +24,10 @@ from caffe2torch.recipe import (
     TrainingRecipe,
     Where,
 )
-from caffe2torch.report.data import Report
-from caffe2torch.verify.rows import verify
+from caffe2torch.verification.fault import FaultKind
+from caffe2torch.verification.report import Report
+from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.verify import verify
 
 FORCED = Stated(Statement.FORCED, Statement.FORCED)
 PLACE = Where("train.prototxt", 5, 1)

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from snapshot_runs import bound, text_file
 from torch import nn
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.caffe.snapshot.files import Weights, read_caffemodel
-from caffe2torch.caffe.snapshot.restore import fits
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Binding
+from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
-from caffe2torch.plan import Binding
-from caffe2torch.pytorch.binding.bind import bind
-from caffe2torch.pytorch.skeleton import skeleton
-from caffe2torch.pytorch.snapshot.weights import load_weights
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Severity, TrainingRecipe
+from caffe2torch.snapshot.files import Weights, read_caffemodel
+from caffe2torch.snapshot.match_blobs import fits
+from caffe2torch.snapshot.weights import load_weights
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 } } }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from nets import IMAGE, conv, layer, linear, norm, recipe_of, spelled
 
-from caffe2torch.caffe.net.graph import biases_before_norms, caffe_wiring, net_inputs
-from caffe2torch.pytorch.binding.matching import without_tails
+from caffe2torch.binding.isomorphism import without_tails
+from caffe2torch.binding.net_graph import biases_before_norms, caffe_wiring, net_inputs
 
 
 def net(*parts: str) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from caffe2torch.caffe.read import read_recipe
-from caffe2torch.plan import Binding, BoundBlob, GroupPlan, Kind, plan_groups
+from caffe2torch.binding.plan import Binding, BoundBlob, GroupPlan, Kind, plan_groups
+from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import SolverSettings, SolverType, TrainingRecipe
 
 

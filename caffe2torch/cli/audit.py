@@ -57,7 +57,7 @@ def command(
     caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
     caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
     """
-    from caffe2torch.output import write_files
+    from caffe2torch.files import write_files
 
     if model is None:
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
@@ -70,7 +70,7 @@ def command(
     asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
 
     from caffe2torch.auditing import audit
-    from caffe2torch.pytorch.loading import call_factory
+    from caffe2torch.models.loading import call_factory
 
     built, named = read_model(model, names)
     assert built is not None

@@ -40,7 +40,7 @@ def command(
     caffe2torch convert train.prototxt solver.prototxt --model port:Net \\
         --state snap_iter_10000.solverstate -o checkpoint.pt
     """
-    from caffe2torch.output import check_writable
+    from caffe2torch.files import check_writable
 
     if weights is None and state is None:
         raise click.UsageError("nothing to convert: name --weights, --state, or both")

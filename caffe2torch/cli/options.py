@@ -15,7 +15,7 @@ from caffe2torch.recipe import TrainingRecipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from caffe2torch.report.data import Report
+    from caffe2torch.verification.report import Report
 
 __all__ = [
     "assignment",
@@ -147,7 +147,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
 
 def check_report(report_file: str | None, *, force: bool) -> None:
     """Refuse a report that could not be written afterwards, before any work is done for it."""
-    from caffe2torch.output import check_writable
+    from caffe2torch.files import check_writable
 
     if report_file is None:
         return
@@ -178,8 +178,8 @@ def show_report(report: Report, style: str) -> None:
 
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
     """The model that ``--model`` names, and what ``--names`` says about it."""
-    from caffe2torch.pytorch.binding.names_file import read_names
-    from caffe2torch.pytorch.loading import load_model
+    from caffe2torch.binding.names_file import read_names
+    from caffe2torch.models.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
 
@@ -210,7 +210,7 @@ def read_files(
     inputs: tuple[tuple[str, tuple[int, ...]], ...] = (),
 ) -> TrainingRecipe:
     """The recipe of ``NET SOLVER``, of ``NET`` alone, or of a ``SOLVER`` that names or holds its net."""
-    from caffe2torch.caffe.read import read_recipe
+    from caffe2torch.reading import read_recipe
 
     if not 1 <= len(files) <= 2:
         raise click.UsageError(f"expected a net and a solver prototxt, got {len(files)} files")

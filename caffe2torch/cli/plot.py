@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.cli.options import assignment, net_state, one_or_two_files, read_files
 from caffe2torch.errors import SolverError
-from caffe2torch.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.recipe import SolverSettings, TrainingRecipe
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(
     caffe2torch plot train.prototxt solver.prototxt --versus other.prototxt -o lr.png
     caffe2torch plot train.prototxt solver.prototxt --divergence -o divergence.svg
     """
-    from caffe2torch.output import check_writable, whole_file
+    from caffe2torch.files import check_writable, whole_file
 
     suffix = Path(output).suffix.lower()
     if suffix not in SUFFIXES:
@@ -64,7 +64,7 @@ def command(
 
     from caffe2torch.report.pictures import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
     from caffe2torch.report.plots import draw, png, svg
-    from caffe2torch.report.words import visible
+    from caffe2torch.report.wording import visible
 
     def named(run: Run, said: str) -> str:
         return f"{visible(run.label.removeprefix(', '))}: {said}" if run.label else said
@@ -88,11 +88,11 @@ def command(
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:
     """The run of the recipe's solver, and that of the one to compare it with."""
-    from caffe2torch.caffe.solver.settings import read_solver
-    from caffe2torch.caffe.text.schema import parse_solver
-    from caffe2torch.caffe.text.textfile import read_text
+    from caffe2torch.prototxt.schema import parse_solver
     from caffe2torch.report.pictures import Run
-    from caffe2torch.solver_plan import refuse_unsupported
+    from caffe2torch.solver.requirements import refuse_unsupported
+    from caffe2torch.solver.settings import read_solver
+    from caffe2torch.textfile import read_text
 
     if recipe.solver is None:
         raise SolverError("no solver is given, and a net alone has no rate", hint="name the solver's prototxt, too")

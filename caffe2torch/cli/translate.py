@@ -57,7 +57,7 @@ def command(
     """
     import tomli_w
 
-    from caffe2torch.output import check_writable, write_files
+    from caffe2torch.files import check_writable, write_files
 
     check_report(report_file, force=force)
     for path in (output, write_names, lock):
@@ -65,8 +65,8 @@ def command(
             check_writable(path, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
+    from caffe2torch.binding.names_file import names_of
     from caffe2torch.lock import lock_of, render_lock
-    from caffe2torch.pytorch.binding.names_file import names_of
     from caffe2torch.translation import translate
 
     built, named = read_model(model, names)

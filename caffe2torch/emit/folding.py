@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from caffe2torch import solver_plan
 from caffe2torch.emit.printing import comments_of
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.solver import requirements as solver_plan
 
 __all__ = ["Folding"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shutil import get_terminal_size
 
-from caffe2torch.report.data import Report
+from caffe2torch.verification.report import Report
 
 __all__ = ["render"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType
-from caffe2torch.report.walk import CAFFE, STOCK, Array, walk
-from caffe2torch.solver_plan import has_momentum, ramps
+from caffe2torch.report.simulate import CAFFE, STOCK, Array, walk
+from caffe2torch.solver.requirements import has_momentum, ramps
 
 __all__ = ["Divergence", "differences", "diverge"]
 

@@ -16,10 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import caffe2torch
-from caffe2torch.caffe.solver.policies import rate, step_at
-from caffe2torch.plan import Kind
+from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
-from caffe2torch.report.data import Report, ReportRow, UnclaimedRow
 from caffe2torch.report.html_arguments import Argument, arguments, unread
 from caffe2torch.report.html_rates import rates_view
 from caffe2torch.report.html_rows import (
@@ -32,10 +30,12 @@ from caffe2torch.report.html_rows import (
     wrong_ones,
 )
 from caffe2torch.report.html_sources import Link, Places, listings
-from caffe2torch.report.solver import solver_line
-from caffe2torch.report.strip import strip
+from caffe2torch.report.layer_overview import strip
+from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import verdict_line
-from caffe2torch.report.words import number, visible
+from caffe2torch.report.wording import number, visible
+from caffe2torch.solver.lr_policy import rate, step_at
+from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow
 
 __all__ = ["render_fragment", "render_html"]
 

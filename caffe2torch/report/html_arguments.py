@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.caffe.float32 import format32
-from caffe2torch.caffe.solver.policies import rate, step_at, weight_decay_at
 from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, Where
-from caffe2torch.report.rates import effective
-from caffe2torch.report.solver import solver_dict
-from caffe2torch.report.words import number
+from caffe2torch.report.rate_plot import effective
+from caffe2torch.report.solver_table import solver_dict
+from caffe2torch.report.wording import number
+from caffe2torch.solver.float32 import format32
+from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
 
 __all__ = ["Argument", "arguments", "unread"]
 

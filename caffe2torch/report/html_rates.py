@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import SolverSettings
+from caffe2torch.report.layer_overview import Speed
 from caffe2torch.report.pictures import Run, rates_panels, say_rates
 from caffe2torch.report.plots import THEMED, draw, page_svg
-from caffe2torch.report.rates import Stretch, effective
-from caffe2torch.report.strip import Speed
-from caffe2torch.report.words import number
+from caffe2torch.report.rate_plot import Stretch, effective
+from caffe2torch.report.wording import number
 
 __all__ = ["Picture", "RatesView", "StretchView", "rates_view"]
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from caffe2torch.plan import Kind
-from caffe2torch.report.data import Effective, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.binding.plan import Kind
 from caffe2torch.report.html_sources import Link, Place, Places
-from caffe2torch.report.words import number, shape_text, stated_text
+from caffe2torch.report.wording import number, shape_text, stated_text
+from caffe2torch.verification.report import Effective, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = [
     "Choice",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from caffe2torch.recipe import Source, Where
-from caffe2torch.report.words import visible
+from caffe2torch.report.wording import visible
 
 __all__ = ["Line", "Link", "Listing", "Place", "Places", "listings"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from caffe2torch.plan import Kind
+from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note
-from caffe2torch.report.data import Report, ReportRow, UnclaimedRow, Verdict
-from caffe2torch.report.solver import solver_line
+from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import verdict_line
-from caffe2torch.report.words import blob_name, multipliers, pair, shape_text, stated_text, visible
+from caffe2torch.report.wording import blob_name, multipliers, pair, shape_text, stated_text, visible
+from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["escape", "markdown_table", "note_items", "render_markdown"]
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.report.divergence import Divergence, differences, diverge
 from caffe2torch.report.plots import Curve, Panel
-from caffe2torch.report.rates import Stretch, curve, effective, stretches
-from caffe2torch.report.words import number
+from caffe2torch.report.rate_plot import Stretch, curve, effective, stretches
+from caffe2torch.report.wording import number
 
 T = TypeVar("T")
 

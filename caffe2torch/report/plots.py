@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from caffe2torch.errors import MissingExtraError
-from caffe2torch.report.words import visible
+from caffe2torch.report.wording import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

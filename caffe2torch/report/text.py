@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from caffe2torch.plan import Kind
+from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
-from caffe2torch.report.data import Report, ReportRow, UnclaimedRow, Verdict
-from caffe2torch.report.solver import solver_line
+from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.table import Column, layout, wrap
-from caffe2torch.report.words import blob_name, multipliers, number, pair, shape_text, stated_text, visible
+from caffe2torch.report.wording import blob_name, multipliers, number, pair, shape_text, stated_text, visible
+from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["note_text", "render_text", "verdict_line", "wrong_lines"]
 

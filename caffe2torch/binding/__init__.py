@@ -1,0 +1,1 @@
+"""Which parameter of a model each learnable blob became."""

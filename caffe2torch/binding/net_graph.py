@@ -1,0 +1,177 @@
+"""The wiring of a Caffe net: its layers contracted to learnable units and junctions.
+
+A layer's top replaces an earlier blob of the same name (in-place layers, ``net.cpp``, ``Net::AppendTop``), so names
+are resolved in the file's order. What is no unit and no junction is transparent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from caffe2torch.binding.graph import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.rewiring import contracted
+from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+
+__all__ = ["biases_before_norms", "caffe_wiring", "net_inputs", "unit_kind"]
+
+_KINDS = {
+    "BN": UnitKind.NORM,  # SegNet's has no statistics
+    "Bias": UnitKind.SCALE,
+    "Deconvolution": UnitKind.TRANSPOSED,
+    "Embed": UnitKind.TABLE,
+    "Parameter": UnitKind.OTHER,
+    "LSTM": UnitKind.RECURRENT,
+    "Lstm": UnitKind.RECURRENT,
+    "RNN": UnitKind.RECURRENT,
+}
+"""Layer types whose roles alone do not tell what they compute."""
+
+_ELTWISE = {"SUM": Op.SUM, "PROD": Op.PRODUCT, "MAX": Op.MAX}
+
+_FIRST_BOTTOM_ONLY = frozenset(
+    (
+        *("Accuracy", "Crop", "CropCenter", "DePooling", "Filter", "Interp", "PSROIPooling", "ROIAlign", "ROIPooling"),
+        *("SegAccuracy", "Unpooling", "Upsample", "Warp"),
+    )
+)
+"""Layers whose further bottoms are sizes, masks, regions or labels: they give no gradient to them."""
+
+
+def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) -> Wiring:
+    """The wiring of ``recipe.layers``; each unit holds indices into ``recipe.blobs``.
+
+    Layers that share all their blobs are one unit, used several times. ``skipped`` layers are transparent and hold
+    nothing. A recipe without ``layers`` gives units that nothing connects.
+    """
+    builder = WiringBuilder()
+    if not recipe.layers:
+        for blobs in _blobs_by_layer(recipe).values():
+            first = recipe.blobs[blobs[0]]
+            if first.layer not in skipped:
+                builder.use(builder.unit(_unit(recipe, first.layer, first.layer_type, blobs, {})), [INPUT])
+        return contracted(builder.build())
+    shared: dict[tuple[int, ...], int] = {}
+    value: dict[str, int] = {}  # blob name -> the node that it now holds
+    for layer in recipe.layers:
+        sources = [value.get(bottom, INPUT) for bottom in layer.bottoms]
+        if layer.blobs and layer.name not in skipped:
+            if layer.blobs not in shared:
+                shared[layer.blobs] = builder.unit(_unit(recipe, layer.name, layer.type, layer.blobs, layer.settings))
+            elif layer.name not in builder.units[shared[layer.blobs]].parts:
+                number = shared[layer.blobs]
+                builder.units[number] = _with_part(builder.units[number], layer.name)
+            node = builder.use(shared[layer.blobs], _unit_sources(layer, sources))
+        else:
+            node = _junction(builder, layer, sources)
+        for top in layer.tops:
+            value[top] = node
+    return contracted(builder.build())
+
+
+def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
+    """Name and shape of every blob from outside that something learnable looks at: images, but not labels."""
+    origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
+    used: dict[tuple[str, Shape | None], None] = {}
+    for layer in recipe.layers:
+        first = layer.bottoms[:1]
+        found = frozenset[tuple[str, Shape | None]]()
+        for bottom in first:  # what no layer makes comes from outside, too
+            found = origins.setdefault(bottom, frozenset({(bottom, None)}))
+        if layer.blobs:
+            used.update(dict.fromkeys(sorted(found, key=str)))
+            found = frozenset()
+        for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
+            origins[top] = found if layer.bottoms else frozenset({(top, shape)})
+    return list(used)
+
+
+def biases_before_norms(recipe: TrainingRecipe) -> dict[int, bool]:
+    """Biases (indices of blobs) that a batch normalization, and nothing else, sees first.
+
+    It subtracts the mean, and with it the bias, whatever that is: ``True``. With ``use_global_stats`` it subtracts a
+    stored mean, so that the bias matters, but could as well be part of that mean: ``False``.
+    """
+    maker: dict[str, int] = {}  # blob name -> the layer that made its present value
+    readers: list[list[Layer]] = [[] for _ in recipe.layers]
+    for number, layer in enumerate(recipe.layers):
+        for bottom in layer.bottoms:
+            if bottom in maker:
+                readers[maker[bottom]].append(layer)
+        maker.update(dict.fromkeys(layer.tops, number))
+    found: dict[int, bool] = {}
+    for layer, after in zip(recipe.layers, readers, strict=True):
+        if after and all(reader.type in ("BatchNorm", "BN") for reader in after):
+            live = not any(reader.settings.get("use_global_stats") for reader in after)
+            found.update({number: live for number in layer.blobs if recipe.blobs[number].role == "bias"})
+    return found
+
+
+def _unit_sources(layer: Layer, sources: list[int]) -> list[int]:
+    """The bottoms through which a gradient flows: not an LSTM's sequence indicators, not a loss layer's labels."""
+    if unit_kind(layer.type, ()) is UnitKind.RECURRENT:
+        return sources[:1] + sources[2:3]
+    return sources[:1] if layer.type.endswith("Loss") else sources
+
+
+def _junction(builder: WiringBuilder, layer: Layer, sources: list[int]) -> int:
+    if len(sources) < 2 or layer.type in _FIRST_BOTTOM_ONLY:
+        return sources[0] if sources else INPUT
+    match layer.type:
+        case "Concat":
+            return builder.join(Op.CONCAT, sources)
+        case "Eltwise":
+            return builder.join(_ELTWISE.get(str(layer.settings.get("operation", "SUM")), Op.JOINT), sources)
+        case "Scale":
+            return builder.join(Op.PRODUCT, sources)
+        case "Bias":
+            return builder.join(Op.SUM, sources)
+        case "Axpy":  # SENet's fork: bottom[0] * bottom[1] + bottom[2]
+            return builder.join(Op.SUM, [builder.join(Op.PRODUCT, sources[:2]), *sources[2:]])
+        case _:
+            return builder.join(Op.JOINT, sorted(sources))
+
+
+def unit_kind(layer_type: str, roles: Sequence[str]) -> UnitKind:
+    """What a layer computes, by its type where that decides, else by the roles of its blobs."""
+    if layer_type in _KINDS:
+        return _KINDS[layer_type]
+    if "mean" in roles:
+        return UnitKind.OTHER if "weight" in roles else UnitKind.NORM  # a DenseBlock is a net of its own
+    for role, kind in (("weight", UnitKind.MAP), ("slope", UnitKind.SLOPE), ("scale", UnitKind.SCALE)):
+        if role in roles:
+            return kind
+    return UnitKind.OTHER
+
+
+def _unit(recipe: TrainingRecipe, name: str, layer_type: str, blobs: Sequence[int], settings: object) -> Unit:
+    held = tuple(Held(recipe.blobs[number].role, recipe.blobs[number].shape, number) for number in blobs)
+    kind = unit_kind(layer_type, [one.role for one in held])
+    options = settings if isinstance(settings, dict) or hasattr(settings, "get") else {}
+    shape = held[0].shape
+    if layer_type == "InnerProduct" and options.get("transpose") and shape is not None and len(shape) == 2:
+        shape = (shape[1], shape[0])
+    if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
+        shape = _flat(shape)
+    groups = int(str(options.get("group", 1) or 1))
+    if "epthwise" in layer_type and shape is not None and groups == 1:
+        groups = shape[0] or 1  # forks' depthwise layers need not state what their name says
+    return Unit(name, (name,), kind, shape, held, groups)
+
+
+def _with_part(unit: Unit, name: str) -> Unit:
+    return Unit(unit.name, (*unit.parts, name), unit.kind, unit.shape, unit.held, unit.groups)
+
+
+def _flat(shape: Shape | None) -> Shape | None:
+    """A vector's length, whatever ones stand around it: ``1xCx1x1`` is ``C``; a scalar is one number."""
+    if shape is None or None in shape:
+        return None if shape is None else (None,)
+    return (prod(size for size in shape if size is not None),)
+
+
+def _blobs_by_layer(recipe: TrainingRecipe) -> dict[str, list[int]]:
+    layers: dict[str, list[int]] = {}
+    for number, blob in enumerate(recipe.blobs):
+        layers.setdefault(blob.layer, []).append(number)
+    return layers

@@ -1,0 +1,196 @@
+"""What is to be learned by what: blobs bound to parameters, and the param groups that follow. Plain data, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import SequenceMatcher
+from enum import StrEnum
+from typing import Any
+
+from caffe2torch.errors import BindingError
+from caffe2torch.recipe import Filler, LearnableBlob, Note, SolverSettings, TrainingRecipe
+
+__all__ = [
+    "Binding",
+    "BoundBlob",
+    "Filling",
+    "GroupMember",
+    "GroupPlan",
+    "Kind",
+    "Unclaimed",
+    "frozen_with_gradient",
+    "plan_groups",
+]
+
+
+class Kind(StrEnum):
+    """What a Caffe blob is on torch's side."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundBlob:
+    """A blob and the tensor it became. ``name`` is as ``named_parameters()`` / ``named_buffers()`` of the bare model
+    give it, ``None`` where torch has no counterpart; ``how`` says which evidence bound it. ``rivals`` are other tensors
+    that nothing tells apart from it: the optimizer is the same whichever it is, but loading weights needs a decision.
+    """
+
+    blob: LearnableBlob
+    kind: Kind
+    name: str | None
+    how: str
+    rivals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A parameter of the model that no blob stands for, with the multipliers its user gave it (``None``: none yet)."""
+
+    name: str
+    shape: tuple[int, ...]
+    lr_mult: float | None = None
+    decay_mult: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Every blob of the recipe, in its order, and every parameter of the model that is left."""
+
+    model: str
+    blobs: tuple[BoundBlob, ...]
+    unclaimed: tuple[Unclaimed, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """One parameter of a group; ``blob`` is ``None`` for one that only its user gave multipliers to."""
+
+    parameter: str
+    blob: LearnableBlob | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """One param group: equal multipliers, fine-tuning factor already applied to ``lr_mult``."""
+
+    name: str
+    lr_mult: float
+    decay_mult: float
+    members: tuple[GroupMember, ...]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How Caffe fills a parameter before training: its blob's own shape, and how that lies in the parameter.
+
+    ``layout`` is ``same``, ``transposed`` or ``gates``, as ``binding/layout.py`` explains.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    layout: str
+    filler: Filler
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The filler's type, and what it states otherwise than by default."""
+        stated = {one.name: getattr(self.filler, one.name) for one in fields(Filler) if one.compare}
+        default = Filler()
+        return {name: value for name, value in stated.items() if name == "type" or value != getattr(default, name)}
+
+
+def plan_groups(
+    recipe: TrainingRecipe, binding: Binding, finetune: Mapping[str, float] | None = None
+) -> tuple[GroupPlan, ...]:
+    """Merge parameters of equal multipliers into groups, in the order in which Caffe first sees each pair.
+
+    ``finetune`` maps a layer (its exact name, else a regular expression that matches the whole name) to a factor on
+    ``lr_mult``. A layer named there gets groups of its own even at factor 1, so that the optimizer of a training from
+    scratch and that of a fine-tuning have the same groups and load each other's ``state_dict``.
+
+    Raises ``BindingError`` for a key that matches no layer with a learnable blob, that is no regular expression, when
+    two keys claim one layer, or when nothing tells a layer with a key from one without.
+    """
+    keys = _finetuned_layers(recipe, finetune or {})
+    key_of = {bound.name: _key(bound, keys) for bound in binding.blobs}
+    members: dict[tuple[str | None, float, float], list[GroupMember]] = {}
+    for bound in binding.blobs:
+        if bound.kind is not Kind.PARAMETER or bound.name is None:
+            continue
+        key = _key(bound, keys)
+        if key is not None and any(key_of.get(rival) != key for rival in bound.rivals):
+            raise BindingError(
+                f"finetune names {key!r}, but {bound.name} could be another layer as well: nothing tells it from "
+                f"{', '.join(bound.rivals)}",
+                where=bound.blob.where,
+                hint=f"decide in a names file which module layer {bound.blob.layer!r} is",
+            )
+        slot = members.setdefault((key, bound.blob.lr_mult, bound.blob.decay_mult), [])
+        slot.append(GroupMember(bound.name, bound.blob))
+    for left in binding.unclaimed:
+        if left.lr_mult is not None and left.decay_mult is not None:
+            members.setdefault((None, left.lr_mult, left.decay_mult), []).append(GroupMember(left.name, None))
+    groups = []
+    for (key, lr_mult, decay_mult), group in members.items():
+        factor = 1.0 if key is None else float((finetune or {})[key])
+        name = f"lr x{lr_mult * factor:g}, decay x{decay_mult:g}"
+        groups.append(
+            GroupPlan(name if key is None else f"{key}: {name}", lr_mult * factor, decay_mult, tuple(group), factor)
+        )
+    return tuple(groups)
+
+
+def frozen_with_gradient(groups: Sequence[GroupPlan], solver: SolverSettings) -> tuple[str, ...]:
+    """Parameters that do not learn and for which Caffe computes a gradient all the same, which counts in clipping.
+
+    These are all of them where the net says ``force_backward``, and blobs with a use that does not state lr_mult 0.
+    """
+    return tuple(
+        member.parameter
+        for group in groups
+        if group.lr_mult == 0
+        for member in group.members
+        if solver.force_backward or (member.blob is not None and member.blob.lr_mult == 0 and member.blob.has_gradient)
+    )
+
+
+def _key(bound: BoundBlob, keys: Mapping[str, str]) -> str | None:
+    """The key of ``finetune`` that claims one of the layers that use a blob."""
+    layers = (bound.blob.layer, *(use.layer for use in bound.blob.shared_with))
+    return next((keys[layer] for layer in layers if layer in keys), None)
+
+
+def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
+    """Layer name to the key of ``finetune`` that claims it."""
+    names = list(dict.fromkeys(user for b in recipe.blobs for user in (b.layer, *(u.layer for u in b.shared_with))))
+    claimed: dict[str, str] = {}
+    for key in finetune:
+        try:
+            matched = [key] if key in names else [name for name in names if re.fullmatch(key, name)]
+        except re.error as error:
+            raise BindingError(
+                f"{key!r} is neither a layer of the net nor a regular expression: {error}",
+                hint="write the layer's exact name, or a pattern such as 'conv_.*'",
+            ) from None
+        if not matched:
+            raise BindingError(
+                f"finetune names {key!r}, which matches no layer with learnable blobs",
+                hint=f"layers that learn: {', '.join(_nearest(key, names)[:12])}{', ...' * (len(names) > 12)}",
+            )
+        for name in matched:
+            if name in claimed:
+                raise BindingError(f"finetune names layer {name!r} twice: by {claimed[name]!r} and by {key!r}")
+            claimed[name] = key
+    return claimed
+
+
+def _nearest(key: str, names: list[str]) -> list[str]:
+    """``names``, those first that were probably meant."""
+    return sorted(names, key=lambda name: (key not in name, -SequenceMatcher(None, key, name).ratio()))

@@ -1,0 +1,132 @@
+"""A stand-in for a port: one submodule a layer that learns, and nothing but its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from caffe2torch.binding.graph import UnitKind, Wiring
+from caffe2torch.binding.naming import module_names
+from caffe2torch.binding.net_graph import caffe_wiring, unit_kind
+from caffe2torch.binding.tensor_matching import blob_transposed
+from caffe2torch.net.given_inputs import with_inputs
+from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+
+__all__ = ["Skeleton", "SkeletonLayer", "layers_with_blobs", "skeleton"]
+
+_ATTRIBUTES = {
+    "weight": "weight",
+    "scale": "weight",
+    "slope": "weight",
+    "bias": "bias",
+    "shift": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
+_BUFFERS = ("mean", "variance")
+
+
+class SkeletonLayer(nn.Module):
+    """The tensors of one Caffe layer, and what it needs to tell how it was wired: it is never called.
+
+    ``roles`` and ``blobs`` map an attribute to the role and the index of the blob that it stands for, in ``net``.
+    """
+
+    def __init__(self, layer: str, layer_type: str, kind: UnitKind, net: Wiring) -> None:
+        super().__init__()
+        self.layer = layer
+        self.layer_type = layer_type
+        self.kind = kind
+        self.net = net
+        self.roles: dict[str, str] = {}
+        self.blobs: dict[str, int] = {}
+
+    def extra_repr(self) -> str:
+        """The layer's type and the shapes of its tensors."""
+        tensors = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        return ", ".join([self.layer_type, *(f"{name}={tuple(tensor.shape)}" for name, tensor in tensors)])
+
+
+class Skeleton(nn.Module):
+    """What ``skeleton`` makes. It learns nothing and computes nothing: it has no forward pass."""
+
+    def forward(self, *_: object) -> torch.Tensor:
+        """Always an error: a skeleton holds tensors and computes nothing."""
+        raise NotImplementedError("a skeleton holds a net's parameters and buffers, it computes nothing")
+
+
+def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
+    """A module with the parameters and buffers of a net, one submodule for each layer that learns.
+
+    Submodules carry the layers' names (``naming.module_name`` for what torch does not allow) and hold ``weight`` and
+    ``bias`` (also for a scale, a shift and a slope), ``running_mean`` and ``running_var``; blobs of other roles go by
+    their role. A blob that several layers share is one tensor, registered in each. Sizes that neither the net states
+    nor follow from ``input_shapes`` (input blob to shape) stand as 1, and so does a blob of unknown shape. All values
+    are 0: ``initialize`` or a snapshot fills them.
+
+    Its layers carry the net's wiring, so that a skeleton can be bound by structure, too, whatever its modules are
+    called and in whatever module they are put. Raises ``NetError`` for ``input_shapes`` that the net contradicts.
+
+    >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, TrainingRecipe, Where
+    >>> stated = Stated(Statement.EXPLICIT, Statement.EXPLICIT)
+    >>> blob = LearnableBlob("ip/1", "InnerProduct", 0, "weight", (10, None), 1.0, 1.0, stated, Where("net", 1, 1))
+    >>> skeleton(TrainingRecipe("net", (blob,), None)).state_dict()["ip/1.weight"].shape
+    torch.Size([10, 1])
+    """
+    if input_shapes:
+        recipe = with_inputs(recipe, input_shapes)
+    model = Skeleton()
+    net = caffe_wiring(recipe)
+    tensors: dict[int, torch.Tensor] = {}
+    layers = layers_with_blobs(recipe)
+    for (layer, layer_type, blobs), name in zip(layers, module_names(layer for layer, _, _ in layers), strict=True):
+        kind = unit_kind(layer_type, [recipe.blobs[number].role for number in blobs])
+        module = SkeletonLayer(layer, layer_type, kind, net)
+        for number in blobs:
+            blob = recipe.blobs[number]
+            _register(module, blob, number, tensors, transposed=blob_transposed(recipe, blob))
+        model.add_module(name, module)
+    return model
+
+
+def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and blobs (indices into ``recipe.blobs``) of each layer that learns, in the file's order."""
+    if recipe.layers:
+        return [(layer.name, layer.type, layer.blobs) for layer in recipe.layers if layer.blobs]
+    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for number, blob in enumerate(recipe.blobs):
+        for layer, layer_type in (
+            (blob.layer, blob.layer_type),
+            *((use.layer, use.layer_type) for use in blob.shared_with),
+        ):
+            layers[layer] = (layer_type, (*layers.get(layer, (layer_type, ()))[1], number))
+    return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
+
+
+def _register(
+    module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: dict[int, torch.Tensor], *, transposed: bool
+) -> None:
+    """Give a layer the tensor of a blob, under a name that is still free; BatchNorm's factor has no tensor in torch.
+
+    A blob of inputs x outputs (InnerProduct with ``transpose: true``) is outputs x inputs here, as in any other port.
+    """
+    if blob.role == "factor":
+        return
+    attribute = _ATTRIBUTES.get(blob.role) or re.sub(r"\W", "_", blob.role) or "blob"
+    taken = sum(name == attribute or name.startswith(f"{attribute}_") for name in module.roles)
+    if taken or (hasattr(module, attribute) and attribute not in module.roles):
+        attribute = f"{attribute}_{taken + 1}"
+    module.roles[attribute] = blob.role
+    module.blobs[attribute] = number
+    if number not in tensors:
+        sizes = [size or 1 for size in blob.shape or ()]
+        zeros = torch.zeros(sizes[::-1] if transposed else sizes)
+        tensors[number] = zeros if blob.role in _BUFFERS else nn.Parameter(zeros)
+    tensor = tensors[number]
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(attribute, tensor)
+    else:
+        module.register_buffer(attribute, tensor)

@@ -1,1 +1,0 @@
-"""West wing: everything Caffe means. torch is never imported here."""

@@ -1,1 +1,0 @@
-"""A net to its learnable blobs: layers of every age, tables of types, sizes, sharing."""

@@ -1,1 +1,0 @@
-"""What a Caffe run left behind: ``.caffemodel`` and ``.solverstate`` to arrays."""

@@ -1,1 +1,0 @@
-"""A solver to settings, and the rate at an iteration."""

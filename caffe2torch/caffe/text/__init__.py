@@ -1,1 +1,0 @@
-"""Prototxt text to messages: fields with their places, and what no schema knows as notes."""

@@ -1,0 +1,159 @@
+"""Import a model's factory and call it, with what a user's code may do on the way turned into one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from caffe2torch.errors import ModelError
+from caffe2torch.models.model_spec import Spec, parse_spec
+
+__all__ = ["call_factory", "load_factory", "load_model"]
+
+
+def load_factory(text: str) -> Callable[..., Any]:
+    """The factory of ``MODULE:FACTORY``, with its arguments bound if the text has some.
+
+    Raises ``ModelError`` when it cannot be imported or found, or cannot be called.
+    """
+    spec = parse_spec(text)
+    found = _find(spec)
+    if not callable(found):
+        raise ModelError(f"{spec.factory!r} in {spec.module} is no class or function, but {_kind(found)}")
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        with _importable(spec):
+            return found(*args, *spec.args, **{**spec.kwargs, **kwargs})
+
+    return factory
+
+
+def call_factory(text: str, *args: Any) -> Any:
+    """What the factory that ``text`` names makes of ``args``, an optimizer of a model say.
+
+    Raises ``ModelError`` as ``load_factory`` does, and when the factory raises.
+    """
+    factory = load_factory(text)
+    try:
+        return factory(*args)
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
+        raise ModelError(f"{text} raises {type(error).__name__}: {error}") from error
+
+
+def load_model(text: str) -> nn.Module:
+    """Build the model that ``text`` names; a module that is built already is taken as it is.
+
+    Raises ``ModelError`` when the factory cannot be found, raises, or returns something that is no ``nn.Module``.
+    """
+    spec = parse_spec(text)
+    if spec.module == "torchvision" and "." not in spec.factory:
+        return _torchvision(spec)
+    found = _find(spec)
+    if isinstance(found, nn.Module) and not spec.called:
+        return found
+    if not callable(found):
+        raise ModelError(f"{spec.factory!r} in {spec.module} is no class or function, but {_kind(found)}")
+    with _importable(spec):
+        return _built(spec, found, spec.args, spec.kwargs)
+
+
+def _torchvision(spec: Spec) -> nn.Module:
+    try:
+        from torchvision import models  # type: ignore[import-untyped]  # it ships no types
+    except ImportError:
+        raise ModelError(
+            f"{spec.text!r} needs torchvision, which is not installed", hint="pip install torchvision"
+        ) from None
+    try:
+        builder = models.get_model_builder(spec.factory)
+    except ValueError:
+        raise ModelError(
+            f"torchvision has no model {spec.factory!r}", hint=_close(spec.factory, models.list_models())
+        ) from None
+    weightless = {name: None for name in inspect.signature(builder).parameters if name.startswith("weights")}
+    return _built(spec, builder, spec.args, {**weightless, **spec.kwargs})
+
+
+def _built(spec: Spec, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        model = factory(*args, **kwargs)
+    except (Exception, SystemExit) as error:  # whatever a user's constructor raises
+        raise ModelError(
+            f"{spec.text} raises {type(error).__name__}: {error}",
+            hint=f"give it arguments: '{spec.module}:{spec.factory}(...)'" if isinstance(error, TypeError) else None,
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{spec.text} returns {_kind(model)}", expected="a torch.nn.Module")
+    return model
+
+
+def _find(spec: Spec) -> Any:
+    """The object that the spec names, from its module or script."""
+    found: Any = _imported(spec)
+    for part in spec.factory.split("."):
+        if not hasattr(found, part):
+            hint = _close(part, [name for name in dir(found) if not name.startswith("_")])
+            raise ModelError(f"{spec.module} has no {part!r}", hint=hint)
+        found = getattr(found, part)
+    return found
+
+
+def _imported(spec: Spec) -> Any:
+    script = Path(spec.module)
+    try:
+        with _importable(spec):
+            if script.suffix != ".py":
+                return importlib.import_module(spec.module)
+            if not script.is_file():
+                raise ModelError(f"there is no script {spec.module!r}")
+            name = script.stem
+            loader = importlib.util.spec_from_file_location(name, script.resolve())
+            if loader is None or loader.loader is None:
+                raise ModelError(f"{spec.module!r} cannot be imported")
+            module = importlib.util.module_from_spec(loader)
+            sys.modules.setdefault(name, module)  # dataclasses and pickle look a class up by its module
+            loader.loader.exec_module(module)
+            return module
+    except ModelError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = f"there is no module {error.name!r}"
+        if error.name == spec.module.partition(".")[0]:
+            raise ModelError(
+                missing, hint="run from its folder, install it, or name the script: path/to/it.py:Net"
+            ) from None
+        raise ModelError(f"{spec.module} cannot be imported: {missing}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
+        raise ModelError(f"{spec.module} raises {type(error).__name__} while it is imported: {error}") from error
+
+
+@contextlib.contextmanager
+def _importable(spec: Spec) -> Iterator[None]:
+    """Import as Python would: from the working directory, and from a script's own folder; prints go to stderr."""
+    script = Path(spec.module)
+    folders = [str(script.resolve().parent)] if script.suffix == ".py" else []
+    before = list(sys.path)
+    sys.path[:0] = [*folders, str(Path.cwd())]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.path[:] = before
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _close(name: str, known: list[str]) -> str | None:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(close)}?" if close else None

@@ -1,0 +1,1 @@
+"""A net's messages to layers and learnable blobs, in Caffe's order. Knows no torch."""

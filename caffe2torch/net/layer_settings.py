@@ -1,0 +1,204 @@
+"""A layer's settings as plain Python: what the schema reads, its defaults, and what only a fork's schema would know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from caffe2torch.net.shape_arithmetic import MisfitError
+from caffe2torch.prototxt.descriptors import facts
+from caffe2torch.prototxt.descriptors import message as message_class
+from caffe2torch.prototxt.parser import Block, Field, unquote
+from caffe2torch.solver.float32 import shortest
+
+__all__ = ["Settings", "flag", "integer", "integers", "layer_settings", "own_field", "plain", "plain_fields", "text"]
+
+Settings = Mapping[str, object]
+
+_OWN = {  # layers whose parameter message is not named after them
+    "BatchNormInference": "batchnorm",
+    "BilateralInterp": "interp",
+    "Deconvolution": "convolution",
+    "DeformableConvolution": "deformableconvolution",
+    "DepthwiseConvolution": "convolution",
+    "ConvolutionDepthwise": "convolution",
+    "Im2col": "convolution",
+    "LSTM": "recurrent",
+    "RNN": "recurrent",
+    "Normalize": "norm",
+    "SoftmaxWithLoss": "softmax",
+}
+_COMMON = {"transform_param", "loss_param"}  # messages that layers of many types may have besides their own
+_INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
+
+
+def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, object]:
+    """The settings of a layer of type ``kind``: its own parameter message flattened, any other one under its name.
+
+    ``loss_weight`` and ``propagate_down`` stand beside them where the layer states them.
+
+    Scalars that the layer does not state have the schema's default where the schema declares one, and are absent where
+    not; repeated fields are tuples, enum values names, floats the shortest decimals of their float32. ``block`` is the
+    layer in the text, for the fields that the schema did not know; ``None`` if there are none.
+    """
+    result: dict[str, object] = {}
+    own = own_field(kind)
+    stated: dict[str, dict[str, object]] = {}
+    for descriptor, value in layer.ListFields():
+        if descriptor.name in ("loss_weight", "propagate_down"):
+            result[descriptor.name] = tuple(_scalar(one, None) for one in value)
+        elif descriptor.name.endswith("_param"):
+            stated[descriptor.name] = plain(value, None if block is None else _inner(block, descriptor.name))
+    if block is not None:
+        for name, value in plain_fields(block.unknown).items():
+            if name.endswith("_param") and isinstance(value, dict):
+                stated.setdefault(name, value)
+            else:
+                result[name] = value
+    special = [name for name in stated if name not in _COMMON]
+    if own not in stated:
+        alike = [name for name in special if _squashed(name) in (_OWN.get(kind), kind.lower())]
+        unnamed = special if own is None and len(special) == 1 else []
+        own = next(iter(alike or unnamed), own)
+    for name, values in stated.items():
+        if name == own:
+            result.update(values)
+        else:
+            result[name] = values
+    if own is not None and own not in stated:
+        result.update(_defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type))
+    return result
+
+
+@cache
+def own_field(kind: str) -> str | None:
+    """The field of ``LayerParameter`` that holds the settings of this type; ``None`` where the schema has none.
+
+    >>> own_field("InnerProduct"), own_field("Deconvolution"), own_field("Python"), own_field("DenseBlock")
+    ('inner_product_param', 'convolution_param', 'python_param', None)
+    """
+    wanted = _OWN.get(kind, kind.lower())
+    names = message_class("LayerParameter").DESCRIPTOR.fields_by_name
+    return next((name for name in names if name.endswith("_param") and _squashed(name) == wanted), None)
+
+
+def _squashed(field: str) -> str:
+    return field.removesuffix("_param").replace("_", "")
+
+
+def plain(message: Message, block: Block | None = None) -> dict[str, object]:
+    """A message as plain Python, with what ``block``, its text, holds beyond the schema."""
+    result = dict(_defaults(message.DESCRIPTOR))
+    known = facts(message.DESCRIPTOR.name)
+    for descriptor, value in message.ListFields():
+        name = descriptor.name
+        fact = known[name]
+        if fact.message is not None:
+            blocks = [] if block is None else [f.value for f in block.all(name) if isinstance(f.value, Block)]
+            if fact.repeated:
+                result[name] = tuple(plain(one, blocks[i] if i < len(blocks) else None) for i, one in enumerate(value))
+            else:
+                result[name] = plain(value, blocks[0] if blocks else None)
+        elif fact.repeated:
+            result[name] = tuple(_scalar(one, fact.values) for one in value)
+        else:
+            result[name] = _scalar(value, fact.values)
+    if block is not None and block.unknown:
+        stated = {descriptor.name for descriptor, _ in message.ListFields()}
+        result.update((name, value) for name, value in plain_fields(block.unknown).items() if name not in stated)
+    return result
+
+
+def plain_fields(fields: Iterable[Field]) -> dict[str, object]:
+    """Fields without a schema as plain Python: a name that stands more than once, or as a list, gives a tuple."""
+    groups: dict[str, list[Field]] = {}
+    for one in fields:
+        groups.setdefault(one.name, []).append(one)
+    return {
+        name: _token(group[0].value)
+        if len(group) == 1 and not group[0].listed
+        else tuple(_token(f.value) for f in group)
+        for name, group in groups.items()
+    }
+
+
+def _token(value: str | Block) -> object:
+    if isinstance(value, Block):
+        return plain_fields((*value.fields, *value.unknown))
+    if (string := unquote(value)) is not None:
+        return string
+    if value in ("true", "True", "t", "false", "False", "f"):
+        return value[0] in "tT"
+    if _INT.fullmatch(value):
+        return int(value, 16 if "x" in value.lower() else 10)
+    try:
+        return float(value.rstrip("fF"))
+    except ValueError:
+        return value
+
+
+def _scalar(value: object, enum: Mapping[str, int] | None) -> object:
+    if enum is not None:
+        return next((name for name, number in enum.items() if number == value), value)
+    return _shortest(value) if isinstance(value, float) else value
+
+
+_shortest = lru_cache(maxsize=4096)(shortest)
+
+
+@cache
+def _defaults(descriptor: Descriptor) -> dict[str, object]:
+    """What a message holds when it states nothing: declared defaults, and empty tuples for repeated fields."""
+    known = facts(descriptor.name)
+    return {
+        field.name: () if known[field.name].repeated else _scalar(field.default_value, known[field.name].values)
+        for field in descriptor.fields
+        if known[field.name].repeated or field.has_default_value
+    }
+
+
+def _inner(block: Block, name: str) -> Block | None:
+    return next((f.value for f in block.all(name) if isinstance(f.value, Block)), None)
+
+
+def integer(settings: Settings, name: str, default: int | None = None) -> int:
+    """A whole number that a layer states, or the default. Raises ``MisfitError`` if it is missing or something else."""
+    value = settings.get(name, default)
+    if value is None:
+        raise MisfitError(f"{name} is missing")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MisfitError(f"{name} should be one whole number, not {value!r}")
+    return value
+
+
+def integers(settings: Settings, name: str) -> tuple[int, ...]:
+    """The whole numbers of a field that may stand more than once."""
+    value = settings.get(name, ())
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+        raise MisfitError(f"{name} should be whole numbers, not {value!r}")
+    return tuple(values)
+
+
+def flag(settings: Settings, name: str, default: bool = False) -> bool:
+    """A switch; 0 and 1 are read as false and true."""
+    value = settings.get(name, default)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise MisfitError(f"{name} should be true or false, not {value!r}")
+    return bool(value)
+
+
+def text(settings: Settings, name: str) -> str:
+    """A string or the name of an enum value; empty where there is none."""
+    value = settings.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def nested(settings: Settings, name: str) -> Settings:
+    """The settings of an inner message; empty where there is none."""
+    value = settings.get(name)
+    return value if isinstance(value, Mapping) else {}

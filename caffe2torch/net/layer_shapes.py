@@ -1,0 +1,306 @@
+"""BVLC Caffe's layers to the shapes of their tops, as each layer's ``Reshape`` makes them (``caffe/layers/*.cpp``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial, reduce
+
+from caffe2torch.net.layer_context import Node
+from caffe2torch.net.layer_settings import flag, integer, integers, nested, text
+from caffe2torch.net.layer_types import kernel, outputs
+from caffe2torch.net.shape_arithmetic import (
+    MAX_AXES,
+    MisfitError,
+    agree,
+    broadcast,
+    canonical,
+    conv_length,
+    deconv_length,
+    known,
+    pool_length,
+    product,
+    replace_axis,
+    total,
+    unknown,
+)
+from caffe2torch.recipe import Shape
+
+__all__ = ["BVLC_TOPS", "TopRule", "conv_like", "losses", "pooling", "same"]
+
+TopRule = Callable[[Node], tuple[Shape | None, ...]]
+"""The shapes of the tops; tops beyond those it gives are unknown."""
+
+
+def same(node: Node) -> tuple[Shape | None, ...]:
+    """Every top is shaped like the first bottom."""
+    return (node.bottom(),) * len(node.top_names)
+
+
+def losses(node: Node) -> tuple[Shape | None, ...]:
+    """One number; what a second top is, each loss decides for itself."""
+    return ((),) if node.top_names else ()
+
+
+def _softmax_loss(node: Node) -> tuple[Shape | None, ...]:
+    return (), node.bottom()
+
+
+def conv_like(node: Node, length: Callable[..., int | None] = conv_length) -> tuple[Shape | None, ...]:
+    """Convolution and Deconvolution, over any number of spatial axes."""
+    settings, sizes = node.settings, kernel(node)
+    axes, axis = len(sizes), integer(settings, "axis", 1)
+    if axis < 0 and node.bottom() is None:
+        return (None,) * len(node.top_names)
+    bottom = known(node.bottom(), 1 + axis + axes)
+    axis = canonical(axis, len(bottom))
+    steps = zip(
+        bottom[axis + 1 :],
+        sizes,
+        _per_axis(node, "pad", axes, 0),
+        _per_axis(node, "stride", axes, 1),
+        # DeepLab's Caffe called it hole before BVLC's had dilation
+        broadcast(integers(settings, "dilation") or integers(settings, "hole"), axes, 1, "dilation"),
+        strict=True,
+    )
+    shape = (*bottom[:axis], outputs(node), *(length(*step) for step in steps))
+    return (shape,) * len(node.top_names)
+
+
+def _per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]:
+    """``pad`` or ``stride``: one number, or one for each axis, or ``_h`` and ``_w``."""
+    settings = node.settings
+    if settings.get(f"{what}_h") or settings.get(f"{what}_w"):
+        if axes != 2:
+            raise MisfitError(f"{what}_h and {what}_w need two spatial axes; there are {axes}")
+        result: tuple[int, ...] = (integer(settings, f"{what}_h", default), integer(settings, f"{what}_w", default))
+    else:
+        result = broadcast(integers(settings, what), axes, default, what)
+    if default and not all(result):
+        raise MisfitError(f"{what} must be at least 1")
+    return result
+
+
+def _im2col(node: Node) -> tuple[Shape | None, ...]:
+    (shape,) = conv_like(replace(node, settings={**node.settings, "num_output": 1}, top_names=("columns",)))
+    if shape is None:
+        return (None,)
+    axis = canonical(integer(node.settings, "axis", 1), len(shape))
+    return (replace_axis(shape, axis, product((node.size(axis), *kernel(node)))),)
+
+
+def pooling(node: Node) -> tuple[Shape | None, ...]:
+    """Pooling, rounding up; a second top is the mask. Over more axes where a fork's file lists its sizes."""
+    settings = node.settings
+    sizes = integers(settings, "kernel_size")
+    if "kernel_h" in settings or "kernel_w" in settings:
+        sizes = (integer(settings, "kernel_h"), integer(settings, "kernel_w"))
+    bottom = known(node.bottom(), 2 + max(2, len(sizes)))
+    axes = len(bottom) - 2
+    if axes < 2:
+        raise MisfitError(f"Pooling needs a bottom of 4 axes; this one has {len(bottom)}")
+    if flag(settings, "global_pooling"):
+        return ((*bottom[:2], *(1,) * axes),) * len(node.top_names)
+    if not sizes:
+        raise MisfitError("kernel_size is missing")
+    pads, strides = _per_axis(node, "pad", axes, 0), _per_axis(node, "stride", axes, 1)
+    ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)  # ceil_mode: some forks
+    walk = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
+    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in walk))
+    return (shape,) * len(node.top_names)
+
+
+def _inner_product(node: Node) -> tuple[Shape | None, ...]:
+    axis, bottom = integer(node.settings, "axis", 1), node.bottom()
+    if bottom is None:
+        return ((*unknown(axis), outputs(node)),) if axis >= 0 else (None,)
+    return ((*bottom[: canonical(axis, len(bottom))], outputs(node)),)
+
+
+def _embed(node: Node) -> tuple[Shape | None, ...]:
+    bottom = node.bottom()
+    if bottom is None:
+        node.remarks.append("the file does not tell the number of axes of this layer's bottom; taken as 2 (T, N)")
+        bottom = (None, None)
+    return ((*bottom, outputs(node)),)
+
+
+def _recurrent(node: Node) -> tuple[Shape | None, ...]:
+    time, batch, hidden = node.size(0), node.size(1), outputs(node)
+    return (time, batch, hidden), *((1, batch, hidden),) * (len(node.top_names) - 1)
+
+
+def _concat(node: Node) -> tuple[Shape | None, ...]:
+    stated = [bottom for bottom in node.bottoms if bottom is not None]
+    if not stated:
+        return (None,)
+    axis = canonical(_axis(node, "concat_dim"), len(stated[0]))
+    if any(len(bottom) != len(stated[0]) for bottom in stated):
+        raise MisfitError("its bottoms have different numbers of axes")
+    frame = reduce(_agreed, (replace_axis(bottom, axis, None) for bottom in stated))
+    sizes = [None if bottom is None else bottom[axis] for bottom in node.bottoms]
+    return (replace_axis(frame, axis, total(sizes)),)
+
+
+def _agreed(first: Shape, second: Shape) -> Shape:
+    result = agree(first, second)
+    assert result is not None
+    return result
+
+
+def _axis(node: Node, old_name: str) -> int:
+    """``axis``, or its old spelling; the schema's default of the old one is not a statement."""
+    old = integer(node.settings, old_name, 1)
+    return old if old != 1 else integer(node.settings, "axis", 1)
+
+
+def _slice(node: Node) -> tuple[Shape | None, ...]:
+    bottom, count = node.bottom(), len(node.top_names)
+    if bottom is None or not count:
+        return (None,) * count
+    axis, points = canonical(_axis(node, "slice_dim"), len(bottom)), integers(node.settings, "slice_point")
+    size = bottom[axis]
+    if points:
+        if len(points) != count - 1:
+            raise MisfitError(f"{len(points)} slice points make {len(points) + 1} tops, not {count}")
+        ends = (*points, size)
+        sizes = [None if b is None else b - a for a, b in zip((0, *points), ends, strict=True)]
+    else:
+        if size is not None and size % count:
+            raise MisfitError(f"an axis of {size} does not divide into {count} tops")
+        sizes = [None if size is None else size // count] * count
+    return tuple(replace_axis(bottom, axis, one) for one in sizes)
+
+
+def _eltwise(node: Node) -> tuple[Shape | None, ...]:
+    return (reduce(agree, node.bottoms) if node.bottoms else None,)
+
+
+def _flatten(node: Node) -> tuple[Shape | None, ...]:
+    bottom = node.bottom()
+    if bottom is None:
+        return (None,)
+    start = canonical(integer(node.settings, "axis", 1), len(bottom))
+    end = canonical(integer(node.settings, "end_axis", -1), len(bottom))
+    return ((*bottom[:start], product(bottom[start : end + 1]), *bottom[end + 1 :]),)
+
+
+def _reshape(node: Node) -> tuple[Shape | None, ...]:
+    settings, bottom = node.settings, node.bottom()
+    dims = integers(nested(settings, "shape"), "dim")
+    axis, axes = integer(settings, "axis", 0), integer(settings, "num_axes", -1)
+    if bottom is None:
+        whole = axis == 0 and axes == -1
+        return (tuple(size if size > 0 else None for size in dims),) if whole else (None,)
+    start = axis if axis >= 0 else len(bottom) + axis + 1
+    end = len(bottom) if axes == -1 else start + axes
+    if not 0 <= start <= end <= len(bottom):
+        raise MisfitError(f"axis {axis} and num_axes {axes} do not fit a bottom of {len(bottom)} axes")
+    middle: list[int | None] = []
+    for i, size in enumerate(dims):
+        if size == 0 and start + i >= len(bottom):
+            raise MisfitError(f"dim 0 at position {i} copies an axis that the bottom does not have")
+        middle.append(bottom[start + i] if size == 0 else size)
+    if -1 in dims:
+        hole = dims.index(-1)
+        rest, whole_count = product(middle[:hole] + middle[hole + 1 :]), product(bottom[start:end])
+        if rest and whole_count is not None and whole_count % rest:
+            raise MisfitError(f"{whole_count} numbers do not divide into rows of {rest}")
+        middle[hole] = whole_count // rest if rest and whole_count is not None else None
+    return ((*bottom[:start], *middle, *bottom[end:]),)
+
+
+def _crop(node: Node) -> tuple[Shape | None, ...]:
+    bottom, other = node.bottom(), node.bottom(1)
+    if bottom is None:
+        return (None,)
+    axis = canonical(integer(node.settings, "axis", 2), len(bottom))
+    return ((*bottom[:axis], *((None,) * (len(bottom) - axis) if other is None else other[axis:])),)
+
+
+def _tile(node: Node) -> tuple[Shape | None, ...]:
+    bottom = node.bottom()
+    if bottom is None:
+        return (None,)
+    axis = canonical(integer(node.settings, "axis", 1), len(bottom))
+    return (replace_axis(bottom, axis, product((bottom[axis], integer(node.settings, "tiles")))),)
+
+
+def _reduction(node: Node) -> tuple[Shape | None, ...]:
+    axis, bottom = integer(node.settings, "axis", 0), node.bottom()
+    if bottom is None:
+        return (unknown(axis) if axis >= 0 else None,)
+    return (bottom[: canonical(axis, len(bottom))],)
+
+
+def _arg_max(node: Node) -> tuple[Shape | None, ...]:
+    bottom, best = node.bottom(), integer(node.settings, "top_k", 1)
+    if bottom is None:
+        return (None,)
+    if "axis" in node.settings:
+        return (replace_axis(bottom, canonical(integer(node.settings, "axis"), len(bottom)), best),)
+    rest = (1,) * max(0, len(bottom) - 3)
+    return ((node.size(0), 2 if flag(node.settings, "out_max_val") else 1, best, *rest),)
+
+
+def _spp(node: Node) -> tuple[Shape | None, ...]:
+    batch, channels, levels = node.size(0), node.size(1), integer(node.settings, "pyramid_height")
+    if not 1 <= levels <= MAX_AXES:
+        raise MisfitError(f"a pyramid of {levels} levels")
+    if levels == 1:
+        return ((batch, channels, 1, 1),)
+    return ((batch, product((channels, sum(4**level for level in range(levels))))),)
+
+
+def _batch_reindex(node: Node) -> tuple[Shape | None, ...]:
+    bottom, index = node.bottom(), node.bottom(1)
+    return (None if bottom is None else replace_axis(bottom, 0, index[0] if index else None),)
+
+
+def _filter(node: Node) -> tuple[Shape | None, ...]:
+    return tuple(None if bottom is None else replace_axis(bottom, 0, None) for bottom in node.bottoms[:-1])
+
+
+def _accuracy(node: Node) -> tuple[Shape | None, ...]:
+    return (), (node.size(integer(node.settings, "axis", 1)),)
+
+
+def _lrn(node: Node) -> tuple[Shape | None, ...]:
+    return (known(node.bottom(), 4),) * len(node.top_names)
+
+
+_SAME = """
+    AbsVal BNLL BatchNorm Bias Clip Dropout ELU Exp Log MVN PReLU Power ReLU Scale Sigmoid Softmax Split Swish TanH
+    Threshold
+"""
+_LOSSES = """
+    ContrastiveLoss EuclideanLoss HingeLoss InfogainLoss MultinomialLogisticLoss SigmoidCrossEntropyLoss
+"""
+
+BVLC_TOPS: Mapping[str, TopRule] = {
+    **dict.fromkeys(_SAME.split(), same),
+    **dict.fromkeys(_LOSSES.split(), losses),
+    "Accuracy": _accuracy,
+    "ArgMax": _arg_max,
+    "BatchReindex": _batch_reindex,
+    "Concat": _concat,
+    "Convolution": conv_like,
+    "Crop": _crop,
+    "Deconvolution": partial(conv_like, length=deconv_length),
+    "Eltwise": _eltwise,
+    "Embed": _embed,
+    "Filter": _filter,
+    "Flatten": _flatten,
+    "Im2col": _im2col,
+    "InnerProduct": _inner_product,
+    "LRN": _lrn,
+    "LSTM": _recurrent,
+    "Pooling": pooling,
+    "RNN": _recurrent,
+    "Reduction": _reduction,
+    "Reshape": _reshape,
+    "SPP": _spp,
+    "Slice": _slice,
+    "SoftmaxWithLoss": _softmax_loss,
+    "Tile": _tile,
+}

@@ -1,0 +1,171 @@
+"""The learnable blobs of a net in Caffe's order, and which layers share them (``net.cpp``, ``Net::AppendParam``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from caffe2torch.errors import NetError
+from caffe2torch.net.layer_context import BlobRule
+from caffe2torch.net.shape_arithmetic import MisfitError, agree, product, spell
+from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
+from caffe2torch.solver.float32 import format32, shortest
+from caffe2torch.where import Where
+
+__all__ = ["Learnables"]
+
+_DEFAULT = 1.0
+_PERMISSIVE = 1  # ParamSpec.DimCheckMode
+_shortest = lru_cache(maxsize=4096)(shortest)
+
+
+@dataclass(slots=True)
+class _Multiplier:
+    """A multiplier and how it was stated; ``has`` is Caffe's: the file, or the layer itself, set it."""
+
+    value: float
+    stated: Statement
+
+    @property
+    def has(self) -> bool:
+        return self.stated is not Statement.DEFAULTED
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A learnable blob that later layers may still share, and by sharing change."""
+
+    layer: str
+    layer_type: str
+    index: int
+    role: str
+    shape: Shape | None
+    lr_mult: _Multiplier
+    decay_mult: _Multiplier
+    where: Where
+    filler: Filler | None
+    uses: list[BlobUse] = field(default_factory=list)
+
+
+class Learnables:
+    """Collects the blobs of one layer after the other."""
+
+    def __init__(self) -> None:
+        self._drafts: list[_Draft] = []
+        self._owners: dict[str, int] = {}
+
+    def append(
+        self,
+        use: BlobUse,
+        rule: BlobRule,
+        spec: Any | None,
+        filler: Filler | None,
+    ) -> int:
+        """Add a layer's blob, or find the one that its name shares; the index among the learnable blobs.
+
+        Raises:
+            NetError: a ``param`` block that the layer refuses, or a shared blob of another shape or other multipliers.
+        """
+        lr_mult, decay_mult = _multipliers(use, rule, spec)
+        name = "" if spec is None else spec.name
+        owner = self._owners.get(name) if name else None
+        if owner is None:
+            if name:
+                self._owners[name] = len(self._drafts)
+            draft = _Draft(
+                use.layer, use.layer_type, use.index, rule.role, rule.shape, lr_mult, decay_mult, use.where, filler
+            )
+            self._drafts.append(draft)
+            return len(self._drafts) - 1
+        draft = self._drafts[owner]
+        assert spec is not None
+        _share_shape(draft, use, rule, spec)
+        draft.lr_mult = _shared(draft, use, name, "lr_mult", draft.lr_mult, lr_mult)
+        draft.decay_mult = _shared(draft, use, name, "decay_mult", draft.decay_mult, decay_mult)
+        stated = _shortest(spec.lr_mult) if spec.HasField("lr_mult") else None
+        draft.uses.append(replace(use, lr_mult=stated))
+        return owner
+
+    def finish(self) -> tuple[LearnableBlob, ...]:
+        """The blobs in Caffe's order, which is also that of ``.solverstate``."""
+        return tuple(
+            LearnableBlob(
+                d.layer,
+                d.layer_type,
+                d.index,
+                d.role,
+                d.shape,
+                d.lr_mult.value,
+                d.decay_mult.value,
+                Stated(d.lr_mult.stated, d.decay_mult.stated),
+                d.where,
+                tuple(d.uses),
+                d.filler,
+            )
+            for d in self._drafts
+        )
+
+
+def _multipliers(use: BlobUse, rule: BlobRule, spec: Any | None) -> tuple[_Multiplier, _Multiplier]:
+    """What the file says, or 1, or what the layer forces."""
+    written = [
+        _Multiplier(_shortest(getattr(spec, name)), Statement.EXPLICIT)
+        if spec is not None and spec.HasField(name)
+        else _Multiplier(_DEFAULT, Statement.DEFAULTED)
+        for name in ("lr_mult", "decay_mult")
+    ]
+    if rule.forced is None:
+        return written[0], written[1]
+    if rule.forced.refuses and spec is not None:
+        if written[0].value != rule.forced.lr_mult:
+            raise NetError(
+                f"the {rule.role} of {use.layer!r} is a statistic of {use.layer_type}, which does not learn",
+                where=use.where,
+                found=f"lr_mult {format32(written[0].value)}" + ("" if written[0].has else ", Caffe's default"),
+                expected="lr_mult: 0",
+                hint="write lr_mult: 0, or all three param blocks, or none",
+            )
+        return written[0], written[1]
+    forced = (rule.forced.lr_mult, rule.forced.decay_mult)
+    lr_mult, decay_mult = (
+        one if value is None else _Multiplier(value, Statement.FORCED)
+        for one, value in zip(written, forced, strict=True)
+    )
+    return lr_mult, decay_mult
+
+
+def _share_shape(draft: _Draft, use: BlobUse, rule: BlobRule, spec: Any) -> None:
+    if spec.share_mode == _PERMISSIVE:
+        counts = [None if shape is None else product(shape) for shape in (draft.shape, rule.shape)]
+        differ = None not in counts and counts[0] != counts[1]
+    else:
+        try:
+            draft.shape = agree(draft.shape, rule.shape)
+            differ = False
+        except MisfitError:
+            differ = True
+    if differ:
+        raise NetError(
+            f"cannot share param {spec.name!r} owned by layer {draft.layer!r} with layer {use.layer!r}: shape mismatch",
+            where=use.where,
+            found=f"{spell(rule.shape)}, as {use.layer!r} needs it",
+            expected=f"{spell(draft.shape)}, as {draft.layer!r} owns it ({draft.where})",
+        )
+
+
+def _shared(draft: _Draft, use: BlobUse, name: str, what: str, owner: _Multiplier, sharer: _Multiplier) -> _Multiplier:
+    """The owner's multiplier, or the sharer's where only that one states it. Two that differ are fatal in Caffe."""
+    if not sharer.has:
+        return owner
+    if not owner.has:
+        return _Multiplier(sharer.value, Statement.SHARED)
+    if owner.value != sharer.value:
+        raise NetError(
+            f"shared param {name!r} has mismatched {what}",
+            where=use.where,
+            found=f"{format32(sharer.value)} for {use.layer!r}",
+            expected=f"{format32(owner.value)}, as for {draft.layer!r} ({draft.where})",
+            hint=f"Caffe refuses it since rc3: state {what} in one of the two, or the same in both",
+        )
+    return owner

@@ -1,0 +1,128 @@
+"""What a net asks of a training beside its optimizer, so that whoever ports it carries that over too.
+
+Loss weights, class weights and ignored labels, normalization constants, data transforms, dropout: none of it is in a
+learning rate. One note for each kind, at the first layer that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from caffe2torch.net.layer_settings import nested
+from caffe2torch.net.notes import Notes
+from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
+from caffe2torch.solver.float32 import format32
+
+__all__ = ["beyond_the_optimizer", "segnet_peculiarities"]
+
+_SHOWN = 3
+Detail = Callable[[Layer], str]
+
+
+def beyond_the_optimizer(layers: Sequence[Layer], notes: Notes) -> None:
+    """Add a note for each kind of thing that the optimizer does not cover."""
+    for detail, sentence in _KINDS:
+        found = [(layer, said) for layer in layers if (said := detail(layer))]
+        if found:
+            values = list(dict.fromkeys(said for _, said in found))
+            listed = "; ".join(values[:_SHOWN]) + ("; ..." if len(values) > _SHOWN else "")
+            count = f"{len(found)} layers" if len(found) > 1 else repr(found[0][0].name)
+            notes.info(found[0][0].where, f"{sentence.format(listed)} ({count})")
+
+
+def _loss_weight(layer: Layer) -> str:
+    weights = layer.settings.get("loss_weight", ())
+    if not isinstance(weights, tuple) or all(weight == 1 for weight in weights):
+        return ""
+    return f"{layer.name or layer.type!r} x{' and x'.join(map(_number, weights))}"
+
+
+def _loss_param(layer: Layer) -> str:
+    return _stated(nested(layer.settings, "loss_param"), {"normalization": "VALID", "class_weighting": ()})
+
+
+def _transform(layer: Layer) -> str:
+    neutral: dict[str, object] = {"scale": 1.0, "mirror": False, "crop_size": 0, "mean_value": ()}
+    return _stated(nested(layer.settings, "transform_param"), neutral)
+
+
+def _stated(settings: Mapping[str, object], neutral: Mapping[str, object]) -> str:
+    """The settings that differ from what stating nothing would mean, in words."""
+    parts = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) or value is False or value == neutral.get(name, ()):
+            continue
+        if isinstance(value, tuple) and len(value) > _SHOWN:
+            parts.append(f"{name} of {len(value)} numbers")
+        elif isinstance(value, tuple):
+            parts.append(f"{name} {', '.join(map(_number, value))}")
+        else:
+            parts.append(name if value is True else f"{name} {_number(value)}")
+    return ", ".join(parts)
+
+
+def _number(value: object) -> str:
+    return format32(value) if isinstance(value, float) else str(value)
+
+
+def _batch_norm(layer: Layer) -> str:
+    if layer.type != "BatchNorm":
+        return ""
+    settings = layer.settings
+    constants = [f"{name} {_number(settings.get(name))}" for name in ("eps", "moving_average_fraction")]
+    return ", ".join([*constants, *(["use_global_stats"] if settings.get("use_global_stats") is True else [])])
+
+
+def _bn(layer: Layer) -> str:
+    if layer.type != "BN":
+        return ""
+    if len(layer.blobs) == 2:
+        return "eps 1e-09, the batch's own statistics, none kept"
+    return (
+        _stated({name: layer.settings[name] for name in ("eps", "momentum", "frozen") if name in layer.settings}, {})
+        or "eps 1e-05"
+    )
+
+
+def _dropout(layer: Layer) -> str:
+    return f"ratio {_number(layer.settings.get('dropout_ratio', 0.5))}" if layer.type == "Dropout" else ""
+
+
+def _blocked(layer: Layer) -> str:
+    wanted = layer.settings.get("propagate_down", ())
+    if not isinstance(wanted, tuple) or all(wanted):
+        return ""
+    return f"{layer.name!r} to " + ", ".join(repr(b) for b, go in zip(layer.bottoms, wanted, strict=False) if not go)
+
+
+_KINDS: Sequence[tuple[Detail, str]] = (
+    (_loss_weight, "loss weights are not the optimizer's: the port's loss takes {}"),
+    (_loss_param, "the loss itself has settings to carry over: {}"),
+    (_batch_norm, "BatchNorm's constants belong to the model: {}; torch's momentum is 1 - moving_average_fraction"),
+    (_bn, "BN's constants belong to the model: {}"),
+    (_dropout, "dropout belongs to the model: {}"),
+    (_transform, "the data is transformed before the net sees it: {}"),
+    (_blocked, "no gradient passes from {}: detach it in the port"),
+)
+
+
+def segnet_peculiarities(
+    layers: Sequence[Layer], blobs: Sequence[LearnableBlob], solver: SolverSettings | None
+) -> Iterator[Note]:
+    """Where SegNet's Caffe trains otherwise than BVLC's, on a net that was written for it."""
+    norms = [layer for layer in layers if layer.type == "BN" and len(layer.blobs) == 2]
+    if norms and solver is not None and solver.iter_size > 1:
+        yield Note(
+            solver.places.get("iter_size"),
+            Severity.WARNING,
+            f"with iter_size {solver.iter_size}, BN in SegNet's Caffe keeps the gradient of the last micro-batch alone "
+            "(a bug of that fork); here it is the sum of all of them, as everywhere else",
+        )
+    signs = norms or [layer for layer in layers if layer.type == "DenseImageData"]
+    if signs and (shared := [blob for blob in blobs if blob.shared_with]):
+        yield Note(
+            shared[0].where,
+            Severity.WARNING,
+            f"SegNet's Caffe, for which {signs[0].name!r} was written, gives each use of a shared param its own "
+            "gradient, history and multipliers, and sums the updates; here they are one, as in BVLC's",
+        )

@@ -1,0 +1,238 @@
+"""Nets of every age as today's layers, each with its place in the file (``util/upgrade_proto.cpp``).
+
+Three dialects of layer: today's ``layer { type: "Convolution" param { lr_mult: 1 } }``, V1's ``layers { type:
+CONVOLUTION blobs_lr: 1 }`` and V0's ``layers { layer { type: "conv" blobs_lr: 1 } }``. Net-level ``input`` fields
+become an Input layer, and a BatchNorm with three ``param`` blocks gets (0,0) for each, as real Caffe does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from caffe2torch.errors import NetError
+from caffe2torch.net.upgrade_v0 import is_v0, upgrade_v0
+from caffe2torch.prototxt.descriptors import message as message_class
+from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.prototxt.schema import Parsed
+from caffe2torch.recipe import Note, Severity
+from caffe2torch.where import Where
+
+__all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
+
+_WORDS = {  # how the words of a V1 type are spelt today, where it is not their first letter that is large
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BN": "BN",
+    "BNLL": "BNLL",
+    "HDF5": "HDF5",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "PRELU": "PReLU",
+    "RELU": "ReLU",
+    "ROI": "ROI",
+    "SPP": "SPP",
+    "TANH": "TanH",
+}
+_TRANSFORMED = ("Data", "ImageData", "WindowData")
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradedLayer:
+    """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written.
+
+    ``params`` has the place of each of the message's ``param``: of the block, or in an old net of its ``blobs_lr``.
+    """
+
+    message: Any
+    type: str
+    block: Block
+    where: Where
+    params: tuple[Where, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A net in today's terms: ``net`` is its ``NetParameter`` without layers."""
+
+    net: Any
+    layers: tuple[UpgradedLayer, ...]
+    notes: tuple[Note, ...]
+
+    def message(self) -> Any:
+        """The whole net as one message, as Caffe's own upgrade tool would write it."""
+        whole: Any = message_class("NetParameter")()
+        whole.CopyFrom(self.net)
+        whole.layer.extend(layer.message for layer in self.layers)
+        return whole
+
+
+def upgrade(parsed: Parsed) -> Upgraded:
+    """Bring a net into today's terms.
+
+    Raises:
+        NetError: an old net that Caffe cannot upgrade: a type it never had, ``input`` fields without their sizes.
+
+    >>> from caffe2torch.prototxt.schema import parse_net
+    >>> from caffe2torch.recipe import Source
+    >>> net = upgrade(parse_net(Source("n", 'layers { name: "ip" type: INNER_PRODUCT blobs_lr: 1 blobs_lr: 2 }')))
+    >>> [(layer.type, [spec.lr_mult for spec in layer.message.param]) for layer in net.layers]
+    [('InnerProduct', [1.0, 2.0])]
+    """
+    notes: list[Note] = []
+    message: Any = parsed.message
+    old = [field for field in parsed.block.all("layers") if isinstance(field.value, Block)]
+    if not old:
+        layers = [_today(*pair) for pair in zip(message.layer, parsed.block.all("layer"), strict=True)]
+    else:
+        if ignored := parsed.block.all("layer"):
+            notes.append(Note(ignored[0].where, Severity.WARNING, _MIXED.format(len(ignored))))
+        if is_v0(message):
+            layers = [
+                UpgradedLayer(new, new.type, block, where, _stated(new, block, where))
+                for new, block, where in upgrade_v0(parsed, notes)
+            ]
+        else:
+            layers = [_from_v1(*pair, notes) for pair in zip(message.layers, old, strict=True)]
+            _upgrade_transforms(layers)
+    layers[:0] = _input_layer(parsed)
+    return Upgraded(_net(parsed.message), tuple(_freeze_statistics(layer) for layer in layers), tuple(notes))
+
+
+def _net(old: Any) -> Any:
+    """The net's own fields; of a V0 net Caffe keeps the name and force_backward alone."""
+    new: Any = message_class("NetParameter")()
+    for name in ("name", "force_backward", "debug_info", "state"):
+        if old.HasField(name) and (name in ("name", "force_backward") or not is_v0(old)):
+            if name == "state":
+                new.state.CopyFrom(old.state)
+            else:
+                setattr(new, name, getattr(old, name))
+    return new
+
+
+_MIXED = (
+    "this file has 'layers' (old) beside 'layer' (today's); Caffe reads the old ones and ignores the {} in today's form"
+)
+
+
+def _today(message: Any, field: Field) -> UpgradedLayer:
+    assert isinstance(field.value, Block)
+    params = tuple(one.where for one in field.value.all("param"))
+    return UpgradedLayer(message, message.type, field.value, field.where, params)
+
+
+def _from_v1(old: Any, field: Field, notes: list[Note]) -> UpgradedLayer:
+    """``UpgradeV1LayerParameter``: today's messages, multipliers and names gathered into ``param`` blocks."""
+    assert isinstance(field.value, Block)
+    block = field.value
+    new: Any = message_class("LayerParameter")()
+    for descriptor, value in old.ListFields():
+        name = descriptor.name
+        if name.endswith("_param"):
+            getattr(new, name).CopyFrom(value)
+        elif name in ("bottom", "top", "include", "exclude", "loss_weight"):
+            getattr(new, name).extend(value)
+    if old.HasField("name"):
+        new.name = old.name
+    kind = _v1_type(old, block, field.where, notes)
+    new.type = kind
+    counts = (len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
+    for i in range(max(counts)):
+        spec = new.param.add()
+        if i < counts[0]:
+            spec.name = old.param[i]
+        if i < counts[1]:
+            spec.share_mode = old.blob_share_mode[i]
+        if i < counts[2]:
+            spec.lr_mult = old.blobs_lr[i]
+        if i < counts[3]:
+            spec.decay_mult = old.weight_decay[i]
+    return UpgradedLayer(new, kind, block, field.where, _stated(new, block, field.where))
+
+
+def _stated(message: Any, block: Block, layer: Where) -> tuple[Where, ...]:
+    """The place of each ``param`` of an old layer: where its ``blobs_lr`` stands, or else its decay or its name."""
+    columns = [block.all(name) for name in ("blobs_lr", "weight_decay", "param", "blob_share_mode")]
+    return tuple(
+        next((column[i].where for column in columns if i < len(column)), layer) for i in range(len(message.param))
+    )
+
+
+def _v1_type(old: Any, block: Block, where: Where, notes: list[Note]) -> str:
+    for field in block.unknown:
+        if field.name == "type" and isinstance(field.value, str):
+            spelled = _spell(field.value.strip("\"'"))
+            text = f"layer type {field.value} is none of BVLC Caffe's; read as a fork's '{spelled}'"
+            notes.append(Note(field.where, Severity.INFO, text))
+            return spelled
+    if not old.HasField("type"):
+        raise NetError("a layer without a type", where=where, hint="write type: CONVOLUTION or whatever it is")
+    enum = old.DESCRIPTOR.fields_by_name["type"].enum_type
+    return _spell(enum.values_by_number[old.type].name)
+
+
+def _spell(old: str) -> str:
+    """A V1 type as today's name.
+
+    >>> _spell("INNER_PRODUCT"), _spell("HDF5_DATA"), _spell("SOFTMAX_LOSS"), _spell("DENSE_IMAGE_DATA")
+    ('InnerProduct', 'HDF5Data', 'SoftmaxWithLoss', 'DenseImageData')
+    """
+    if old == "SOFTMAX_LOSS":
+        return "SoftmaxWithLoss"
+    return "" if old == "NONE" else "".join(_WORDS.get(word, word.capitalize()) for word in old.split("_"))
+
+
+def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
+    """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
+    moved = ("scale", "mean_file", "crop_size", "mirror")
+    pairs = [(layer.message, _data_param(layer)) for layer in layers if layer.type in _TRANSFORMED]
+    if not any(own.HasField(name) for _, own in pairs for name in moved):
+        return
+    for layer, own in pairs:
+        own.SetInParent()
+        layer.transform_param.SetInParent()
+        for name in moved:
+            if own.HasField(name):
+                setattr(layer.transform_param, name, getattr(own, name))
+                own.ClearField(name)
+
+
+def _data_param(layer: UpgradedLayer) -> Any:
+    names = dict(zip(_TRANSFORMED, ("data_param", "image_data_param", "window_data_param"), strict=True))
+    return getattr(layer.message, names[layer.type])
+
+
+def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
+    """``UpgradeNetInput``: ``input`` fields and their sizes as a layer at the front; without sizes Caffe drops them."""
+    block = parsed.block
+    net: Any = parsed.message
+    if not net.input or not (net.input_shape or net.input_dim):
+        return
+    where = block.all("input")[0].where
+    name, each = ("input_shape", 1) if net.input_shape else ("input_dim", 4)
+    got, needed = len(getattr(net, name)), each * len(net.input)
+    if got < needed:
+        raise NetError(
+            f"{len(net.input)} inputs need {needed} {name}",
+            where=block.all(name)[0].where,
+            found=str(got),
+            hint="give one input_shape for each input, or four input_dim",
+        )
+    layer: Any = message_class("LayerParameter")(name="input", type="Input", top=net.input)
+    for i in range(len(net.input)):
+        sizes = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
+        layer.input_param.shape.add().dim.extend(sizes)
+    yield UpgradedLayer(layer, "Input", Block(()), where, ())
+
+
+def _freeze_statistics(layer: UpgradedLayer) -> UpgradedLayer:
+    """``UpgradeNetBatchNorm``: three ``param`` blocks were once how one wrote that the statistics do not learn."""
+    if layer.type != "BatchNorm" or len(layer.message.param) != 3:
+        return layer
+    frozen: Any = message_class("LayerParameter")()
+    frozen.CopyFrom(layer.message)
+    for spec in frozen.param:
+        spec.lr_mult = spec.decay_mult = 0.0
+    return UpgradedLayer(frozen, layer.type, layer.block, layer.where, layer.params)

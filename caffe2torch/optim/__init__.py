@@ -1,0 +1,1 @@
+"""Caffe's solvers and rate policies as torch optimizers and schedulers."""

@@ -1,0 +1,1 @@
+"""Prototxt text to messages, with the place of each field. Knows no torch."""

@@ -1,0 +1,173 @@
+"""Fields and the compiled caffe.proto to messages: protobuf's own parser reads what Caffe's schema knows.
+
+Real files hold fields of every fork. Each that our schema (BVLC's and the SegNet fork's) does not know becomes a
+located note and is blanked out of the text; protobuf reads the rest. A text that protobuf accepts as it stands gives
+exactly protobuf's message.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+from caffe2torch.errors import PrototxtError
+from caffe2torch.prototxt import parser as prototxt
+from caffe2torch.prototxt.descriptors import facts, message
+from caffe2torch.prototxt.diagnosis import shown
+from caffe2torch.prototxt.doubts import doubts
+from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.prototxt.tokens import Places
+from caffe2torch.prototxt.unknown_fields import expected, sift
+from caffe2torch.recipe import Note, Source
+from caffe2torch.where import Where
+
+__all__ = ["Parsed", "inline_net", "is_solver", "message", "parse_net", "parse_solver"]
+
+_NET, _SOLVER = "NetParameter", "SolverParameter"
+_KINDS = {_NET: "net", _SOLVER: "solver"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A prototxt, read. ``block`` is aligned with ``message``: its i-th field ``layer`` is ``message.layer[i]``, that
+    one's ``param`` fields are ``.param``, and so on. What the schema does not know is in each block's ``unknown`` and
+    in ``notes``.
+    """
+
+    message: Message
+    block: Block
+    notes: tuple[Note, ...]
+    source: Source
+
+
+def parse_net(source: Source) -> Parsed:
+    """Read a net (``NetParameter``); of a solver that holds its training net itself, that net.
+
+    Raises:
+        PrototxtError: the text is not in protobuf's text format, gives a field a value that it cannot take or a single
+            field two, or is a solver.
+
+    >>> parsed = parse_net(Source("net.prototxt", 'layer { name: "ip" tpye: "InnerProduct" }'))
+    >>> parsed.message.layer[0].name, str(parsed.notes[0].where)
+    ('ip', 'net.prototxt:1:20')
+    >>> parsed.notes[0].message
+    "unknown field 'tpye' in LayerParameter; did you mean 'type'? ignored"
+    """
+    block = prototxt.parse(source.text, source.file)
+    if not _is_rather(_SOLVER, _NET, block):
+        return _read(source, block, _NET)
+    net = inline_net(_read(source, block, _SOLVER))
+    if net is None:
+        raise _swapped(_SOLVER, _NET, block)
+    return net
+
+
+def parse_solver(source: Source) -> Parsed:
+    """Read a solver (``SolverParameter``).
+
+    Raises:
+        PrototxtError: as for ``parse_net``, or the text is a net.
+
+    >>> parse_solver(Source("solver.prototxt", "base_lr: 0.5")).message.base_lr
+    0.5
+    """
+    block = prototxt.parse(source.text, source.file)
+    if _is_rather(_NET, _SOLVER, block):
+        raise _swapped(_NET, _SOLVER, block)
+    return _read(source, block, _SOLVER)
+
+
+def is_solver(source: Source) -> bool:
+    """Whether a text is rather a solver than a net, by the names of its fields; raises ``PrototxtError`` as they do.
+
+    >>> is_solver(Source("a.prototxt", "base_lr: 0.5")), is_solver(Source("b.prototxt", 'name: "net" layer { }'))
+    (True, False)
+    """
+    return _is_rather(_SOLVER, _NET, prototxt.parse(source.text, source.file))
+
+
+def inline_net(solver: Parsed) -> Parsed | None:
+    """The training net that a solver holds itself (``net_param`` or ``train_net_param``), with the notes inside it."""
+    for name in ("net_param", "train_net_param"):
+        for field in solver.block.all(name):
+            if isinstance(field.value, Block):
+                end = Places(solver.source.text, solver.source.file).at(field.span[1])
+                notes = tuple(note for note in solver.notes if note.where and field.where <= note.where < end)
+                return Parsed(getattr(solver.message, name), field.value, notes, solver.source)
+    return None
+
+
+def _is_rather(other: str, wanted: str, block: Block) -> bool:
+    """Whether more of the names are known to the other kind of file alone than to the kind that is wanted."""
+    names = {field.name for field in block.fields}
+    known = names & facts(wanted).keys()
+    return len(names & facts(other).keys() - known) > len(known)
+
+
+def _swapped(got: str, wanted: str, block: Block) -> PrototxtError:
+    return PrototxtError(
+        f"this is a {_KINDS[got]}, not a {_KINDS[wanted]}",
+        where=block.fields[0].where,
+        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in block.fields[:4]))}",
+        expected=f"fields of {wanted}",
+        hint="the net is named first, the solver second: are the two swapped?",
+    )
+
+
+def _read(source: Source, block: Block, root: str) -> Parsed:
+    sifted = sift(block, root, source.text)
+    result = message(root)()
+    try:
+        _merge(sifted.text, result)
+    except text_format.ParseError as error:
+        raise _refusal(error, sifted.block, root, source) from None
+    return Parsed(result, sifted.block, (*sifted.notes, *doubts(sifted.block, result, sifted.text)), source)
+
+
+def _merge(text: str, into: Message) -> None:
+    if "\\" not in text:
+        text_format.Parse(text, into)
+        return
+    with warnings.catch_warnings():  # protobuf unescapes by Python's own codec, which deprecates unknown escapes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        text_format.Parse(text, into)
+
+
+def _refusal(error: text_format.ParseError, block: Block, root: str, source: Source) -> PrototxtError:
+    """What protobuf refuses, at the first value that it refuses on its own as well."""
+    for message_name, field in _scalars(block, root):
+        try:
+            _merge(f"{field.name}: {field.value}", message(message_name)())
+        except text_format.ParseError:
+            return _unfit(field, message_name)
+    line, column = error.GetLine() or 1, error.GetColumn() or 1
+    return PrototxtError(str(error).removeprefix(f"{line}:{column} : "), where=Where(source.file, line, column))
+
+
+def _unfit(field: Field, message_name: str) -> PrototxtError:
+    fact, value = facts(message_name)[field.name], str(field.value)
+    takes, hint = expected(fact), None
+    if value[0] in "\"'":
+        if fact.type in ("string", "bytes"):
+            takes = "a string whose escapes are valid"
+        elif fact.type == "enum":
+            hint = "an enum's value stands without quotes"
+    elif fact.type == "string":
+        hint = f'{field.name}: "{value}"'
+    return PrototxtError(
+        f"{field.name!r} in {message_name} cannot be {shown(value)}", where=field.where, expected=takes, hint=hint
+    )
+
+
+def _scalars(block: Block, name: str) -> Iterator[tuple[str, Field]]:
+    known = facts(name)
+    for field in block.fields:
+        inner = known[field.name].message
+        if inner is None or isinstance(field.value, str):
+            yield name, field
+        else:
+            yield from _scalars(field.value, inner)

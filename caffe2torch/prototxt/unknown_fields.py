@@ -1,0 +1,178 @@
+"""Fields against the schema: what it knows stays, what it does not know becomes a note and is cut out of the text."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+
+from caffe2torch.errors import PrototxtError
+from caffe2torch.prototxt.descriptors import Fact, facts
+from caffe2torch.prototxt.elsewhere import forks_with
+from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.recipe import Note, Severity
+
+__all__ = ["LISTED_IN_FORKS", "Sifted", "expected", "sift"]
+
+LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
+    ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
+}
+"""Single for BVLC and repeated in yjxiong's forks (pooling in OpenCL's too): a list there is a fork's, no mistake."""
+
+_SHORT = 5  # two letters swapped in "type" leave difflib a likeness of 0.75, in a long name far more
+
+_TAKES = {
+    "float": "a number",
+    "double": "a number",
+    "int32": "a whole number from -2147483648 to 2147483647",
+    "int64": "a whole number from -9223372036854775808 to 9223372036854775807",
+    "uint32": "a whole number from 0 to 4294967295",
+    "bool": "true or false",
+    "string": "text in quotes",
+    "bytes": "text in quotes",
+    "message": "a block { ... }",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """``block`` with the unknown moved to each block's ``unknown``; ``text`` without it, for protobuf's own parser."""
+
+    block: Block
+    text: str
+    notes: tuple[Note, ...]
+
+
+def sift(block: Block, message: str, text: str) -> Sifted:
+    """Separate what ``message`` knows from what it does not.
+
+    Raises:
+        PrototxtError: a single field is stated twice or as a list, a block stands where a value belongs or the other
+            way round. protobuf's parsers, C++'s and Python's, refuse these too.
+    """
+    sieve = _Sieve()
+    kept = sieve.keep(block, message)
+    return Sifted(kept, _cut(text, sieve.cuts), tuple(sieve.notes.values()))
+
+
+def expected(fact: Fact) -> str:
+    """What a field of this type takes, in words.
+
+    >>> expected(facts("SolverParameter")["solver_mode"])
+    'one of CPU, GPU'
+    """
+    return _TAKES[fact.type] if fact.values is None else f"one of {', '.join(fact.values)}"
+
+
+class _Sieve:
+    """One walk over the blocks: collects notes, and the spans to cut with what takes their place."""
+
+    def __init__(self) -> None:
+        self.notes: dict[tuple[tuple[int, int], str], Note] = {}  # once per list, not once per element
+        self.cuts: dict[tuple[int, int], str] = {}
+
+    def keep(self, block: Block, message: str) -> Block:
+        """The block without what ``message`` does not know; the very same one where it knows everything."""
+        known = facts(message)
+        kept: list[Field] = []
+        unknown: list[Field] = []
+        singles: dict[str, Field] = {}
+        for field in block.fields:
+            fact = known.get(field.name)
+            remark = _unknown_field(message, field.name) if fact is None else _unknown_use(field, fact, message)
+            if fact is None or remark:
+                unknown.append(field)
+                self.notes.setdefault((field.span, remark), Note(field.where, Severity.WARNING, remark))
+                continue
+            if not fact.repeated:
+                _check_single(field, fact, message, singles.get(field.name))
+                singles[field.name] = field
+            elif field.listed and field.value == "":
+                continue  # an empty list is nothing
+            if isinstance(field.value, str):
+                if fact.message is not None:
+                    raise _misfit(field, fact, message, f"the value {field.value}")
+                kept.append(field)
+            else:
+                if fact.message is None:
+                    raise _misfit(field, fact, message, "a block")
+                inner = self.keep(field.value, fact.message)
+                kept.append(field if inner is field.value else replace(field, value=inner))
+        if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
+            return block
+        self._cut_out(unknown, kept)
+        return Block(tuple(kept), tuple(unknown))
+
+    def _cut_out(self, unknown: list[Field], kept: list[Field]) -> None:
+        """In place of an unknown field stands nothing; of a list, its known values."""
+        left: dict[tuple[int, int], list[str]] = {field.span: [] for field in unknown}
+        for field in kept:
+            if field.span in left:
+                left[field.span].append(str(field.value))
+        for field in unknown:
+            values = left[field.span]
+            self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
+
+
+def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
+    """Replace spans by what is left of them, padded with blanks: all the rest keeps its line and column."""
+    parts: list[str] = []
+    at = 0
+    for (start, end), left in sorted(cuts.items()):
+        parts += text[at:start], left, re.sub(r"[^\n]", " ", text[start + len(left) : end])
+        at = end
+    return "".join(parts) + text[at:]
+
+
+@cache
+def _unknown_field(message: str, name: str) -> str:
+    return f"unknown field {name!r} in {message}{_whose(message, name, facts(message), 'a field')}"
+
+
+def _unknown_use(field: Field, fact: Fact, message: str) -> str:
+    """What the schema does not know about the way in which a known field is used; empty if there is nothing."""
+    if field.listed and not fact.repeated and (message, field.name) in LISTED_IN_FORKS:
+        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; ignored"
+    if fact.enum is None or fact.values is None or _may_be_known(field.value, fact.values):
+        return ""
+    whose = _whose(fact.enum, str(field.value), fact.values, "a value")
+    return f"unknown value {field.value} of {field.name!r} in {message}{whose}"
+
+
+def _may_be_known(value: str | Block, values: Mapping[str, int]) -> bool:
+    """Whether an enum has this value, by name or number; what is neither is left to protobuf to refuse."""
+    if not isinstance(value, str) or value in values:
+        return True
+    try:
+        return int(value, 0) in values.values()
+    except ValueError:
+        return not value[:1].isalpha() and value[:1] != "_"
+
+
+def _whose(owner: str, name: str, candidates: Collection[str], what: str) -> str:
+    """The forks that know a name (whoever reads the recipe may know what it does), or the name perhaps meant."""
+    if forks := forks_with(owner, name):
+        return f": {what} of the fork{'s' * (len(forks) > 1)} {', '.join(forks)}"
+    cutoff = 0.7 if len(name) <= _SHORT else 0.85
+    meant = get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    return f"; did you mean {meant[0]!r}? ignored" if meant else "; ignored"
+
+
+def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -> None:
+    if field.listed:
+        raise _misfit(field, fact, message, "a list")
+    if first is not None:
+        raise PrototxtError(
+            f"{field.name!r} is stated twice in the same {message}",
+            where=field.where,
+            found=f"the first one at {first.where.line}:{first.where.column}",
+            expected=f"one {field.name!r}",
+            hint="Caffe refuses this too: delete one of them",
+        )
+
+
+def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
+    return PrototxtError(f"{field.name!r} in {message} cannot be {found}", where=field.where, expected=expected(fact))

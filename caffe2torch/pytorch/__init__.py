@@ -1,1 +1,0 @@
-"""East wing: everything torch means."""

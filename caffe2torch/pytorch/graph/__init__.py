@@ -1,1 +1,0 @@
-"""The wiring of a PyTorch model: what learns, and what feeds what."""

@@ -1,1 +1,0 @@
-"""Weights and training state: Caffe's into torch, and checkpoints of our own."""

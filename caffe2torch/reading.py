@@ -1,0 +1,126 @@
+"""A net and a solver prototxt to a ``TrainingRecipe``: the door of the west wing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from caffe2torch.errors import InputError, NetError, SolverError
+from caffe2torch.net.build import NetState, read_layers
+from caffe2torch.net.notes import Notes
+from caffe2torch.net.phases import PHASES, merged
+from caffe2torch.net.porting_notes import segnet_peculiarities
+from caffe2torch.prototxt.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
+from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
+from caffe2torch.solver.settings import read_solver
+from caffe2torch.textfile import read_text
+from caffe2torch.where import Where
+
+__all__ = ["read_recipe"]
+
+_SOLVERS_WORDS = re.compile(r"\b(?:base_lr|lr_policy|max_iter|solver_mode|(?:train_)?net(?:_param)?)\s*[:{]")
+
+
+def read_recipe(
+    net: str | PathLike[str] | None,
+    solver: str | PathLike[str] | None = None,
+    *,
+    phase: str = "TRAIN",
+    stages: Sequence[str] = (),
+    level: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> TrainingRecipe:
+    """Read a Caffe training set-up: which blobs learn, in Caffe's order, with which multipliers, and by which solver.
+
+    ``net`` may be ``None`` where the solver names or holds one: a stale path is looked up from the working directory,
+    then beside the solver. ``solver`` may be ``None``; a single file may be either of the two.
+    ``phase``, ``stages`` and ``level`` add to the state that the solver and the net state (``solver.cpp``,
+    ``InitTrainNet``). ``inputs`` gives sizes that the file does not state, by blob: ``{"data": (1, 3, 224, 224)}``.
+
+    Raises:
+        InputError: a file that is missing or is no text.
+        PrototxtError: text that protobuf's text format does not allow, or net and solver swapped.
+        NetError: a net that Caffe refuses.
+        SolverError: a solver that Caffe refuses, or that names no net where none is given.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "net.prototxt").write_text('''
+    ...     layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+    ...             param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 } inner_product_param { num_output: 10 } }''')
+    >>> recipe = read_recipe(folder / "net.prototxt")
+    >>> [(blob.name, blob.lr_mult, blob.decay_mult) for blob in recipe.blobs]
+    [('ip/0', 1.0, 1.0), ('ip/1', 2.0, 0.0)]
+    """
+    if phase not in PHASES:
+        raise NetError(f"no phase {phase!r}", expected="TRAIN or TEST")
+    notes = Notes()
+    if net is not None and solver is None and _looks_like_a_solver(read_text(net)):
+        net, solver = None, net
+    parsed_solver = None if solver is None else parse_solver(read_text(solver))
+    settings, solver_notes = (None, ()) if parsed_solver is None else read_solver(parsed_solver)
+    if net is not None:
+        parsed = parse_net(read_text(net))
+    elif parsed_solver is not None and settings is not None:
+        parsed = _named_net(parsed_solver, settings, notes)
+    else:
+        raise NetError("neither a net nor a solver is given", hint="give the net's prototxt, the solver's, or both")
+    state = _state(parsed, parsed_solver, phase, tuple(stages), level)
+    shapes = {name: tuple(shape) for name, shape in (inputs or {}).items()}
+    name, layers, blobs, net_notes = read_layers(parsed, state, shapes)
+    for note in (*net_notes, *solver_notes):
+        notes.add(note)
+    if settings is not None:
+        settings = replace(settings, force_backward=parsed.message.force_backward)  # type: ignore[attr-defined]  # protobuf's own class
+    for note in segnet_peculiarities(layers, blobs, settings):
+        notes.add(note)
+    sources = (parsed.source, *(() if parsed_solver is None else (parsed_solver.source,)))
+    return TrainingRecipe(name, blobs, settings, notes.finish(), layers, tuple(dict.fromkeys(sources)))
+
+
+def _looks_like_a_solver(source: Source) -> bool:
+    """Whether a file is a solver; a net without a word of one, which is most of them, need not be parsed for that."""
+    return _SOLVERS_WORDS.search(source.text) is not None and is_solver(source)
+
+
+def _state(parsed: Parsed, solver: Parsed | None, phase: str, stages: tuple[str, ...], level: int | None) -> NetState:
+    net: Any = parsed.message
+    if solver is None:  # as Caffe's Net(file, phase, level, stages)
+        state = replace(merged(NetState(), net.state), phase=phase)
+    else:
+        message: Any = solver.message
+        own = [message.train_state] if phase == "TRAIN" else message.test_state[:1]
+        state = merged(NetState(phase), net.state, *own)
+    return NetState(state.phase, state.level if level is None else level, (*state.stages, *stages))
+
+
+def _named_net(solver: Parsed, settings: SolverSettings, notes: Notes) -> Parsed:
+    """The net that a solver holds, or that it names."""
+    if (inline := inline_net(solver)) is not None:
+        return replace(inline, notes=())  # the solver's own notes have them
+    if settings.net is None:
+        raise SolverError(
+            "the solver names no net, and none is given",
+            where=Where(solver.source.file, 1, 1),
+            expected="one of the fields net, net_param, train_net, train_net_param",
+            hint="give the net's prototxt beside the solver",
+        )
+    where = settings.places["net" if "net" in settings.places else "train_net"]
+    folder, name = Path(solver.source.file).parent, Path(settings.net)
+    candidates = list(dict.fromkeys((name, folder / name, folder / name.name)))
+    for candidate in candidates:
+        if candidate.is_file():
+            if candidate != name:
+                text = f"the net is not at {settings.net!r}; taken from {fspath(candidate)!r}"
+                notes.info(where, text)
+            return parse_net(read_text(candidate))
+    raise InputError(
+        f"the solver's net {settings.net!r} is not there",
+        where=where,
+        found="no file at " + ", ".join(repr(fspath(candidate)) for candidate in candidates),
+        hint="give the net's prototxt beside the solver",
+    )

@@ -1,0 +1,74 @@
+"""Names and numbers as every report writes them: hostile characters made visible, numbers short."""
+
+from __future__ import annotations
+
+import math
+
+from caffe2torch.recipe import LearnableBlob, Shape, Statement
+from caffe2torch.solver.float32 import format32
+from caffe2torch.verification.report import Effective, ReportRow
+
+__all__ = ["blob_name", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
+
+
+def visible(text: str) -> str:
+    """Text whose every character prints: control characters, right-to-left marks and the like become escapes.
+
+    Names come out of files that anyone may have written; a report must show them, not obey them.
+
+    >>> print(visible("conv\\x1b[31m1\\u202e"))
+    conv\\x1b[31m1\\u202e
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def number(x: float | None) -> str:
+    """A rate or decay: the shortest decimal of its float32, ``-`` where there is none to show."""
+    if x is None:
+        return "-"
+    if math.isfinite(x):
+        short = f"{x:.6g}"
+        return short if len(short) <= len(format32(x)) else format32(x)
+    return str(x)
+
+
+def pair(effective: Effective) -> tuple[str, str]:
+    """Rate and decay."""
+    return number(effective.lr), number(effective.weight_decay)
+
+
+def multipliers(row: ReportRow) -> str:
+    """``2, 0``; with the factor of fine-tuning ``2x10, 0``."""
+    factor = "" if row.factor == 1 else f"x{row.factor:g}"
+    return f"{row.blob.lr_mult:g}{factor}, {row.blob.decay_mult:g}"
+
+
+def blob_name(blob: LearnableBlob) -> str:
+    """``conv1/0 weight``, and how many more layers use it."""
+    more = f" +{len(blob.shared_with)} shared" if blob.shared_with else ""
+    return visible(f"{blob.name} {blob.role}{more}")
+
+
+def shape_text(shape: Shape | None) -> str:
+    """``64x3x7x7``, with ``?`` for a size that the file leaves open.
+
+    >>> shape_text((64, None)), shape_text(()), shape_text(None)
+    ('64x?', '()', '?')
+    """
+    if shape is None:
+        return "?"
+    return "x".join("?" if size is None else str(size) for size in shape) or "()"
+
+
+def stated_text(blob: LearnableBlob) -> str:
+    """How the two multipliers were stated: one word where it is the same."""
+    lr, decay = blob.stated.lr_mult, blob.stated.decay_mult
+    short = {
+        Statement.EXPLICIT: "explicit",
+        Statement.DEFAULTED: "default",
+        Statement.SHARED: "shared",
+        Statement.FORCED: "forced",
+    }
+    return short[lr] if lr == decay else f"{short[lr]}, {short[decay]}"

@@ -1,0 +1,1 @@
+"""Caffe's weights and solver states, and checkpoints of our own."""

@@ -1,0 +1,142 @@
+"""``.caffemodel`` and ``.solverstate`` to arrays: what a Caffe run left behind, binary or HDF5, of any fork.
+
+The two messages share a handful of fields among all forks (names, types, blobs); everything else, where forks clash,
+is passed over. Arrays lie in the mapped file: reading costs no memory until someone looks at the numbers, and the
+file must stay as it is until then.
+
+Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``SnapshotSolverStateTo...``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from caffe2torch.errors import SnapshotError
+from caffe2torch.snapshot.blob_proto import Array, read_blob
+from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights
+from caffe2torch.snapshot.mapped import open_snapshot
+from caffe2torch.snapshot.wire import DamagedError, Wire, WireField, fields, signed, text
+
+__all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
+
+
+def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
+    """Read a ``.caffemodel``: binary of any fork and age (``layer``, V1 and V0 ``layers``), or HDF5.
+
+    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
+    else, ``MissingExtraError`` for HDF5 without h5py.
+    """
+    data = open_snapshot(path)
+    if data is None:
+        from caffe2torch.snapshot.hdf5 import read_caffemodel_hdf5
+
+        return read_caffemodel_hdf5(path)
+    layers: list[LayerWeights] = []
+    net_name = ""
+    try:
+        for field in fields(data):
+            match field.number, field.wire:
+                case (1, Wire.BYTES):
+                    net_name = text(data, field)
+                case (1, Wire.VARINT) if not layers:
+                    raise SnapshotError(
+                        "holds a solver's state, not weights",
+                        where=str(path),
+                        hint="its weights are in the .caffemodel",
+                    )
+                case (100, Wire.BYTES):
+                    layers.append(_layer(data, field, name=1, blobs=7))
+                case (2, Wire.BYTES):
+                    layers.append(_layer(data, field, name=4, blobs=6, inner=1))
+    except DamagedError as error:
+        raise _damaged(path, data, error, f"layer {len(layers) + 1} of the file") from None
+    if not layers:
+        raise SnapshotError("holds no layers: it is no .caffemodel", where=str(path))
+    return Weights(str(path), net_name, tuple(layer for layer in layers if layer.blobs))
+
+
+def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
+    """Read a ``.solverstate``, binary or HDF5; the weights that belong to it are in another file (``learned_net``).
+
+    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
+    else, ``MissingExtraError`` for HDF5 without h5py.
+    """
+    data = open_snapshot(path)
+    if data is None:
+        from caffe2torch.snapshot.hdf5 import read_solverstate_hdf5
+
+        return read_solverstate_hdf5(path)
+    iteration, current_step = None, 0
+    learned_net: str | None = None
+    history: list[Array] = []
+    try:
+        for field in fields(data):
+            match field.number, field.wire:
+                case (1, Wire.VARINT):
+                    iteration = signed(field.value)
+                case (2, Wire.BYTES):
+                    learned_net = text(data, field)
+                case (3, Wire.BYTES):
+                    history.append(read_blob(data, field.start, field.end))
+                case (4, Wire.VARINT):
+                    current_step = signed(field.value)
+                case (1 | 100, Wire.BYTES):
+                    raise SnapshotError(
+                        "holds weights, not a solver's state", where=str(path), hint="the state is in a .solverstate"
+                    )
+    except DamagedError as error:
+        raise _damaged(path, data, error, f"history {len(history)}") from None
+    if iteration is None:
+        raise SnapshotError("holds no iteration: it is no .solverstate", where=str(path))
+    if iteration < 0 or current_step < 0:
+        raise SnapshotError(f"is damaged: iteration {iteration}, step {current_step}", where=str(path))
+    return SolverState(str(path), iteration, current_step, learned_net, tuple(history))
+
+
+def find_learned_net(state: SolverState) -> Path:
+    """Where the weights that belong to ``state`` are: at its own path, else beside the state file under that name.
+
+    Raises ``SnapshotError`` when the state names no file, or one that is at neither place.
+    """
+    if not state.learned_net:
+        raise SnapshotError("names no file of weights", where=state.file, hint="say which .caffemodel belongs to it")
+    # A path written on Windows has backslashes; a backslash in a POSIX file name is not something Caffe's users do.
+    name = PurePosixPath(PureWindowsPath(state.learned_net).as_posix()).name
+    places = [Path(state.learned_net), Path(state.file).parent / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise SnapshotError(
+        f"its weights, {state.learned_net!r}, are not there",
+        where=state.file,
+        expected=" or ".join(dict.fromkeys(str(place) for place in places)),
+        hint="put the .caffemodel beside the state, or say where it is (--weights)",
+    )
+
+
+def _layer(data: memoryview, message: WireField, *, name: int, blobs: int, inner: int | None = None) -> LayerWeights:
+    """A layer message: the field numbers of its name and its blobs, and of the V0 layer that a V1 layer may wrap."""
+    found, arrays = "", []
+    for field in fields(data, message.start, message.end):
+        if field.wire is not Wire.BYTES:
+            continue
+        if field.number == name:
+            found = text(data, field)
+        elif field.number == blobs:
+            try:
+                arrays.append(read_blob(data, field.start, field.end))
+            except DamagedError as error:
+                raise DamagedError(error.offset, f"layer {found!r}, blob {len(arrays)}: {error}") from None
+        elif field.number == inner:
+            wrapped = _layer(data, field, name=1, blobs=50)
+            found, arrays = wrapped.name or found, [*arrays, *wrapped.blobs]
+    return LayerWeights(found, tuple(arrays))
+
+
+def _damaged(path: str | os.PathLike[str], data: memoryview, error: DamagedError, what: str) -> SnapshotError:
+    return SnapshotError(
+        f"is damaged or cut off at byte {error.offset:,} of {len(data):,}, in {what}: {error}",
+        where=str(path),
+        hint="fetch or copy the file again, and compare its size",
+    )

@@ -1,0 +1,153 @@
+"""Which numbers of a snapshot belong to which blob of a net, checked as Caffe checks it and further.
+
+Source: ``net.cpp`` (``Net::CopyTrainedLayersFrom``), ``sgd_solver.cpp`` (``RestoreSolverStateFrom...``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from caffe2torch.errors import BindingError, SnapshotError
+from caffe2torch.recipe import LearnableBlob, Note, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.snapshot.blob_proto import Array
+from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
+
+__all__ = ["blob_history", "blob_weights", "fits"]
+
+_LISTED = 8  # problems that a message spells out
+
+
+def blob_weights(
+    recipe: TrainingRecipe, weights: Weights, new_layers: Collection[str] = ()
+) -> tuple[Mapping[str, Array], tuple[Note, ...]]:
+    """The array of each learnable blob, by ``LAYER/INDEX``, and what a person should know.
+
+    A layer that the file lacks, or has with another number of blobs or other shapes, is an error unless
+    ``new_layers`` names it (its name, or a regular expression that matches all of it): then none of its blobs has an
+    array. Caffe only lets a *missing* layer pass, silently. A blob that several layers share has what the last of
+    them has in the file, as in Caffe.
+
+    Raises ``SnapshotError`` with every blob that differs, ``BindingError`` for a ``new_layers`` that matches nothing.
+    """
+    holders = {(layer, index): blob for blob in recipe.blobs for layer, index in _uses(blob)}
+    sizes = Counter(layer for layer, _ in holders)
+    new = _named(sizes, new_layers)
+    found: dict[str, Array] = {}
+    differing: dict[str, list[str]] = {}
+    passed_over: list[str] = []
+    notes: list[Note] = []
+    for layer in weights.layers:
+        if layer.name not in sizes:
+            passed_over.append(layer.name)
+            continue
+        problems = _differences(layer, sizes[layer.name], holders)
+        if problems:
+            differing.setdefault(layer.name, []).extend(problems)
+            continue
+        for index, array in enumerate(layer.blobs):
+            name = holders[layer.name, index].name
+            if name in found and not np.array_equal(found[name], array, equal_nan=True):
+                message = f"{weights.file}: {name} is shared, and differs in {layer.name!r}, which is taken"
+                notes.append(Note(None, Severity.WARNING, message))
+            found[name] = array
+    held = {layer.name: len(layer.blobs) for layer in weights.layers}
+    for name in dict.fromkeys(blob.layer for blob in recipe.blobs if blob.name not in found):
+        lacks = (
+            f"has {held[name]} blobs in the file, {sizes[name]} in the net" if name in held else "is not in the file"
+        )
+        differing.setdefault(name, [f"{name!r} {lacks}"])
+    errors = [problem for name, problems in differing.items() if name not in new for problem in problems]
+    if errors:
+        listed = "\n  ".join(errors[:_LISTED]) + (f"\n  ... and {len(errors) - _LISTED} more" * (len(errors) > _LISTED))
+        raise SnapshotError(
+            f"does not belong to the net {recipe.net_name!r}:\n  {listed}",
+            where=weights.file,
+            hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
+        )
+    asked_for = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
+    if passed_over:
+        asked_for.append(f"passed over, since nothing here has them: {', '.join(passed_over)}")
+    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in asked_for]
+    return {name: array for name, array in found.items() if name.rpartition("/")[0] not in differing}, tuple(notes)
+
+
+def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Array, ...], ...]:
+    """The history of each learnable blob in order: one array, or two (first and second) for Adam and AdaDelta.
+
+    BatchNorm's statistics count, though no optimizer knows them: the order is Caffe's.
+
+    Raises ``SnapshotError`` when the state has another number of blobs or other shapes than this net with this
+    solver; Caffe itself only counts.
+    """
+    solver = recipe.solver
+    if solver is None:
+        raise SnapshotError("a solver's state needs a solver to go on with", where=state.file)
+    times = 2 if solver.type in (SolverType.ADAM, SolverType.ADADELTA) else 1
+    count = len(recipe.blobs)
+    if len(state.history) != times * count:
+        raise SnapshotError(
+            "does not belong to this net and solver",
+            where=state.file,
+            found=f"history of {len(state.history)} blobs",
+            expected=f"{times * count}: {solver.type} keeps {times} for each of {count} learnable blobs",
+        )
+    for position, array in enumerate(state.history):
+        blob = recipe.blobs[position % count]
+        if not fits(array.shape, blob.shape):
+            raise SnapshotError(
+                f"does not belong to this net: history {position}, of {blob.name}, has another shape",
+                where=state.file,
+                found=_shape(array.shape),
+                expected=f"{_shape(blob.shape)}, as {blob.where} says",
+            )
+    return tuple(state.history[index::count] for index in range(count))
+
+
+def fits(written: Shape, shape: Shape | None) -> bool:
+    """Whether a blob written with one shape belongs where the net has another, as Caffe decides (``ShapeEquals``).
+
+    Old files always state four axes: theirs are padded with ones on the left. ``None`` fits any size.
+
+    >>> fits((1, 1, 500, 800), (500, None)), fits((500, 800), (800, 500))
+    (True, False)
+    """
+    if shape is None:
+        return True
+    if len(written) == 4 and len(shape) < 4:
+        shape = (1,) * (4 - len(shape)) + shape
+    return len(written) == len(shape) and all(b is None or a == b for a, b in zip(written, shape, strict=True))
+
+
+def _uses(blob: LearnableBlob) -> list[tuple[str, int]]:
+    return [(blob.layer, blob.index), *((use.layer, use.index) for use in blob.shared_with)]
+
+
+def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int], LearnableBlob]) -> list[str]:
+    """What keeps a layer of the file from being the net's layer of that name."""
+    # HDF5 files have a shared blob under its first layer only, so fewer blobs may do; what is then missing shows later.
+    if len(layer.blobs) > size:
+        return [f"{layer.name!r} has {len(layer.blobs)} blobs in the file, {size} in the net"]
+    return [
+        f"{layer.name}/{index} ({blob.role}) is {_shape(array.shape)} in the file, {_shape(blob.shape)} in the net"
+        for index, array in enumerate(layer.blobs)
+        if not fits(array.shape, (blob := holders[layer.name, index]).shape)
+    ]
+
+
+def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
+    """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
+    named: set[str] = set()
+    for pattern in patterns:
+        matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
+        if not matched:
+            raise BindingError(f"{pattern!r} names no layer with learnable blobs", hint="layers: " + ", ".join(layers))
+        named |= matched
+    return named
+
+
+def _shape(shape: Shape | None) -> str:
+    return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "no axes"

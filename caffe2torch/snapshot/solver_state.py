@@ -1,0 +1,141 @@
+"""Caffe's history as the state of torch's optimizers, and back to a run that goes on.
+
+==================  =======================  =====================================================================
+solver              history of a blob        torch's state of its parameter
+==================  =======================  =====================================================================
+SGD, Nesterov       h, the rate inside       ``momentum_buffer`` = h / the group's ``lr_reference`` (``solvers.py``)
+AdaGrad             h                        ``sum``
+RMSProp             h                        ``square_avg``
+AdaDelta            h1, h2                   ``square_avg``, ``acc_delta``
+Adam                m, v                     ``exp_avg``, ``exp_avg_sq``; ``step`` = the updates done
+==================  =======================  =====================================================================
+
+Source: ``sgd_solver.cpp`` (``RestoreSolverStateFrom...``), ``solver.cpp`` (``Solver::Restore``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe2torch.binding.layout import layout_of
+from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.wrappers import named_modules, named_tensors
+from caffe2torch.errors import SnapshotError
+from caffe2torch.optim.schedule import CaffeLRScheduler
+from caffe2torch.recipe import Note, Severity, SolverType, TrainingRecipe
+from caffe2torch.snapshot.files import SolverState, Weights
+from caffe2torch.snapshot.match_blobs import blob_history
+from caffe2torch.snapshot.transfer import Copy, check, copy_all, tensor_like
+from caffe2torch.snapshot.weights import plan_weights
+from caffe2torch.solver.requirements import has_momentum
+
+__all__ = ["HISTORY", "load_state", "resume"]
+
+HISTORY = {
+    SolverType.SGD: ("momentum_buffer",),
+    SolverType.NESTEROV: ("momentum_buffer",),
+    SolverType.ADAGRAD: ("sum",),
+    SolverType.RMSPROP: ("square_avg",),
+    SolverType.ADADELTA: ("square_avg", "acc_delta"),
+    SolverType.ADAM: ("exp_avg", "exp_avg_sq"),
+}
+
+
+def resume(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: CaffeLRScheduler,
+    recipe: TrainingRecipe,
+    binding: Binding,
+    state: SolverState,
+    weights: Weights,
+) -> tuple[Note, ...]:
+    """Go on where Caffe's solver stopped: its weights, its history, its iteration and its step counter.
+
+    Both files are checked before anything is changed. Returns notes; raises ``SnapshotError`` when either file does
+    not belong to the net and the solver.
+    """
+    copies, notes = plan_weights(model, recipe, binding, weights)
+    history = _plan_history(model, optimizer, recipe, binding, state)
+    notes += copy_all(copies, weights.file)
+    return notes + _restore(optimizer, scheduler, state, history)
+
+
+def load_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: CaffeLRScheduler,
+    recipe: TrainingRecipe,
+    binding: Binding,
+    state: SolverState,
+) -> tuple[Note, ...]:
+    """As ``resume`` for weights that are in the model already."""
+    return _restore(optimizer, scheduler, state, _plan_history(model, optimizer, recipe, binding, state))
+
+
+def _plan_history(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: TrainingRecipe,
+    binding: Binding,
+    state: SolverState,
+) -> dict[Tensor, dict[str, Copy]]:
+    """What each parameter's state will be, checked; nothing is touched yet."""
+    histories = blob_history(recipe, state)
+    assert recipe.solver is not None  # blob_history says so
+    keys = HISTORY[recipe.solver.type]
+    if keys == ("momentum_buffer",) and not has_momentum(recipe.solver):
+        return {}  # torch keeps no history that is forgotten at once
+    tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
+    learning = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    planned: dict[Tensor, dict[str, Copy]] = {}
+    for bound, arrays in zip(binding.blobs, histories, strict=True):
+        if bound.kind is not Kind.PARAMETER or bound.name is None or id(tensors[bound.name]) not in learning:
+            continue
+        parameter, layout = tensors[bound.name], layout_of(recipe, bound, modules)
+        for array in arrays:
+            if problem := check(bound.name, parameter, array.size, state.file):
+                raise SnapshotError(f"its history does not fit the model: {problem}", where=state.file)
+        copies = [Copy(bound.name, parameter, array, layout) for array in arrays]
+        planned[parameter] = dict(zip(keys, copies, strict=True))
+    return planned
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    scheduler: CaffeLRScheduler,
+    state: SolverState,
+    history: dict[Tensor, dict[str, Copy]],
+) -> tuple[Note, ...]:
+    scheduler.restore(state.iteration, state.current_step)
+    references = {id(p): _reference(group) for group in optimizer.param_groups for p in group["params"]}
+    saved = optimizer.state_dict()
+    order = {id(p): index for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    notes = []
+    for parameter, copies in history.items():
+        tensors = {key: tensor_like(copy) for key, copy in copies.items()}
+        notes += [
+            Note(None, Severity.WARNING, f"{state.file}: the history of {copies[key].name} holds NaN or infinity")
+            for key, tensor in tensors.items()
+            if not torch.isfinite(tensor).all()
+        ]
+        if "momentum_buffer" in tensors:
+            tensors["momentum_buffer"].div_(references[id(parameter)])
+        else:
+            tensors["step"] = torch.tensor(float(state.iteration))
+        saved["state"][order[id(parameter)]] = tensors
+    optimizer.load_state_dict(saved)  # torch puts each tensor where its optimizer wants it
+    return tuple(notes)
+
+
+def _reference(group: dict[str, Any]) -> float:
+    """The constant rate that a group's buffers are divided by: any will do, but what was taken must stay."""
+    reference = float(group.get("lr_reference") or group["lr"])
+    if reference == 0 or not math.isfinite(reference):
+        reference = 1.0
+    group["lr_reference"] = reference
+    return reference

@@ -1,0 +1,96 @@
+"""A ``.caffemodel``'s numbers into a bound model: everything checked first, then everything copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from caffe2torch.binding.layout import layout_of, second_bias
+from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.wrappers import named_modules, named_tensors
+from caffe2torch.errors import BindingError, SnapshotError
+from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.snapshot.blob_proto import Array
+from caffe2torch.snapshot.files import Weights
+from caffe2torch.snapshot.match_blobs import blob_weights
+from caffe2torch.snapshot.transfer import Copy, check, copy_all
+
+__all__ = ["load_weights", "plan_weights"]
+
+
+def load_weights(
+    model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
+) -> tuple[Note, ...]:
+    """Copy the weights of a ``.caffemodel`` into ``model``: all of them, or on an error none.
+
+    A layer of the net that the file lacks, or has with other shapes, is an error unless ``new_layers`` names it (its
+    name, or a regular expression that matches all of it): then it keeps what the model has, with a note. BatchNorm's
+    mean and variance are divided by its factor, or 0 where that is 0 (``batch_norm_layer.cpp``). The second bias of
+    ``nn.LSTM`` and ``nn.RNN``, which Caffe has not, becomes 0.
+
+    Returns notes: what was passed over (layers that net or model have not), what was kept, NaNs that were loaded.
+    Raises ``SnapshotError`` when the file does not belong to the net (every blob that differs is named),
+    ``ModelError`` for a model without storage, ``BindingError`` where nothing tells two tensors from each other.
+
+    >>> from caffe2torch.snapshot.files import read_caffemodel
+    >>> load_weights(model, recipe, binding, read_caffemodel("lenet.caffemodel"))  # doctest: +SKIP
+    ()
+    """
+    copies, notes = plan_weights(model, recipe, binding, weights, new_layers=new_layers)
+    return notes + copy_all(copies, weights.file)
+
+
+def plan_weights(
+    model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
+) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
+    """What ``load_weights`` would copy, checked, with nothing touched yet."""
+    _refuse_undecided(binding)
+    here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
+    held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
+    arrays, found = blob_weights(held, weights, new_layers)
+    notes = list(found)
+    tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
+    claimed = {bound.name for bound in binding.blobs}
+    factors = {blob.layer: arrays.get(blob.name) for blob in recipe.blobs if blob.role == "factor"}
+    copies: list[Copy] = []
+    for bound in binding.blobs:
+        blob, array = bound.blob, arrays.get(bound.blob.name)
+        if array is None:
+            continue
+        if bound.kind is Kind.NONE or bound.name is None:
+            if blob.role != "factor" and np.any(array):
+                message = f"{weights.file}: {blob.name} ({blob.role}) is not zero, and the model has no place for it"
+                notes.append(Note(None, Severity.WARNING, message))
+            continue
+        divisor = _divisor(factors.get(blob.layer)) if blob.role in ("mean", "variance") else 1.0
+        copies.append(Copy(bound.name, tensors[bound.name], array, layout_of(recipe, bound, modules), divisor))
+        second = second_bias(bound)
+        if second in tensors and second not in claimed:
+            copies.append(Copy(second, tensors[second], np.zeros(tensors[second].shape, "f4")))
+    problems = [problem for copy in copies if (problem := check(copy.name, copy.tensor, copy.array.size, weights.file))]
+    if problems:
+        raise SnapshotError(f"does not fit the model {binding.model}: {'; '.join(problems[:8])}", where=weights.file)
+    return tuple(copies), tuple(notes)
+
+
+def _refuse_undecided(binding: Binding) -> None:
+    """Where either of two tensors would learn alike the optimizer needs no decision, but their values do."""
+    undecided = [bound for bound in binding.blobs if bound.rivals]
+    if undecided:
+        first = undecided[0]
+        raise BindingError(
+            f"{len(undecided)} blobs could as well be others' tensors, and weights must not be guessed: "
+            f"{first.blob.name} is {first.name} or {', '.join(first.rivals)}",
+            where=first.blob.where,
+            hint=f"decide in a names file which module layer {first.blob.layer!r} is",
+        )
+
+
+def _divisor(factor: Array | None) -> float:
+    """What BatchNorm divides its running sums by. Layers that keep means (other forks' BN) have no factor."""
+    value = 1.0 if factor is None else float(factor.reshape(-1)[0])
+    return math.inf if value == 0 else value

@@ -1,0 +1,213 @@
+"""A solver prototxt to settings: refused where Caffe refuses it, remarked upon where Caffe lets the odd pass.
+
+Sources: BVLC's ``UpgradeSolverType`` (``upgrade_proto.cpp``), ``SolverRegistry`` (``solver_factory.hpp``),
+``InitTrainNet`` and ``InitTestNets`` (``solver.cpp``), ``constructor_sanity_check`` (``sgd_solvers.hpp``),
+``GetLearningRate`` and ``Regularize`` (``sgd_solver.cpp``). The checks stand in the order in which Caffe makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from caffe2torch.errors import SolverError
+from caffe2torch.prototxt.parser import Field
+from caffe2torch.prototxt.schema import Parsed
+from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
+from caffe2torch.solver.float32 import shortest
+from caffe2torch.solver.fork_fields import FORK_FIELDS
+from caffe2torch.solver.fork_rules import apply_fork_rules
+from caffe2torch.solver.solver_warnings import oddities
+from caffe2torch.where import Where
+
+__all__ = ["read_solver"]
+
+_NETS = ("net", "net_param", "train_net", "train_net_param")
+_READS_GAMMA = {PolicyType.STEP, PolicyType.EXP, PolicyType.INV, PolicyType.MULTISTEP, PolicyType.SIGMOID}
+_READS_STEPSIZE = {PolicyType.STEP, PolicyType.SIGMOID}
+
+
+def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
+    """Read a solver as Caffe would, the rules of its forks included, and say what a person should know about it.
+
+    The notes are the schema's, without those on fields that a fork is known to read, and our own. ``force_backward``
+    is a field of the net and stays ``False``. A solver that names no net is let through: the net may come from
+    elsewhere.
+
+    Raises:
+        SolverError: Caffe (or the fork whose rule it is) refuses the solver, when it reads it, builds it or makes its
+            first step. Caffe looks at the regularization type where it decays a blob; here that is wherever
+            ``weight_decay`` is not 0.
+
+    >>> from caffe2torch.prototxt.schema import parse_solver
+    >>> from caffe2torch.recipe import Source
+    >>> settings, notes = read_solver(parse_solver(Source("s", 'base_lr: 0.1 lr_policy: "fixed" max_iter: 9')))
+    >>> settings.type, settings.policy.base_lr, notes
+    (<SolverType.SGD: 'SGD'>, 0.1, ())
+    """
+    message: Any = parsed.message
+    stated = _Stated.of(parsed)
+    kind = _solver_type(message, stated)
+    if message.average_loss < 1:
+        raise stated.error("average_loss must be at least 1", "average_loss")
+    _check_nets(message, stated)
+    if kind in (SolverType.ADAGRAD, SolverType.RMSPROP) and message.momentum != 0:
+        raise stated.error(f"momentum cannot be used with {kind}", "momentum", hint="remove it, or set it to 0")
+    if kind is SolverType.RMSPROP and not 0 <= message.rms_decay < 1:
+        raise stated.error("rms_decay must lie between 0 and 1", "rms_decay", expected="0 <= rms_decay < 1")
+    settings = SolverSettings(
+        type=kind,
+        policy=_policy(message, stated),
+        momentum=shortest(message.momentum),
+        momentum2=shortest(message.momentum2),
+        weight_decay=shortest(message.weight_decay),
+        regularization=_regularization(message, stated),
+        delta=shortest(message.delta),
+        rms_decay=shortest(message.rms_decay),
+        clip_gradients=None if message.clip_gradients < 0 else shortest(message.clip_gradients),
+        iter_size=message.iter_size,
+        max_iter=message.max_iter,
+        random_seed=message.random_seed if message.random_seed >= 0 else None,
+        net=message.net or message.train_net or None,
+        places={name: field.where for name, field in stated.fields.items()},
+    )
+    settings, fork_notes = apply_fork_rules(settings, parsed.block.unknown)
+    settings = replace(settings, unsupported=(*settings.unsupported, *_strangers(parsed)))
+    understood = {field.where for field in parsed.block.unknown if field.name in FORK_FIELDS}
+    left = tuple(note for note in parsed.notes if note.where not in understood)
+    return settings, (*left, *fork_notes, *oddities(settings, message.regularization_type))
+
+
+def _strangers(parsed: Parsed) -> Iterator[Unsupported]:
+    """Fields that no Caffe known to us has. Caffe stops at them, since a misspelt field is a setting that is lost."""
+    names = parsed.message.DESCRIPTOR.fields_by_name
+    for field in parsed.block.unknown:
+        if field.name not in FORK_FIELDS:
+            what = "has a value" if field.name in names else "is a field"
+            close = get_close_matches(field.name, names, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close and field.name not in names else ""
+            yield Unsupported(field.name, field.where, f"it {what} that no Caffe we know of reads{meant}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What the file states, known to the schema or not: the first field of each name, for places and errors."""
+
+    file: str
+    fields: Mapping[str, Field]
+
+    @classmethod
+    def of(cls, parsed: Parsed) -> _Stated:
+        fields = sorted((*parsed.block.fields, *parsed.block.unknown), key=lambda field: field.where, reverse=True)
+        return cls(parsed.source.file, {field.name: field for field in fields})
+
+    def error(self, text: str, name: str, *, because: str = "", expected: str = "", hint: str = "") -> SolverError:
+        """An error about the field ``name``; where that is absent, it is placed at ``because``, which asks for it."""
+        field = self.fields.get(name)
+        if field is not None:
+            where, found = field.where, f"{name}: {field.value}" if isinstance(field.value, str) else None
+        else:
+            where = self.fields[because].where if because in self.fields else Where(self.file, 1, 1)
+            found = f"no {name}"
+            if misspelt := get_close_matches(name, self.fields, n=1, cutoff=0.85):
+                found += f", but {misspelt[0]} at {self.fields[misspelt[0]].where}"
+        return SolverError(text, where=where, found=found, expected=expected or None, hint=hint or None)
+
+
+def _solver_type(message: Any, stated: _Stated) -> SolverType:
+    if "solver_type" in stated.fields and "type" in stated.fields:
+        raise stated.error(
+            "solver_type and type say the same thing, and Caffe takes only one of them",
+            "solver_type",
+            hint='remove solver_type, which is the old one: type: "Adam" is solver_type: ADAM',
+        )
+    if "solver_type" in stated.fields:
+        old = {kind.upper(): kind for kind in SolverType}
+        if message.HasField("solver_type"):
+            descriptor = message.DESCRIPTOR.fields_by_name["solver_type"].enum_type
+            return old[descriptor.values_by_number[message.solver_type].name]
+        hint = _meant(str(stated.fields["solver_type"].value), old)
+        raise stated.error("unknown solver_type", "solver_type", expected=_either(old), hint=hint)
+    try:
+        return SolverType(message.type)
+    except ValueError:
+        hint = _meant(message.type, SolverType)
+        raise stated.error("unknown solver type", "type", expected=_either(SolverType), hint=hint) from None
+
+
+def _check_nets(message: Any, stated: _Stated) -> None:
+    nets = [name for name in _NETS if name in stated.fields]
+    if not nets:
+        return
+    if len(nets) > 1:
+        raise stated.error(f"{nets[0]} and {nets[1]} both name the net to train", nets[1], hint="keep one of them")
+    iters, tests = len(message.test_iter), len(message.test_net) + len(message.test_net_param)
+    if iters < tests or (iters > tests and nets[0].startswith("train")):
+        raise stated.error(
+            "each test net needs its test_iter",
+            "test_iter",
+            because="test_net",
+            expected=f"{tests} test_iter, one for each test net",
+        )
+    if message.test_state and len(message.test_state) != iters:
+        raise stated.error("test_state must be stated once for each test net, or never", "test_state")
+    if iters and message.test_interval <= 0:
+        raise stated.error(
+            "testing needs a test_interval",
+            "test_interval",
+            because="test_iter",
+            expected="test_interval > 0",
+            hint="state test_interval, or remove test_iter: testing is not translated",
+        )
+
+
+def _policy(message: Any, stated: _Stated) -> LrPolicy:
+    try:
+        kind = PolicyType(message.lr_policy)
+    except ValueError:
+        text = "unknown lr_policy" if message.lr_policy else "Caffe needs an lr_policy"
+        hint = _meant(message.lr_policy, PolicyType) or 'lr_policy: "fixed" trains with base_lr all the time'
+        raise stated.error(text, "lr_policy", expected=_either(PolicyType), hint=hint) from None
+    if kind in _READS_STEPSIZE and message.stepsize <= 0:
+        raise stated.error(
+            f"lr_policy '{kind}' needs a stepsize above 0",
+            "stepsize",
+            because="lr_policy",
+            expected="stepsize > 0",
+            hint="state a number of iterations, such as stepsize: 10000",
+        )
+    if kind in _READS_GAMMA and not message.gamma >= 0:  # a NaN is no more welcome than a negative number
+        raise stated.error(f"lr_policy '{kind}' takes no negative gamma", "gamma", expected="gamma >= 0")
+    return LrPolicy(
+        type=kind,
+        base_lr=shortest(message.base_lr),
+        gamma=shortest(message.gamma),
+        power=shortest(message.power),
+        stepsize=message.stepsize,
+        stepvalues=tuple(message.stepvalue),
+        max_iter=message.max_iter,
+    )
+
+
+def _regularization(message: Any, stated: _Stated) -> Regularization:
+    try:
+        return Regularization(message.regularization_type)
+    except ValueError:
+        if not message.weight_decay:
+            return Regularization.L2  # of what is never added any kind will do
+        hint = _meant(message.regularization_type, Regularization)
+        text, expected = "unknown regularization_type", _either(Regularization)
+        raise stated.error(text, "regularization_type", expected=expected, hint=hint) from None
+
+
+def _either(names: Iterable[str]) -> str:
+    return "one of " + ", ".join(names)
+
+
+def _meant(written: str, names: Iterable[str]) -> str:
+    """A hint at the name that was probably meant; Caffe tells upper case from lower."""
+    folded = {name.casefold(): name for name in names}
+    close = get_close_matches(written.casefold(), folded, n=1)
+    return f'did you mean "{folded[close[0]]}"?' if close else ""

@@ -1,0 +1,137 @@
+"""What Caffe accepts in a solver without a word, though it can hardly be meant: we do as Caffe does, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from caffe2torch.recipe import Note, PolicyType, Regularization, Severity, SolverSettings, SolverType
+from caffe2torch.solver.float32 import format32
+
+__all__ = ["oddities"]
+
+_GAMMA_OF_ZERO = {
+    PolicyType.STEP: "the rate is 0 from the first step on",
+    PolicyType.EXP: "the rate is 0 from the second iteration on",
+    PolicyType.MULTISTEP: "the rate is 0 from the first stepvalue on",
+    PolicyType.PLATEAU: "the rate is 0 from the first plateau on",
+    PolicyType.INV: "the rate stays base_lr",
+    PolicyType.SIGMOID: "the rate stays half of base_lr",
+}
+_POLICIES_THAT_READ = {
+    "gamma": set(_GAMMA_OF_ZERO),
+    "power": {PolicyType.INV, PolicyType.POLY},
+    "stepsize": {PolicyType.STEP, PolicyType.SIGMOID},
+    "stepvalue": {PolicyType.MULTISTEP},
+}
+_ADAPTIVE = {SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA, SolverType.ADAM}
+_TYPES_THAT_READ = {"momentum2": {SolverType.ADAM}, "rms_decay": {SolverType.RMSPROP}, "delta": _ADAPTIVE}
+
+Remark = tuple[str, str]
+"""The field that a remark is about, and the remark."""
+
+
+def oddities(settings: SolverSettings, regularization: str) -> tuple[Note, ...]:
+    """Notes on what is odd in a solver that Caffe accepts; ``regularization`` is the type as it is written."""
+    warnings = [*_of_the_rate(settings), *_of_the_update(settings), *_of_forks(settings)]
+    if regularization not in tuple(Regularization):
+        text = f"regularization_type {regularization!r} is unknown; Caffe lets it pass while weight_decay is 0"
+        warnings.append(("regularization_type", text))
+    places = settings.places
+    return tuple(
+        Note(places.get(name, places["lr_policy"]), severity, text)
+        for severity, remarks in ((Severity.WARNING, warnings), (Severity.INFO, _to_know(settings)))
+        for name, text in remarks
+    )
+
+
+def _of_the_rate(settings: SolverSettings) -> Iterator[Remark]:
+    policy, stated = settings.policy, settings.places
+    ramps = policy.warmup_iter is not None or policy.rampup_interval is not None
+    if "base_lr" not in stated and (policy.type is not PolicyType.MULTIFIXED or ramps):
+        yield "base_lr", "base_lr is not stated, so Caffe takes 0: nothing learns"
+    if policy.base_lr < 0:
+        yield "base_lr", f"base_lr is {format32(policy.base_lr)}: every step increases the loss"
+    if "gamma" not in stated and policy.type in _GAMMA_OF_ZERO:
+        yield "gamma", f"gamma is not stated, so Caffe takes 0: {_GAMMA_OF_ZERO[policy.type]}"
+    if "power" not in stated and policy.type in _POLICIES_THAT_READ["power"]:
+        yield "power", "power is not stated, so Caffe takes 0: the rate stays base_lr"
+    if policy.type is PolicyType.POLY and policy.max_iter == 0 and policy.power != 0 and policy.min_lr is None:
+        text = "lr_policy 'poly' without max_iter: the rate is not a number at iteration 0 and infinite from then on"
+        yield "max_iter", text
+    if policy.type is PolicyType.MULTISTEP:
+        if not policy.stepvalues:
+            yield "stepvalue", "lr_policy 'multistep' without a stepvalue: the rate stays base_lr"
+        if any(later < earlier for earlier, later in pairwise(policy.stepvalues)):
+            text = "the stepvalues do not rise: Caffe takes them in their order, one an iteration, so some act late"
+            yield "stepvalue", text
+        if len(set(policy.stepvalues)) < len(policy.stepvalues):
+            yield (
+                "stepvalue",
+                "a stepvalue stands twice: Caffe lowers the rate in as many iterations, one after the other",
+            )
+
+
+def _of_the_update(settings: SolverSettings) -> Iterator[Remark]:
+    kind, stated = settings.type, settings.places
+    if settings.iter_size == 0:
+        text = "iter_size is 0: Caffe reads no batch and divides by 0, so every weight is NaN after the first iteration"
+        yield "iter_size", text
+    elif settings.iter_size < 0:
+        yield "iter_size", f"iter_size is {settings.iter_size}: Caffe reads no batch, only decay and momentum act"
+    if not 0 <= settings.momentum < 1:
+        effect = ": Adam divides by 0, no weight stays finite" if kind is SolverType.ADAM else ""
+        yield "momentum", f"momentum is {format32(settings.momentum)}, which lies outside 0 to 1{effect}"
+    elif kind in (SolverType.ADAM, SolverType.ADADELTA) and "momentum" not in stated:
+        what = "beta1" if kind is SolverType.ADAM else "rho"
+        yield "momentum", f"momentum is not stated, so {kind}'s {what} is 0"
+    if kind is SolverType.ADAM and not 0 <= settings.momentum2 < 1:
+        yield (
+            "momentum2",
+            f"momentum2 is {format32(settings.momentum2)}, which lies outside 0 to 1: Adam's correction fails",
+        )
+    if kind in _ADAPTIVE and settings.delta <= 0:
+        text = f"delta is {format32(settings.delta)}: where a gradient is exactly 0 the weight can become NaN"
+        yield "delta", text
+    if settings.clip_gradients == 0:
+        yield "clip_gradients", "clip_gradients is 0: Caffe scales every gradient to 0; to switch it off, remove it"
+    if settings.weight_decay < 0:
+        yield "weight_decay", f"weight_decay is {format32(settings.weight_decay)}: weights grow"
+
+
+def _of_forks(settings: SolverSettings) -> Iterator[Remark]:
+    policy, stated = settings.policy, settings.places
+    if settings.momentum_ramp is not None and "max_momentum" not in stated:
+        yield "momentum_policy", "max_momentum is not stated, so Caffe takes 0: momentum falls to 0"
+    if settings.momentum_ramp is not None and "momentum_power" not in stated:
+        yield (
+            "momentum_policy",
+            "momentum_power is not stated, so Caffe takes 0: momentum is max_momentum from the start",
+        )
+    if policy.warmup_iter is not None and policy.type is PolicyType.MULTISTEP:
+        passed = [value for value in policy.stepvalues if value <= policy.warmup_iter]
+        if len(passed) > 1:
+            text = (
+                "several stepvalues lie within the warm-up: afterwards they act one an iteration; Intel's Caffe, which "
+                "asks for the rate once a blob, is faster"
+            )
+            yield "stepvalue", text
+
+
+def _to_know(settings: SolverSettings) -> Iterator[Remark]:
+    policy, stated = settings.policy, settings.places
+    for name, policies in _POLICIES_THAT_READ.items():
+        if name in stated and policy.type not in policies:
+            yield name, f"lr_policy '{policy.type}' does not read {name}"
+    for name, types in _TYPES_THAT_READ.items():
+        if name in stated and settings.type not in types:
+            yield name, f"{settings.type} does not read {name}"
+    if settings.max_iter <= 0:
+        yield "max_iter", "max_iter is not above 0: Caffe's own train command would stop at once"
+    if settings.type is SolverType.RMSPROP and "rms_decay" not in stated:
+        yield "type", "rms_decay is not stated: BVLC's Caffe takes 0.99, forks that never gave it a default take 0"
+    if policy.rampup_interval is not None:
+        yield (
+            "rampup_interval",
+            "the rate rises with the square of the iteration, as in NVIDIA's 0.17; 0.16 began linearly",
+        )

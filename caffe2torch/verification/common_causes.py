@@ -1,0 +1,168 @@
+"""What rows that are wrong have in common: the closest name for them, and one sentence that is true of all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from caffe2torch.recipe import LearnableBlob, SolverSettings
+from caffe2torch.solver.lr_policy import weight_decay_at
+from caffe2torch.verification.fault import FaultKind
+from caffe2torch.verification.fit import close
+from caffe2torch.verification.probe_sequence import rate_at
+from caffe2torch.verification.report import Cause, ReportRow
+
+__all__ = ["Multiples", "shared_causes"]
+
+_NUMBERS = {FaultKind.LR, FaultKind.WEIGHT_DECAY}
+
+
+def shared_causes(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: Multiples) -> list[Cause]:
+    """What most rows have in common, then what most of the others have, as long as there are two that do.
+
+    Rows may have in common what they got in place of what, or by how much that is off.
+    """
+    causes, left = [], list(wrong)
+    while left:
+        alike: dict[object, list[ReportRow]] = {}
+        for row in left:
+            for key in filter(None, (found.treatment(row), found.ratio(row))):
+                alike.setdefault(key, []).append(row)
+        key, group = max(alike.items(), key=lambda entry: len(entry[1]))  # the first of equals: a treatment
+        if len(group) < 2:
+            break
+        kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
+        message = found.tell(key, group, rows)
+        names = tuple(row.parameter or row.blob.name for row in group)
+        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names))
+        left = [row for row in left if not any(row is other for other in group)]
+    return causes
+
+
+@dataclass(frozen=True)
+class _Treatment:
+    """Rows that are wrong in the same way: a multiplier that they got in place of another, or the same sentences."""
+
+    kinds: tuple[FaultKind, ...]
+    lr: tuple[float, float] | None = None  # got, wanted
+    decay: tuple[float, float] | None = None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """Rows whose rate, and nothing else, is off by one factor."""
+
+    lr: float
+
+
+class Multiples:
+    """Observed numbers in terms of the solver's own."""
+
+    def __init__(self, solver: SolverSettings, iteration: int) -> None:
+        self.rate = rate_at(solver.policy, iteration)
+        self.decay = weight_decay_at(solver, iteration)
+
+    def of(self, row: ReportRow) -> tuple[float, float] | None:
+        """What ``lr_mult`` and ``decay_mult`` would have made the observed numbers."""
+        lr, decay = row.observed.lr, row.observed.weight_decay
+        if lr is None or decay is None or not self.rate or (decay and not self.decay):
+            return None
+        return _tidy(lr / self.rate), _tidy(decay / self.decay) if self.decay else 0.0
+
+    def treatment(self, row: ReportRow) -> _Treatment:
+        """What was done to a row."""
+        kinds = tuple(fault.kind for fault in row.faults)
+        got = self.of(row) if _NUMBERS.issuperset(kinds) else None
+        if got is None:
+            return _Treatment(kinds, reasons=tuple(fault.message for fault in row.faults))
+        lr, decay = ((mine, theirs) for mine, theirs in zip(got, _stated(row), strict=True))
+        return _Treatment(
+            kinds, lr if FaultKind.LR in kinds else None, decay if FaultKind.WEIGHT_DECAY in kinds else None
+        )
+
+    def ratio(self, row: ReportRow) -> _Ratio | None:
+        """By how much a row's rate is off."""
+        lr, due = row.observed.lr, row.expected.lr
+        if lr and due and [fault.kind for fault in row.faults] == [FaultKind.LR]:
+            return _Ratio(_tidy(lr / due))
+        return None
+
+    def tell(self, key: object, group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+        """``lr x2 and no decay, as if they were Convolution biases (Caffe's are lr x1 and decay x1)``."""
+        if isinstance(key, _Ratio):
+            small = 0 < key.lr < 1
+            return f"lr {_tidy(1 / key.lr):g} times too small" if small else f"lr {key.lr:g} times as much"
+        assert isinstance(key, _Treatment)
+        if key.reasons:
+            return group[0].reason
+        parts = [f"lr x{key.lr[0]:g}"] if key.lr else []
+        if key.decay:
+            parts.append(f"decay x{key.decay[0]:g}" if key.decay[0] else "no decay")
+        wanted = {_stated(row) for row in group}
+        if len(wanted) == 1:
+            lr, decay = wanted.pop()
+            theirs = f"Caffe's are lr x{lr:g} and decay x{decay:g}"
+        else:
+            theirs = f"Caffe's is x{(key.lr or key.decay or (0, 0))[1]:g}"
+        return f"{' and '.join(parts)}{self._as_if(group, rows)} ({theirs})"
+
+    def _as_if(self, group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+        """Of which other blobs the multipliers are that these rows got."""
+        treated, mine = {self.of(row) for row in group}, {_class(row.blob) for row in group}
+        got = treated.pop()
+        if treated or got is None:
+            return ""
+        alike = Counter(
+            _class(row.blob)
+            for row in rows
+            if _class(row.blob) not in mine and all(map(close, _stated(row), got)) and row.parameter is not None
+        )
+        return f", as if they were {_plural(*alike.most_common(1)[0][0])}" if alike else ""
+
+
+def _stated(row: ReportRow) -> tuple[float, float]:
+    return row.blob.lr_mult * row.factor, row.blob.decay_mult
+
+
+def _who(group: Sequence[ReportRow], rows: Iterable[ReportRow]) -> str:
+    """``all 8 BatchNorm shifts``, ``8 of 12 BN shifts``, ``all 34 parameters``: the closest name for these rows."""
+    everyone = [row for row in rows if row.parameter is not None]
+    classes = Counter(_class(row.blob) for row in everyone)
+    mine = Counter(_class(row.blob) for row in group)
+    if len(group) == len(everyone):
+        return f"all {len(group)} parameters"
+    layers = {row.blob.layer for row in group}
+    if len(layers) == 1:
+        of_layer = [row for row in everyone if row.blob.layer in layers]
+        return f"{_share(len(group), len(of_layer))} blobs of layer {layers.pop()}"
+    roles = {role for _, role in mine}
+    if len(mine) == 1:
+        (layer_type, role), count = next(iter(mine.items()))
+        total = classes[layer_type, role]
+        return f"{_share(count, total)} {_plural(layer_type, role)}"
+    if len(roles) == 1:
+        role = roles.pop()
+        total = sum(count for (_, other), count in classes.items() if other == role)
+        return f"{_share(len(group), total)} {_plural('', role)}"
+    return f"{len(group)} of {len(everyone)} parameters"
+
+
+def _share(count: int, total: int) -> str:
+    return f"all {count}" if count == total else f"{count} of {total}"
+
+
+def _class(blob: LearnableBlob) -> tuple[str, str]:
+    return blob.layer_type, blob.role
+
+
+def _plural(layer_type: str, role: str) -> str:
+    ending = "es" if role.endswith(("s", "x")) else "s"
+    return f"{layer_type} {role}{ending}".strip()
+
+
+def _tidy(x: float) -> float:
+    """A multiplier as somebody may have written it."""
+    short = float(f"{x:.4g}")
+    return short if close(short, x) else x

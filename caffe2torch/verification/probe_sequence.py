@@ -1,0 +1,139 @@
+"""The experiments: what to feed an optimizer so that its steps tell the rate, the decay and the history apart.
+
+A *lane* is the life of one number: the value it is set to before each step, and the gradient it is given. Several
+lanes lie side by side in one small tensor that stands in for a parameter, as the elements of a real one would. A
+*window* is a few iterations of the run that the lanes live through from an empty history.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import rate, step_at
+
+__all__ = ["Lane", "Window", "changes", "design", "lanes_for", "rate_at"]
+
+STEPS = 5
+USUAL_DECAY = 5e-4  # what a decay that should not be there is likely to be
+CHANGES = 3  # windows around this many changes of the rate
+FARTHEST = 1e6  # a weight beyond this would drown its own movement in rounding
+REMEMBERED, PRIMED = 4, 64  # how much more a gradient weighs than the decay before or after it
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The life of one number. ``weights[k]`` is set before step k; ``None`` leaves what the last step made.
+
+    ``name`` says what it is for, and is unique in a window: ``pull k`` (a single gradient, at step k, the weight held
+    at 0 throughout), ``decay`` and ``decay twice`` (a weight at step 0, no gradient ever), ``remembered`` (a weight at
+    step 0, gradients after it), ``primed`` (a gradient at step 0, a weight at step 1), ``free`` and ``free lightly``
+    (left alone with changing gradients), ``small`` and ``small squared`` (the gradient, or its square, as small as
+    ``delta``), ``idle``.
+    """
+
+    name: str
+    weights: tuple[float | None, ...]
+    gradients: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive iterations, the first of them ``iteration``, and whether the rate moves along.
+
+    ``moving`` is False where no scheduler is at hand: every step then is one of the first iteration.
+    """
+
+    iteration: int
+    lanes: tuple[Lane, ...]
+    moving: bool = True
+    steps: int = STEPS
+
+    @property
+    def iterations(self) -> tuple[int, ...]:
+        """The iteration of each step."""
+        return tuple(self.iteration + k * self.moving for k in range(self.steps))
+
+
+def rate_at(policy: LrPolicy, iteration: int) -> float:
+    """The global rate of an iteration in a run from scratch."""
+    return rate(policy, iteration, step_at(policy, iteration))
+
+
+def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
+    """The lanes of a window. ``numbers`` lanes' worth of gradients must stay below half of ``clip_gradients``.
+
+    The gradient is 1 or a power of two below it; the weight is such that its decay weighs as much as a gradient.
+    """
+    g = 1.0
+    if solver.clip_gradients:
+        g = min(1.0, 2.0 ** math.floor(math.log2(solver.clip_gradients / (2 * math.sqrt(max(numbers, 1))))))
+    decay, passes = abs(solver.weight_decay) or USUAL_DECAY, max(solver.iter_size, 1)
+    w = min(g / (decay * passes), FARTHEST * g)
+    told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * passes)
+    primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * passes)
+    off: tuple[float, ...] = (0.0,) * STEPS
+    lanes = [Lane(f"pull {k}", off, _only(k, g)) for k in range(STEPS)]
+    lanes += [
+        Lane("decay", _only(0, w), off),
+        Lane("decay twice", _only(0, -2 * w), off),
+        Lane("remembered", _only(0, w / REMEMBERED), (0.0, *(told,) * (STEPS - 1))),
+        Lane("primed", _only(1, w / PRIMED), _only(0, primer)),
+        Lane("free", (w / 3, *(None,) * (STEPS - 1)), tuple(g * x for x in (0.7, -0.4, 0.9, 0.3, -0.6))),
+        Lane("free lightly", (-1.0, *(None,) * (STEPS - 1)), tuple(g * x for x in (-0.2, 0.8, 0.0, -1.0, 0.5))),
+        Lane("idle", off, off),
+    ]
+    if solver.type not in (SolverType.SGD, SolverType.NESTEROV) and solver.delta > 0:
+        for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
+            lanes.append(Lane(name, off, (min(size * passes, g),) * STEPS))
+    return tuple(lanes)
+
+
+def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: int = 0) -> tuple[Window, ...]:
+    """The windows of a run: where it starts, around the first changes of its rate, and where it ends.
+
+    Without a scheduler (``scheduled``) nobody changes the rate, and there is one window. The first one lies where the
+    rate is not 0, since nothing that a solver does could be seen there. ``start`` is the iteration that the scheduler
+    already stands at.
+    """
+    lanes = lanes_for(solver, numbers)
+    if not scheduled:
+        return (Window(start, lanes, moving=False),)
+    first = next((i for i in range(start, start + 100) if rate_at(solver.policy, i) != 0), start)
+    wanted = [first, *(change - 2 for change in changes(solver.policy, solver.max_iter))]
+    return tuple(Window(i, lanes) for i in sorted({max(i, first) for i in wanted}) if i >= start)
+
+
+def changes(policy: LrPolicy, max_iter: int) -> Sequence[int]:
+    """Iterations at which the rate changes, the first few and one near the end of the run."""
+    end = max_iter or math.inf
+    ramp = max(policy.warmup_iter or 0, policy.rampup_interval or 0)
+    match policy.type:
+        case PolicyType.FIXED:
+            found: list[int] = []
+        case PolicyType.STEP:
+            found = [policy.stepsize * k for k in range(1, CHANGES + 1)]
+        case PolicyType.MULTISTEP | PolicyType.PLATEAU:
+            found = [_fires(policy, k) for k in range(len(policy.stepvalues))][:CHANGES]
+        case PolicyType.MULTIFIXED:
+            found = [last + 1 for last in policy.stage_iters[:-1]][:CHANGES]
+        case PolicyType.SIGMOID:
+            found = [policy.stepsize, max_iter - STEPS + 2]
+        case _:
+            found = [max_iter // 2, max_iter - STEPS + 2]
+    return [i for i in (ramp, *found) if 0 < i < end and rate_at(policy, i) != rate_at(policy, i - 1)]
+
+
+def _fires(policy: LrPolicy, step: int) -> int:
+    """The iteration at which a multistep counter passes ``step``: repeated stepvalues fire one after the other."""
+    fires = -1
+    for value in policy.stepvalues[: step + 1]:
+        fires = max(fires + 1, value)
+    return fires
+
+
+def _only(step: int, value: float) -> tuple[float, ...]:
+    """``value`` at one step, 0 at the others."""
+    return tuple(value if k == step else 0.0 for k in range(STEPS))
