@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from places import REPOSITORY
 
 # Small nets run faster on one thread than on two that wait for each other, and sums come out in one order. The
 # variables count only before torch is first imported, which is left to the tests that need it.
@@ -24,8 +25,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("caffe2torch")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

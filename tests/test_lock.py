@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from small_net import SGD, SmallNet, groups_of, recipe_of, wrong
-from test_audit_laws import solvers
+from solver_strategies import solvers
 from torch import nn
 
 from caffe2torch.auditing import audit

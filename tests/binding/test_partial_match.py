@@ -1,0 +1,90 @@
+"""Nets and models that differ somewhere: the rest is bound, and never shifted by what only one side has."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import IMAGE, Port, Step, caffe_net, conv, inserted, names, programs, recipe_of
+from torch import nn
+
+from caffe2torch.binding.alternatives import alternatives
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.net_graph import caffe_wiring
+from caffe2torch.binding.plan import Binding
+from caffe2torch.errors import BindingError
+
+LEARNING = st.sampled_from(["conv3", "conv1", "norm"])
+
+
+def shifted(binding: Binding, port: Port, place: list[int]) -> list[str]:
+    """Blobs that are said with certainty to be where they are not; ``place`` is each value's place in the port."""
+    return [
+        bound.blob.name
+        for bound in binding.blobs
+        if bound.name is not None and not bound.rivals
+        if not bound.name.startswith(f"{port.module_of[place[int(bound.blob.layer.strip('s'))]]}.")
+    ]
+
+
+@given(programs(), st.data())
+def test_what_only_the_model_has_shifts_nothing_or_the_binding_is_refused(
+    program: list[Step], data: st.DataObject
+) -> None:
+    larger, place = list(program), list(range(len(program) + 1))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(larger)))
+        larger = inserted(larger, at, data.draw(LEARNING))
+        place = [value + (value > at) for value in place]
+    if data.draw(st.booleans()):
+        larger.append(Step("conv1", (len(larger),), 7))  # a head of a size of its own
+    port = Port(larger, data.draw(st.integers(0, 99)))
+    try:
+        binding = bind(recipe_of(caffe_net(program)), port, unclaimed=(1.0, 1.0))
+    except BindingError:
+        return
+    assert not shifted(binding, port, place)
+
+
+@given(programs(), st.data())
+def test_what_only_the_net_has_can_be_skipped_and_shifts_nothing(program: list[Step], data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(program)))
+    recipe = recipe_of(caffe_net(inserted(program, at, data.draw(LEARNING))))
+    port = Port(program, data.draw(st.integers(0, 99)))
+    binding = bind(recipe, port, skip=[f"s{at + 1}s?"])
+    assert not shifted(binding, port, [value - (value > at) for value in range(len(program) + 2)])
+
+
+def towers(*kernels: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(4 if n else 3, 4, kernel, padding=kernel // 2) for n, kernel in enumerate(kernels))
+    )
+
+
+def test_of_two_equal_layers_in_a_row_either_can_be_the_one_too_many() -> None:
+    recipe = recipe_of(IMAGE, conv("a", "data"), conv("b", "a"))
+    with pytest.raises(BindingError, match=r"layer 'b' could be 1 or 2"):
+        bind(recipe, towers(3, 3, 3), unclaimed=(1.0, 1.0))
+    assert names(bind(recipe, towers(3, 3, 3), {"b": "2"}, unclaimed=(1.0, 1.0)))["b/0"] == "2.weight"
+    assert names(bind(recipe, towers(3, 5, 3), unclaimed=(1.0, 1.0)))["b/0"] == "2.weight"
+
+
+def test_a_head_of_another_size_leaves_no_such_choice() -> None:
+    recipe = recipe_of(IMAGE, conv("a", "data"), conv("b", "a"), conv("head", "b", 9, 1))
+    model = nn.Sequential(*towers(3, 3), nn.Conv2d(4, 2, 1))
+    binding = bind(recipe, model, skip=["head"], unclaimed=(1.0, 1.0))
+    assert names(binding) == {"a/0": "0.weight", "a/1": "0.bias", "b/0": "1.weight", "b/1": "1.bias"} | {
+        "head/0": None,
+        "head/1": None,
+    }
+
+
+def test_alternatives_are_units_with_enough_before_and_after_them() -> None:
+    def wiring(length: int) -> object:
+        return caffe_wiring(
+            recipe_of(IMAGE, conv("v1", "data"), *(conv(f"v{n}", f"v{n - 1}") for n in range(2, length)))
+        )
+
+    net, model = wiring(4), wiring(6)  # of v2 .. v5 in the model, v2 and v3 have counterparts
+    assert alternatives(net, model, {3, 4}) == {1: [3], 2: [3, 4]}  # type: ignore[arg-type]
+    assert alternatives(net, model, {1, 4}) == {1: [1], 2: [4]}  # type: ignore[arg-type]
