@@ -14,9 +14,8 @@ from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
-from caffe2torch.verification.fault import FaultKind
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler
-from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 

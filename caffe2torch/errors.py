@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from caffe2torch.where import Where
+from dataclasses import dataclass
+
+__all__ = []
 
 
 class Caffe2TorchError(Exception):
@@ -11,7 +13,7 @@ class Caffe2TorchError(Exception):
     ``message`` says what is wrong in one sentence; ``where`` is its place, ``found`` and ``expected`` the two
     sides of it, ``hint`` what to do about it. Any of them but the message may be absent.
 
-    >>> from caffe2torch.where import Where
+    >>> from caffe2torch.errors import Where
     >>> print(Caffe2TorchError("unknown policy 'cosine'", where=Where("solver.prototxt", 3, 1), hint="use 'step'"))
     solver.prototxt:3:1: unknown policy 'cosine'
       hint: use 'step'
@@ -79,3 +81,22 @@ class OutputError(Caffe2TorchError):
 
 class MissingExtraError(Caffe2TorchError):
     """An optional dependency that this call needs; the hint names the extra to install."""
+
+
+# A place in a file, carried by everything that was read from one.
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Where:
+    """A place in a prototxt; ``line`` and ``column`` count from 1.
+
+    >>> str(Where("train.prototxt", 31, 3))
+    'train.prototxt:31:3'
+    """
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"

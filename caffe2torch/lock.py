@@ -6,20 +6,34 @@ of a machine and no time of day: the same prototxts and model give the same byte
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
+from enum import Enum
 from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Any
 
 from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
 from caffe2torch.errors import InputError
-from caffe2torch.locked_solver import solver_fields, solver_from
-from caffe2torch.recipe import BlobUse, LearnableBlob, Stated, Statement, TrainingRecipe, Where
-from caffe2torch.textfile import read_text
+from caffe2torch.files import read_text
+from caffe2torch.recipe import (
+    BlobUse,
+    LearnableBlob,
+    LrPolicy,
+    PolicyType,
+    Ramp,
+    Regularization,
+    SolverSettings,
+    SolverType,
+    Stated,
+    Statement,
+    TrainingRecipe,
+    Where,
+)
 
-__all__ = ["Lock", "lock_of", "read_lock", "render_lock"]
+__all__ = ["Lock", "lock_of", "read_lock", "render_lock", "solver_fields", "solver_from"]
 
 FORMAT, VERSION = "caffe2torch lock", 1
 
@@ -193,3 +207,40 @@ def _bare(where: Where) -> Where:
 def _place(text: str) -> Where:
     file, line, column = text.rsplit(":", 2)
     return Where(file, int(line), int(column))
+
+
+# Solver settings as plain JSON values and back: only what differs from Caffe's defaults, always in one order.
+
+_LEFT_OUT = {"places", "unsupported", "net", "random_seed"}
+
+
+def solver_fields(settings: SolverSettings | LrPolicy | Ramp) -> dict[str, Any]:
+    """Field to value, by the names of the dataclasses in ``recipe.py``."""
+    said: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in _LEFT_OUT or (field.default is not MISSING and value == field.default):
+            continue
+        if isinstance(value, Enum):
+            value = value.value
+        elif isinstance(value, LrPolicy | Ramp):
+            value = solver_fields(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        said[field.name] = value
+    return said
+
+
+def solver_from(said: dict[str, Any]) -> SolverSettings:
+    """The settings again. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what are none."""
+    values = dict(said)
+    policy: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("policy").items()
+    }
+    policy["type"] = PolicyType(policy["type"])
+    for ramp in ("momentum_ramp", "weight_decay_ramp"):
+        if values.get(ramp) is not None:
+            values[ramp] = Ramp(**values[ramp])
+    if "regularization" in values:
+        values["regularization"] = Regularization(values["regularization"])
+    return SolverSettings(**{**values, "type": SolverType(values["type"]), "policy": LrPolicy(**policy)})

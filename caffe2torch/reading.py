@@ -9,16 +9,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from caffe2torch.errors import InputError, NetError, SolverError
+from caffe2torch.errors import InputError, NetError, SolverError, Where
+from caffe2torch.files import read_text
 from caffe2torch.net.build import NetState, read_layers
-from caffe2torch.net.notes import Notes
 from caffe2torch.net.phases import PHASES, merged
-from caffe2torch.net.porting_notes import segnet_peculiarities
+from caffe2torch.net.porting_notes import Notes, segnet_peculiarities
 from caffe2torch.prototxt.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
 from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
 from caffe2torch.solver.settings import read_solver
-from caffe2torch.textfile import read_text
-from caffe2torch.where import Where
 
 __all__ = ["read_recipe"]
 

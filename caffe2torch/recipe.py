@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caffe2torch.where import Where
+from caffe2torch.errors import Where
 
 __all__ = [
+    "Accumulation",
     "BlobUse",
     "Filler",
     "Layer",
@@ -185,6 +186,13 @@ class PolicyType(StrEnum):
     SIGMOID = "sigmoid"
     MULTIFIXED = "multifixed"
     PLATEAU = "plateau"  # follows the loss: known by name so that it can be shown, and refused
+
+
+class Accumulation(StrEnum):
+    """What the training loop does with the gradients of ``iter_size`` passes before it calls ``step()``."""
+
+    SUM = "sum"  # as Caffe: backward() adds them up, and the step divides
+    MEAN = "mean"  # as Lightning, Accelerate and the HF Trainer: the step has nothing to divide
 
 
 class Regularization(StrEnum):

@@ -23,7 +23,7 @@ from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.report.text import verdict_line
 from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
-from caffe2torch.snapshot.initialize import initialize, plan_fillings
+from caffe2torch.snapshot.fillers import initialize, plan_fillings
 from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 from caffe2torch.solver.requirements import refuse_unsupported

@@ -23,9 +23,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import caffe2torch
+from caffe2torch.files import read_text
 from caffe2torch.prototxt.schema import parse_solver
 from caffe2torch.solver.settings import read_solver
-from caffe2torch.textfile import read_text
 
 NETS = ("net.prototxt", "train_val.prototxt", "train_test.prototxt", "train.prototxt")
 BAD = ("TRACEBACK", "report not ok")

@@ -16,8 +16,7 @@ from torch import nn
 from caffe2torch.auditing import audit
 from caffe2torch.binding.plan import Unclaimed, plan_groups
 from caffe2torch.errors import Caffe2TorchError, InputError
-from caffe2torch.lock import Lock, lock_of, read_lock, render_lock
-from caffe2torch.locked_solver import solver_fields, solver_from
+from caffe2torch.lock import Lock, lock_of, read_lock, render_lock, solver_fields, solver_from
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Filler, Ramp, SolverSettings, Where
 

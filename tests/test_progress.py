@@ -11,7 +11,7 @@ import pytest
 import snapshot_files as files
 import torch
 
-from caffe2torch import progress
+from caffe2torch import files as progress
 from caffe2torch.binding.bind import bind
 from caffe2torch.reading import read_recipe
 from caffe2torch.snapshot.files import read_caffemodel

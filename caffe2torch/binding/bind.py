@@ -11,20 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from caffe2torch.binding.assignment import Assigned, assign
 from caffe2torch.binding.by_names import by_names
 from caffe2torch.binding.by_structure import by_wiring
-from caffe2torch.binding.counterparts import Findings
-from caffe2torch.binding.difference import explain
 from caffe2torch.binding.graph import Unit, Wiring
-from caffe2torch.binding.messages import Leftovers, complaint, tie_complaint
+from caffe2torch.binding.messages import Leftovers, binding_notes, complaint, explain, tie_complaint
 from caffe2torch.binding.model_graph import ModelWiring, model_wiring
 from caffe2torch.binding.modules import module_units
+from caffe2torch.binding.names_file import UserNames, check_names, read_skips, resolve_names
 from caffe2torch.binding.net_graph import biases_before_norms, caffe_wiring
-from caffe2torch.binding.notes import binding_notes
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.binding.sample_inputs import InputShapes
-from caffe2torch.binding.user_names import UserNames, check_names, read_skips, resolve_names
+from caffe2torch.binding.tensor_matching import Assigned, Findings, assign
 from caffe2torch.binding.wrappers import bare, named_tensors
 from caffe2torch.recipe import TrainingRecipe
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caffe2torch.binding.counterparts import Counterpart, How
 from caffe2torch.binding.graph import Unit
-from caffe2torch.binding.name_hints import name_hints
+from caffe2torch.binding.naming import name_hints
 from caffe2torch.binding.skeleton import layers_with_blobs
-from caffe2torch.binding.tensor_matching import match_tensors
+from caffe2torch.binding.tensor_matching import Counterpart, How, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 
 __all__ = ["by_names"]

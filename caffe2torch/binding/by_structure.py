@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from caffe2torch.binding.alternatives import alternatives
-from caffe2torch.binding.counterparts import Counterpart, Findings, How
-from caffe2torch.binding.difference import explain
-from caffe2torch.binding.graph import Unit, Wiring
+from caffe2torch.binding.graph import Unit, Wiring, without_units
 from caffe2torch.binding.isomorphism import Matching, match_whole
-from caffe2torch.binding.name_hints import name_hints
-from caffe2torch.binding.partial_match import match_parts
-from caffe2torch.binding.rewiring import without_units
-from caffe2torch.binding.tensor_matching import match_tensors
+from caffe2torch.binding.messages import explain
+from caffe2torch.binding.naming import name_hints
+from caffe2torch.binding.partial_match import alternatives, match_parts
+from caffe2torch.binding.tensor_matching import Counterpart, Findings, How, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 
 __all__ = ["by_wiring"]

@@ -3,15 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
 
-from caffe2torch.binding.graph import Op, Wiring
-from caffe2torch.binding.refinement import Colours, Graph, Palette, refine, unit_colours
-from caffe2torch.binding.rewiring import rebuild
-from caffe2torch.binding.signatures import Sizes, signatures
+from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, rebuild
+from caffe2torch.binding.tensor_matching import fit
+from caffe2torch.recipe import Shape
 
-__all__ = ["Matching", "match_whole", "without_tails"]
+__all__ = [
+    "Colours",
+    "Graph",
+    "Matching",
+    "Palette",
+    "Sizes",
+    "backward",
+    "forward",
+    "match_whole",
+    "refine",
+    "rounds",
+    "signatures",
+    "unit_colours",
+    "without_tails",
+]
+
+
+# Which units could be counterparts by what they are: kind, groups and sizes, before any surroundings are looked at.
+
+_Pair = tuple[list[Hashable], list[Hashable]]
+_Label = tuple[UnitKind, int, Shape | None]
+
+
+class Sizes(StrEnum):
+    """How strictly sizes are compared."""
+
+    STRICT = "strict"  # a 1x1 convolution equals a linear layer, nothing else is reshaped
+    FLAT = "flat"  # only outputs and inputs per output count: a full-size convolution equals a linear layer
+    COMMON = "common"  # sizes that one side has more often than the other are hidden
+
+
+def signatures(net: Sequence[Unit], model: Sequence[Unit], sizes: Sizes) -> _Pair:
+    """A label for each unit of the net and of the model; units with different labels are no counterparts.
+
+    A size that the net leaves open takes on whatever sizes of the model fit it: their labels become one.
+    """
+    labels = [[_label(unit, sizes) for unit in units] for units in (net, model)]
+    merged = _merge_open(labels[0], labels[1])
+    sides = [[merged[label] for label in side] for side in labels]
+    counts = [Counter(side) for side in sides]
+    if sizes is not Sizes.COMMON:
+        return list(sides[0]), list(sides[1])
+    common = {label for label in counts[0] if counts[0][label] == counts[1][label]}
+    mine, theirs = (tuple[Hashable, ...](label if label in common else label[0] for label in side) for side in sides)
+    return list(mine), list(theirs)
+
+
+def _label(unit: Unit, sizes: Sizes) -> _Label:
+    shape = unit.shape
+    if shape is not None and unit.kind is UnitKind.MAP and len(shape) > 1:
+        if sizes is Sizes.FLAT:
+            rest = shape[1:]
+            shape = (shape[0], None if None in rest else prod(size for size in rest if size is not None))
+        elif all(size == 1 for size in shape[2:]):
+            shape = shape[:2]
+    return unit.kind, unit.groups, shape
+
+
+def _merge_open(net: list[_Label], model: list[_Label]) -> dict[_Label, _Label]:
+    """Labels that an open size makes one, to the first of them."""
+    merged: dict[_Label, _Label] = {}
+
+    def root(label: _Label) -> _Label:
+        while (up := merged.get(label, label)) != label:
+            label = up
+        return label
+
+    open_labels = {label for label in net if label[2] is None or None in label[2]}
+    for label in open_labels:
+        for other in set(model):
+            if other[:2] == label[:2] and fit(label[2], tuple(size or 0 for size in other[2] or ())):
+                merged[root(other)] = root(label)
+    return {label: root(label) for label in (*net, *model)}
+
 
 Pairs = Mapping[int, int]
 
@@ -138,3 +212,116 @@ class _Isomorphism:
             unit_colours(graph, colours, self.palette)
             for graph, colours in zip(self.graphs, self.colours or (), strict=True)
         ]
+
+
+# Colour refinement of several wirings at once (Weisfeiler and Leman, 1968): equal colours, equal surroundings.
+#
+# Two nodes get one colour as long as nothing that can be reached from them, along inputs or against them, tells them
+# apart. Colours are numbers; one palette serves all wirings, so that they can be compared across.
+
+Colours = list[int]
+
+
+class Palette:
+    """Numbers for things, the same number for equal things."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def __call__(self, thing: Hashable) -> int:
+        """The number of ``thing``."""
+        return self._numbers.setdefault(thing, len(self._numbers))
+
+
+class Graph:
+    """A wiring with its edges in both directions, as refinement walks them."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self.ordered = [node.op.ordered for node in wiring.nodes]
+        self.inputs = [node.inputs for node in wiring.nodes]
+        self.consumers: list[list[tuple[int, int]]] = [[] for _ in wiring.nodes]  # (position, consumer)
+        for number, node in enumerate(wiring.nodes):
+            for position, source in enumerate(node.inputs):
+                self.consumers[source].append((position if node.op.ordered else 0, number))
+        self.uses: list[list[int]] = [[] for _ in wiring.units]
+        for number, node in enumerate(wiring.nodes):
+            if node.unit is not None:
+                self.uses[node.unit].append(number)
+        self.shared = [uses for uses in self.uses if len(uses) > 1]
+
+
+def forward(graph: Graph, colours: Colours, palette: Palette, fixed: Container[int] = ()) -> Colours:
+    """Colours by everything that a node's value comes from, at any distance: one pass, since inputs come first.
+
+    Nodes in ``fixed`` keep their colour, so that what lies behind them makes no difference.
+    """
+    new = list(colours)
+    for number, inputs in enumerate(graph.inputs):
+        if number != INPUT and number not in fixed:
+            seen = [new[source] for source in inputs]
+            new[number] = palette(("from", colours[number], *(seen if graph.ordered[number] else sorted(seen))))
+    return new
+
+
+def backward(graph: Graph, colours: Colours, palette: Palette, fixed: Container[int] = ()) -> Colours:
+    """Colours by everything that a node's value goes to, at any distance; ``fixed`` as in ``forward``."""
+    new = list(colours)
+    for number in range(len(new) - 1, INPUT, -1):
+        if number in fixed:
+            continue
+        seen = sorted((position, new[consumer]) for position, consumer in graph.consumers[number])
+        new[number] = palette(("to", colours[number], *seen))
+    return new
+
+
+def refine(graphs: Sequence[Graph], labels: Sequence[Sequence[Hashable]], palette: Palette) -> list[Colours]:
+    """The coarsest colouring finer than ``labels`` in which nodes of one colour have equal surroundings.
+
+    Sweeping in the order of the nodes carries a difference through the whole graph at once, where the usual rounds
+    carry it one step: a chain of n equal units takes a few sweeps, not n/2 rounds.
+    """
+    colours = [[palette(label) for label in one] for one in labels]
+    count = 0
+    while (found := len({colour for one in colours for colour in one})) > count:
+        count = found
+        for number, graph in enumerate(graphs):
+            one = backward(graph, forward(graph, colours[number], palette), palette)
+            for uses in graph.shared:
+                together = palette(("uses", *sorted(one[use] for use in uses)))
+                for use in uses:
+                    one[use] = palette(("one of", one[use], together))
+            colours[number] = one
+    return colours
+
+
+def rounds(
+    graphs: Sequence[Graph],
+    labels: Sequence[Sequence[Hashable]],
+    fixed: Iterable[set[int]],
+    radius: int,
+    palette: Palette,
+) -> list[list[Colours]]:
+    """Colours by what lies within 0, 1, ... ``radius`` steps; nodes in ``fixed`` keep their label's colour."""
+    history = [[[palette(label) for label in one] for one in labels]]
+    pinned = list(fixed)
+    for _ in range(radius):
+        last = history[-1]
+        history.append([_round(graph, last[number], pinned[number], palette) for number, graph in enumerate(graphs)])
+    return history
+
+
+def _round(graph: Graph, colours: Colours, fixed: set[int], palette: Palette) -> Colours:
+    new = list(colours)
+    for number, inputs in enumerate(graph.inputs):
+        if number != INPUT and number not in fixed:
+            sources = [colours[source] for source in inputs]
+            goals = sorted((position, colours[consumer]) for position, consumer in graph.consumers[number])
+            before = tuple(sources if graph.ordered[number] else sorted(sources))
+            new[number] = palette(("near", colours[number], before, tuple(goals)))
+    return new
+
+
+def unit_colours(graph: Graph, colours: Colours, palette: Palette) -> Colours:
+    """A colour for each unit, from those of its uses."""
+    return [palette(("unit", *sorted(colours[use] for use in uses))) for uses in graph.uses]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import tomli_w
 
-from caffe2torch.binding.assignment import Assignment
-from caffe2torch.binding.counterparts import Findings
-from caffe2torch.binding.difference import differences
-from caffe2torch.binding.fitting import spell
-from caffe2torch.binding.graph import Unit
+from caffe2torch.binding.graph import Node, Op, Unit, UnitKind, Wiring
+from caffe2torch.binding.isomorphism import match_whole
+from caffe2torch.binding.model_graph import ModelWiring
 from caffe2torch.binding.naming import normalised
+from caffe2torch.binding.tensor_matching import Assignment, Findings, How, fit, spell
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import Note, Severity, TrainingRecipe
 
-__all__ = ["Leftovers", "complaint", "tie_complaint", "toml_line"]
+__all__ = ["Leftovers", "binding_notes", "complaint", "explain", "tie_complaint"]
 
 _T = TypeVar("_T")
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
@@ -183,3 +183,129 @@ def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
 def _listed(things: Sequence[_T], line: Callable[[_T], str] = str) -> list[str]:
     more = [f"... and {len(things) - _MOST} more"] if len(things) > _MOST else []
     return [*map(line, things[:_MOST]), *more]
+
+
+# What differs between a unit of the net and one of the model, and between net and model as wholes.
+
+
+def differences(unit: Unit, module: Unit) -> list[str]:
+    """In words what keeps a unit of the net from being a module, Caffe's side first; empty if nothing does."""
+    if unit.kind is not module.kind:
+        return [f"{unit.kind} / {module.kind}"]
+    found = []
+    ours, theirs = unit.shape, tuple(size or 0 for size in module.shape or ())
+    if ours is not None and fit(ours, theirs) is None:
+        if unit.kind is UnitKind.MAP and len(ours) > 1 and len(theirs) > 1:
+            named = [("outputs", ours[:1], theirs[:1]), ("inputs per group", ours[1:2], theirs[1:2])]
+            named.append(("kernel", ours[2:] or (1, 1), theirs[2:] or (1, 1)))
+            found += [f"{what} {spell(a)} / {spell(b)}" for what, a, b in named if a != b and None not in a]
+        found = found or [f"sizes {spell(ours)} / {spell(theirs)}"]
+    if unit.groups != module.groups:
+        found.append(f"groups {unit.groups} / {module.groups}")
+    for role in ("bias", "shift"):
+        if unit.role(role) is not None and module.role(role) is None:
+            found.append(f"the module has no {role}")
+    return found
+
+
+def explain(net: Wiring, model: Wiring) -> Iterator[str]:
+    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing, order."""
+    counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
+    for kind in sorted(counts[0].keys() | counts[1].keys()):
+        if counts[0][kind] != counts[1][kind]:
+            yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
+    if match_whole(_untied(net), _untied(model), {}) is not None:
+        yield f"the wirings are equal but for what is shared: {_shared(net)} in the net, {_shared(model)} in the model"
+    elif match_whole(_unordered(net), _unordered(model), {}) is not None:
+        yield "the wirings are equal but for the order in which branches are concatenated"
+
+
+def _shared(wiring: Wiring) -> str:
+    """The units that are used more than once, by the names of all their parts."""
+    uses = Counter(node.unit for node in wiring.nodes)
+    units = [" with ".join(map(repr, unit.parts)) for number, unit in enumerate(wiring.units) if uses[number] > 1]
+    more = f" and {len(units) - 3} more" if len(units) > 3 else ""
+    return ", ".join(units[:3]) + more if units else "nothing"
+
+
+def _unordered(wiring: Wiring) -> Wiring:
+    """The wiring with concatenations whose order counts for nothing."""
+    nodes = (Node(Op.JOINT, node.inputs) if node.op is Op.CONCAT else node for node in wiring.nodes)
+    return Wiring(wiring.units, tuple(nodes))
+
+
+def _untied(wiring: Wiring) -> Wiring:
+    """The wiring with a unit of its own for every use."""
+    units: list[Unit] = []
+    nodes: list[Node] = []
+    for node in wiring.nodes:
+        if node.unit is None:
+            nodes.append(node)
+        else:
+            nodes.append(Node(node.op, node.inputs, len(units)))
+            units.append(wiring.units[node.unit])
+    return Wiring(tuple(units), tuple(nodes))
+
+
+# What a person should know about a binding that holds: by which evidence, and what torch has otherwise.
+
+
+def binding_notes(
+    recipe: TrainingRecipe,
+    findings: Findings,
+    assignment: Assignment,
+    seen: ModelWiring,
+    modules: Sequence[Unit],
+    frozen: Sequence[str],
+) -> Iterator[Note]:
+    """How layers were bound, what is interchangeable, which blobs have no tensor, which tensors no blob."""
+    yield Note(None, Severity.INFO, _summary(recipe, assignment, seen))
+    if seen.wiring is None:
+        text = f"the model's wiring could not be seen, names alone decided ({seen.how})"
+        yield Note(None, Severity.WARNING, text)
+    for warning in findings.warnings:
+        yield Note(None, Severity.WARNING, warning)
+    for units, others in findings.ties:
+        layers, places = (" and ".join(repr(one.name) for one in side) for side in (units, others))
+        text = f"nothing tells which of the layers {layers} is which of the modules {places}; the optimizer is the same"
+        decide = f"loading weights needs a decision in a names file: {toml_line(units[0].name, others[0].name)}"
+        yield Note(recipe.blobs[int(units[0].held[0].key)].where, Severity.WARNING, f"{text}, {decide}")
+    yield from _remarks(recipe, assignment)
+    bound = {one.tensor.key for one in assignment.blobs.values() if one.tensor is not None}
+    empty = [
+        module.name
+        for module in modules
+        if module.kind is UnitKind.NORM
+        and any(held.key in bound for held in module.held)
+        and any(held.role == "mean" and held.key not in bound for held in module.held)
+    ]
+    if empty:
+        yield Note(None, Severity.INFO, f"no blob holds the running statistics of {_some(empty)}")
+    if frozen:
+        yield Note(None, Severity.INFO, f"no blob stands for {_some(frozen)}, which require no gradient")
+
+
+def _summary(recipe: TrainingRecipe, assignment: Assignment, seen: ModelWiring) -> str:
+    layers: dict[str, dict[str, None]] = {}
+    for number, one in sorted(assignment.blobs.items()):
+        layers.setdefault(one.how, {})[recipe.blobs[number].layer] = None
+    counts = ", ".join(f"{len(names)} by {how}" for how, names in layers.items() if how != How.SKIPPED)
+    skipped = f", {len(layers[How.SKIPPED])} skipped" if How.SKIPPED in layers else ""
+    wiring = "" if seen.wiring is None else f"; the model's wiring is from {seen.how}"
+    return f"layers bound: {counts or 'none'}{skipped}{wiring}"
+
+
+def _remarks(recipe: TrainingRecipe, assignment: Assignment) -> Iterator[Note]:
+    grouped: dict[str, list[int]] = {}
+    for number, one in sorted(assignment.blobs.items()):
+        if one.remark and recipe.blobs[number].role != "factor":
+            grouped.setdefault(one.remark, []).append(number)
+    for remark, numbers in grouped.items():
+        names = [recipe.blobs[number].name for number in numbers]
+        where = recipe.blobs[numbers[0]].where
+        severity = Severity.WARNING if "when loading weights" in remark else Severity.INFO
+        yield Note(where, severity, f"{_some(names)}: {remark}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -17,9 +17,8 @@ from torch import nn
 from caffe2torch.binding.graph import Wiring
 from caffe2torch.binding.model_copy import meta_stand_in, real_stand_in
 from caffe2torch.binding.sample_inputs import Feed, InputShapes, candidate_inputs
-from caffe2torch.binding.skeleton_wiring import skeleton_wiring
-from caffe2torch.binding.symbolic import fx_wiring
-from caffe2torch.binding.tracing import trace
+from caffe2torch.binding.skeleton import skeleton_wiring
+from caffe2torch.binding.tracing import fx_wiring, trace
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import TrainingRecipe
 

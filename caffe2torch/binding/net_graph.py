@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from caffe2torch.binding.graph import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder
-from caffe2torch.binding.rewiring import contracted
+from caffe2torch.binding.graph import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder, contracted
 from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
 __all__ = ["biases_before_norms", "caffe_wiring", "net_inputs", "unit_kind"]

@@ -16,7 +16,7 @@ from caffe2torch.errors import SolverError
 from caffe2torch.recipe import SolverSettings, TrainingRecipe
 
 if TYPE_CHECKING:
-    from caffe2torch.report.pictures import Run
+    from caffe2torch.report.rate_plot import Run
 
 SUFFIXES = (".svg", ".png")
 
@@ -62,8 +62,8 @@ def command(
     check_writable(output, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
-    from caffe2torch.report.pictures import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
     from caffe2torch.report.plots import draw, png, svg
+    from caffe2torch.report.rate_plot import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
     from caffe2torch.report.wording import visible
 
     def named(run: Run, said: str) -> str:
@@ -88,11 +88,11 @@ def command(
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:
     """The run of the recipe's solver, and that of the one to compare it with."""
+    from caffe2torch.files import read_text
     from caffe2torch.prototxt.schema import parse_solver
-    from caffe2torch.report.pictures import Run
+    from caffe2torch.report.rate_plot import Run
     from caffe2torch.solver.requirements import refuse_unsupported
     from caffe2torch.solver.settings import read_solver
-    from caffe2torch.textfile import read_text
 
     if recipe.solver is None:
         raise SolverError("no solver is given, and a net alone has no rate", hint="name the solver's prototxt, too")

@@ -19,12 +19,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from caffe2torch.binding.plan import Filling, GroupMember, GroupPlan, frozen_with_gradient
 from caffe2torch.emit.definitions import carry
-from caffe2torch.errors import SolverError
+from caffe2torch.errors import SolverError, Where
 from caffe2torch.recipe import LrPolicy, Ramp, SolverSettings, Statement, TrainingRecipe
 from caffe2torch.solver.float32 import round32, shortest
 from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
 from caffe2torch.solver.requirements import refuse_unsupported
-from caffe2torch.where import Where
 
 __all__ = ["emit"]
 

@@ -18,7 +18,7 @@ MODULES = (
     "recipe",
     "solver/float32",
     "solver/lr_policy",
-    "optim/groups",
+    "optim/build",
     "optim/norm",
     "optim/step",
     "optim/solvers",

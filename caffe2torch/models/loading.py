@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -9,15 +10,15 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from caffe2torch.errors import ModelError
-from caffe2torch.models.model_spec import Spec, parse_spec
 
-__all__ = ["call_factory", "load_factory", "load_model"]
+__all__ = ["call_factory", "load_factory", "load_model", "parse_spec"]
 
 
 def load_factory(text: str) -> Callable[..., Any]:
@@ -157,3 +158,63 @@ def _kind(value: object) -> str:
 def _close(name: str, known: list[str]) -> str | None:
     close = difflib.get_close_matches(name, known, 3)
     return f"did you mean {' or '.join(close)}?" if close else None
+
+
+# Models by what a command line can say: ``MODULE:FACTORY``, a script's path, a name of torchvision's, arguments.
+#
+# ==============================  =====================================================================
+# ``port.nets:Net``               class or function ``Net`` of the module ``port.nets``, called
+# ``port.nets:Net(3, width=64)``  the same with arguments, which are Python literals and nothing else
+# ``path/to/train.py:build``      ``build`` of a script, which is imported as if its folder were on the path
+# ``torchvision:resnet50``        ``torchvision.models.get_model("resnet50")``, without pretrained weights
+# ==============================  =====================================================================
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """``module`` (or a script's path), the dotted name of the factory in it, and its literal arguments.
+
+    ``called`` tells whether the text has parentheses.
+    """
+
+    text: str
+    module: str
+    factory: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    called: bool = False
+
+
+def parse_spec(text: str) -> Spec:
+    """Take ``MODULE:FACTORY`` or ``MODULE:FACTORY(ARGUMENTS)`` apart; nothing is imported or evaluated.
+
+    Raises ``ModelError`` for any other form, and for arguments that are no literals.
+
+    >>> spec = parse_spec("nets/segnet.py:Net(4, classes=['crop', 'weed'])")
+    >>> spec.module, spec.factory, spec.args, spec.kwargs
+    ('nets/segnet.py', 'Net', (4,), {'classes': ['crop', 'weed']})
+    """
+    head, parenthesis, _ = text.partition("(")
+    module, colon, name = head.rpartition(":")
+    if not colon or not module or not all(part.isidentifier() for part in name.strip().split(".")):
+        raise ModelError(
+            f"{text!r} does not say where a model is",
+            expected="MODULE:FACTORY, path/to/script.py:FACTORY or torchvision:NAME, with or without (arguments)",
+            hint=f"name the factory: {text}:Net" if text.endswith(".py") else None,
+        )
+    if not parenthesis:
+        return Spec(text, module, name.strip())
+    try:
+        call = ast.parse(text[len(module) + 1 :].strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != name.strip():
+            raise ValueError
+        if len({keyword.arg for keyword in call.keywords} - {None}) < len(call.keywords):
+            raise ValueError  # ** or a name given twice
+        args = tuple(ast.literal_eval(one) for one in call.args)
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ModelError(
+            f"{text!r} is not one call with literal arguments",
+            expected="numbers, strings, True, False, None, and lists, tuples and dicts of them",
+        ) from None
+    return Spec(text, module, name.strip(), args, kwargs, called=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from caffe2torch.errors import Where
 from caffe2torch.prototxt.parser import Block
-from caffe2torch.where import Where
 
 __all__ = ["CLUES", "Clue", "Dialect", "read_dialect", "unknown_names"]
 
@@ -81,7 +81,7 @@ class Dialect:
 def read_dialect(types: Iterable[tuple[str, Where]], unknown: Mapping[str, Where]) -> Dialect:
     """The forks that a net shows signs of, from its layer types and the fields that the schema does not know.
 
-    >>> from caffe2torch.where import Where
+    >>> from caffe2torch.errors import Where
     >>> str(read_dialect([("PriorBox", Where("net.prototxt", 7, 1))], {}).of("SSD"))
     "'type PriorBox' at line 7"
     """

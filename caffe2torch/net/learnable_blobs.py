@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from caffe2torch.errors import NetError
+from caffe2torch.errors import NetError, Where
 from caffe2torch.net.layer_context import BlobRule
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, product, spell
 from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
 from caffe2torch.solver.float32 import format32, shortest
-from caffe2torch.where import Where
 
 __all__ = ["Learnables"]
 

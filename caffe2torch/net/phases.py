@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffe2torch.errors import NetError
-from caffe2torch.where import Where
+from caffe2torch.errors import NetError, Where
 
 __all__ = ["PHASES", "NetState", "included", "meets_rule", "merged"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from caffe2torch.binding.plan import GroupPlan, frozen_with_gradient
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import BindingError
 from caffe2torch.optim import solvers
-from caffe2torch.optim.groups import param_groups
 from caffe2torch.recipe import SolverSettings
+from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
 from caffe2torch.solver.requirements import refuse_unsupported
 
@@ -61,3 +62,46 @@ def build_optimizer(
     kept = replace(solver, places={})  # which a pickled optimizer need not carry along
     optimizer: torch.optim.Optimizer = getattr(solvers, f"Caffe{solver.type}")(built, kept)
     return optimizer
+
+
+# A model's parameters as torch param groups, each with the effective lr and weight_decay that Caffe would give it.
+
+
+def param_groups(
+    parameters: Mapping[str, torch.nn.Parameter],
+    groups: Iterable[Mapping[str, Any]],
+    *,
+    lr: float,
+    weight_decay: float,
+    left_out: Collection[str] = (),
+    backpropagated: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Torch groups of ``parameters`` from groups with ``name``, ``lr_mult``, ``decay_mult`` and names as ``params``.
+    Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake. Where
+    lr_mult is 0 Caffe computes no gradient, and torch will not either, but for parameters in ``backpropagated``.
+
+    Raises ``ValueError`` for a parameter that is missing, unclaimed or claimed twice.
+    """
+    claimed = Counter([*left_out, *(name for group in groups for name in group["params"])])
+    problems = [f"the model has no parameter {name!r}" for name in claimed if name not in parameters]
+    problems += [f"no group claims parameter {name!r}" for name in parameters if name not in claimed]
+    problems += [f"parameter {name!r} is claimed {count} times" for name, count in claimed.items() if count > 1]
+    if problems:
+        more = f"; and {len(problems) - 8} more of that kind" if len(problems) > 8 else ""
+        raise ValueError("; ".join(problems[:8]) + more)
+    built = []
+    for group in groups:
+        lr_mult, decay_mult = group["lr_mult"], group["decay_mult"]
+        for name in group["params"]:
+            parameters[name].requires_grad_(lr_mult != 0 or name in backpropagated)
+        built.append(
+            {
+                "name": group["name"],
+                "params": [(name, parameters[name]) for name in group["params"]],
+                "lr": round32(round32(lr) * round32(lr_mult)),
+                "weight_decay": round32(round32(weight_decay) * round32(decay_mult)),
+                "lr_mult": lr_mult,
+                "decay_mult": decay_mult,
+            }
+        )
+    return built

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.errors import PrototxtError
-from caffe2torch.where import Where
+from caffe2torch.errors import PrototxtError, Where
 
 __all__ = ["Open", "diagnose", "shown", "too_deep"]
 

@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from caffe2torch.errors import PrototxtError
+from caffe2torch.errors import PrototxtError, Where
 from caffe2torch.prototxt import parser as prototxt
 from caffe2torch.prototxt.descriptors import facts, message
 from caffe2torch.prototxt.diagnosis import shown
-from caffe2torch.prototxt.doubts import doubts
-from caffe2torch.prototxt.parser import Block, Field
-from caffe2torch.prototxt.tokens import Places
-from caffe2torch.prototxt.unknown_fields import expected, sift
+from caffe2torch.prototxt.parser import Block, Field, Places
+from caffe2torch.prototxt.unknown_fields import doubts, expected, sift
 from caffe2torch.recipe import Note, Source
-from caffe2torch.where import Where
 
 __all__ = ["Parsed", "inline_net", "is_solver", "message", "parse_net", "parse_solver"]
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import operator
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from caffe2torch.errors import PrototxtError
 from caffe2torch.prototxt.descriptors import Fact, facts
-from caffe2torch.prototxt.elsewhere import forks_with
 from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.recipe import Note, Severity
 
-__all__ = ["LISTED_IN_FORKS", "Sifted", "expected", "sift"]
+__all__ = ["LISTED_IN_FORKS", "doubts", "expected", "forks_with", "sift"]
 
 LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
     ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
@@ -176,3 +178,77 @@ def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -
 
 def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
     return PrototxtError(f"{field.name!r} in {message} cannot be {found}", where=field.where, expected=expected(fact))
+
+
+# What our schema does not know but a fork's does: ``fork_names.csv``, facts gathered from 28 forks' caffe.proto.
+
+_VERSION = re.compile(r"-(?:\d[\d.]*|3d)$")
+
+
+@cache
+def _table() -> dict[tuple[str, str], tuple[str, ...]]:
+    with Path(__file__).with_name("fork_names.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["owner"], row["name"]): _forks(row["forks"]) for row in csv.DictReader(file)}
+
+
+def _forks(joined: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_VERSION.sub("", fork) for fork in joined.split("+")))
+
+
+def forks_with(owner: str, name: str) -> tuple[str, ...]:
+    """The forks whose ``owner`` (a message, or an enum as ``PoolingParameter.PoolMethod``) has this field or value.
+
+    >>> forks_with("SolverParameter", "rampup_lr")
+    ('nvidia',)
+    """
+    return _table().get((owner, name), ())
+
+
+# What protobuf reads although it is not what the file's author meant, or not what Caffe would read: notes.
+
+_ODD = re.compile(
+    r"""(?P<placeholder>\$\{[^}\s]+\}|@[A-Z_]+@)
+      |(?<!\\)(?:\\\\)*(?P<escape>\\[^abfnrtv\\?'"0-7xXuU\n])""",
+    re.VERBOSE,
+)
+
+
+def doubts(block: Block, message: Any, text: str) -> tuple[Note, ...]:
+    """Notes on odd strings and on required fields that are missing.
+
+    ``block`` is what the schema knows of ``text``, ``message`` the protobuf message that it gave (the type stubs leave
+    out a method that is called here).
+    """
+    odd = _odd_strings(block) if _ODD.search(text) is not None else ()
+    missing = () if message.IsInitialized() else _missing(block, message.FindInitializationErrors())
+    return (*odd, *missing)
+
+
+def _odd_strings(block: Block) -> Iterator[Note]:
+    """Notes on a template's placeholders (anywhere but in a string they are errors) and on unknown escapes.
+
+    protobuf's Python parser keeps an unknown escape (``"C:\\data"``); that of C++, and so Caffe, refuses it.
+    """
+    for field in block.fields:
+        if isinstance(field.value, Block):
+            yield from _odd_strings(field.value)
+        elif (odd := _ODD.search(field.value)) is not None:
+            what = (
+                f"a template's {odd['placeholder']} is not filled in"
+                if odd["placeholder"]
+                else f"the escape {odd['escape']} is kept as it stands, but Caffe refuses it"
+            )
+            yield Note(field.where, Severity.WARNING, f"in the string of {field.name!r}, {what}")
+
+
+def _missing(block: Block, paths: list[str]) -> Iterator[Note]:
+    """Notes on required fields (only ClipParameter has any), from paths as ``layer[3].clip_param.max``."""
+    for path in paths:
+        *steps, name = path.split(".")
+        where, inner = None, block
+        for step in steps:
+            field_name, _, index = step.rstrip("]").partition("[")
+            field = inner.all(field_name)[int(index or 0)]
+            assert isinstance(field.value, Block)
+            where, inner = field.where, field.value
+        yield Note(where, Severity.WARNING, f"{steps[-1]} does not state {name!r}, which Caffe requires")

@@ -23,7 +23,7 @@ def render(report: Report, style: str = "text", *, width: int | None = None, col
             terminal = max(get_terminal_size((WIDTH, 24)).columns, 40) if colour else WIDTH
             return render_text(report, width=width or terminal, colour=colour)
         case "json":
-            from caffe2torch.report.json import render_json
+            from caffe2torch.report.text import render_json
 
             return render_json(report)
         case "md":

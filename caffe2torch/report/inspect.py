@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from caffe2torch.recipe import LearnableBlob, Severity, TrainingRecipe
 from caffe2torch.report.markdown import escape, markdown_table, note_items
 from caffe2torch.report.solver_table import solver_dict, solver_line
-from caffe2torch.report.table import Column, layout, wrap
-from caffe2torch.report.text import WIDTH, note_text
+from caffe2torch.report.text import WIDTH, Column, layout, note_text, wrap
 from caffe2torch.report.wording import shape_text, stated_text, visible
 from caffe2torch.verification.report import note_dict
 

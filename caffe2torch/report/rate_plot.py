@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
-from caffe2torch.recipe import LrPolicy, PolicyType
+from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings
+from caffe2torch.report.layer_overview import Speed
+from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg
+from caffe2torch.report.simulate import Divergence, differences, diverge
+from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import rate, step_at
 
-__all__ = ["Stretch", "curve", "effective", "stretches"]
+__all__ = [
+    "LONGEST_WALK",
+    "Run",
+    "curve",
+    "divergence_panel",
+    "effective",
+    "rates_panels",
+    "rates_view",
+    "say_divergence",
+    "say_rates",
+    "stretches",
+]
 
 MOST_BREAKS = 1000
 """A policy with more steps than this in a run counts as gliding: nobody reads a list of them."""
@@ -119,3 +135,191 @@ def _samples(first: int, last: int) -> Iterator[int]:
     while near < length:
         yield from (first + near, last - near)
         near = near + 1 + near // 4
+
+
+# The learning rate over the run, per group: two pictures for the page, and the stretches of the run as a table.
+
+_MOST_STRETCHES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing, ready for the page."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class StretchView:
+    """Consecutive iterations and the rates in them: the global one, then each group's."""
+
+    iterations: str
+    rates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RatesView:
+    """What the page says of the rate. ``missing`` says why there is nothing to draw."""
+
+    speeds: tuple[Speed, ...]
+    pictures: tuple[Picture, ...]
+    stretches: tuple[StretchView, ...]
+    more: int
+    summary: str
+    missing: str = ""
+
+
+def rates_view(solver: SolverSettings, speeds: Sequence[Speed]) -> RatesView:
+    """The rates of a run of ``max_iter`` iterations. Raises ``MissingExtraError`` where matplotlib is missing."""
+    moving = tuple(speed for speed in speeds if speed.value != 0)
+    if not solver.max_iter:
+        return RatesView(moving, (), (), 0, "", "The solver states no max_iter, so there is no run to draw.")
+    run = Run(solver, solver.max_iter)
+    parts = run.stretches
+    shown = tuple(_stretch(part, moving) for part in parts[:_MOST_STRETCHES])
+    panels = rates_panels([run], [speed.value for speed in moving])
+    summary = say_rates(run)
+    if len(panels[0].curves) < len(moving):
+        summary += f" {len(panels[0].curves)} of the {len(moving)} multipliers are drawn."
+    pictures = []
+    for panel in panels:
+        name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
+        drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
+        title = f"Learning rate over the run, {caption}"
+        pictures.append(Picture(caption, page_svg(drawing, f"rates-{name}", title, summary)))
+    return RatesView(moving, tuple(pictures), shown, max(len(parts) - _MOST_STRETCHES, 0), summary)
+
+
+def _stretch(part: Stretch, speeds: Sequence[Speed]) -> StretchView:
+    iterations = f"{part.first:,}" if part.first == part.last else f"{part.first:,} – {part.last:,}"
+    factors = [1.0, *(speed.value for speed in speeds)]
+    return StretchView(iterations, tuple(_rates(part, factor) for factor in factors))
+
+
+def _rates(part: Stretch, factor: float) -> str:
+    begins, ends = number(effective(part.begins, factor)), number(effective(part.ends, factor))
+    return f"{begins} → {ends}" if part.glides and part.first != part.last else begins
+
+
+# What the pictures show: the rate of each group over a run, and how far stock torch would leave Caffe's path on it.
+
+T = TypeVar("T")
+
+
+LONGEST_WALK = 1_000_000
+"""Iterations that are simulated at most; a run that goes on is compared as far as that."""
+_MOST_CURVES = 8  # a legend of more would hide the picture
+_AFTER = (0, 1, 2, 3, 5, 8, 13, 20, 30, 50, 100, 200)  # iterations after a change of the rate, where the paths part
+_MOST_CHANGES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A solver's run of ``iterations`` iterations. ``label`` tells two of them apart; ``pale`` ones are compared."""
+
+    solver: SolverSettings
+    iterations: int
+    label: str = ""
+    pale: bool = False
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The run, cut where its rate changes."""
+        return stretches(self.solver.policy, self.iterations)
+
+
+def rate_curves(run: Run, lr_mults: Sequence[float]) -> list[Curve]:
+    """A curve for each multiplier of the rate that moves anything; the global rate where there is none.
+
+    Of many multipliers the smallest, the largest and some between are drawn.
+    """
+    points = curve(run.solver.policy, run.stretches)
+    moving = sorted({lr_mult for lr_mult in lr_mults if lr_mult != 0})
+    if not moving:
+        return [Curve(f"global rate{run.label}", points, pale=run.pale)]
+    return [
+        Curve(f"lr ×{lr_mult:g}{run.label}", [(i, effective(rate, lr_mult)) for i, rate in points], series, run.pale)
+        for series, lr_mult in enumerate(_spread(moving))
+    ]
+
+
+def rates_panels(runs: Sequence[Run], lr_mults: Sequence[float]) -> list[Panel]:
+    """The rates of all runs, on a linear and, where any is positive, on a logarithmic scale."""
+    curves = [one for run in runs for one in rate_curves(run, lr_mults)]
+    marks = [part.first for part in runs[0].stretches[1:]]
+    panels = [Panel("rate", curves, marks)]
+    if any(y > 0 for one in curves for _, y in one.points):
+        panels.append(Panel("rate, logarithmic", curves, marks, log=True))
+    return panels
+
+
+def divergence_panel(
+    runs: Sequence[Run], multipliers: Sequence[tuple[float, float]], progress: Callable[[int], None] = lambda _: None
+) -> tuple[Panel, tuple[Divergence, ...]]:
+    """How far the stock translation would be from Caffe's path after each iteration, in percent of Caffe's own way."""
+    moving = _spread(sorted({pair for pair in multipliers if pair[0] != 0})) or [(1.0, 1.0)]
+    found = tuple(diverge(run.solver, moving, _looks(run), progress=progress) for run in runs)
+    curves = [
+        Curve(f"lr ×{lr:g}, decay ×{decay:g}{run.label}", _finite(one.iterations, distances), k, run.pale)
+        for run, one in zip(runs, found, strict=True)
+        for k, ((lr, decay), distances) in enumerate(zip(moving, one.distances, strict=True))
+    ]
+    marks = [part.first for part in runs[0].stretches[1:] if part.first < LONGEST_WALK]
+    return Panel("stock torch, away from Caffe's path", curves, marks, percent=True), found
+
+
+def say_rates(run: Run) -> str:
+    """The rate over the run in a sentence."""
+    parts = run.stretches
+    length = f"{run.iterations:,} iterations"
+    begins, ends = number(parts[0].begins), number(parts[-1].ends)
+    if len(parts) == 1 and not parts[0].glides:
+        return f"The global rate is {begins} throughout the {length}."
+    if len(parts) == 1:
+        return f"The global rate goes from {begins} to {ends} over the {length}, changing all the way."
+    count = len(parts) - 1
+    changes = "once" if count == 1 else f"{count} times"
+    places = ", ".join(f"{part.first:,}" for part in parts[1:9]) + (", …" if count > 8 else "")
+    return f"The global rate goes from {begins} to {ends} over the {length} and turns {changes}, at iteration {places}."
+
+
+def say_divergence(run: Run, found: Divergence) -> str:
+    """What the simulation says in a sentence or two, with what it leaves out."""
+    why = differences(run.solver)
+    farthest = max((x for distances in found.distances for x in distances if math.isfinite(x)), default=0.0)
+    length = min(run.iterations, LONGEST_WALK)
+    span = f"{length:,} iterations"
+    if length < run.iterations:
+        span = f"the first {length:,} of {run.iterations:,} iterations"
+    if not why:
+        said = f"Stock torch follows Caffe's path over {span}: nothing in this update differs."
+    elif not farthest:
+        said = f"Stock torch stays on Caffe's path over {span}, though {'; '.join(why)}."
+    else:
+        said = f"Over {span} stock torch leaves Caffe's path by up to {100 * farthest:.2g} %: {'; '.join(why)}."
+    if run.solver.clip_gradients is not None:
+        said += " Clipping is left out: what it does depends on the size of real gradients."
+    return said
+
+
+def _spread(values: Sequence[T]) -> list[T]:
+    """At most so many as a legend can hold, the first and the last among them."""
+    count = min(len(values), _MOST_CURVES)
+    return [values[k * (len(values) - 1) // max(count - 1, 1)] for k in range(count)]
+
+
+def _finite(iterations: Sequence[int], distances: Sequence[float]) -> list[tuple[int, float]]:
+    """The points as far as both paths are numbers."""
+    return [(i, x) for i, x in zip(iterations, distances, strict=True) if math.isfinite(x)]
+
+
+def _looks(run: Run) -> Iterator[int]:
+    """Iterations after which the paths are compared."""
+    end = min(run.iterations, LONGEST_WALK)
+    parts = run.stretches
+    yield from (i for i, _ in curve(run.solver.policy, parts) if i < end)
+    yield from (end * k // 240 for k in range(240))
+    yield end - 1
+    for part in parts[1:_MOST_CHANGES]:
+        yield from (part.first + after for after in _AFTER if part.first + after < end)

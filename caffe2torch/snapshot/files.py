@@ -13,10 +13,8 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from caffe2torch.errors import SnapshotError
-from caffe2torch.snapshot.blob_proto import Array, read_blob
-from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights
-from caffe2torch.snapshot.mapped import open_snapshot
-from caffe2torch.snapshot.wire import DamagedError, Wire, WireField, fields, signed, text
+from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights, open_snapshot
+from caffe2torch.snapshot.wire import Array, DamagedError, Wire, WireField, fields, read_blob, signed, text
 
 __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caffe2torch.errors import MissingExtraError, SnapshotError
-from caffe2torch.snapshot.blob_proto import Array
 from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights
+from caffe2torch.snapshot.wire import Array
 
 if TYPE_CHECKING:
     import h5py  # type: ignore[import-untyped]  # h5py ships no types

@@ -13,8 +13,8 @@ import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
 from caffe2torch.recipe import LearnableBlob, Note, Severity, Shape, SolverType, TrainingRecipe
-from caffe2torch.snapshot.blob_proto import Array
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
+from caffe2torch.snapshot.wire import Array
 
 __all__ = ["blob_history", "blob_weights", "fits"]
 

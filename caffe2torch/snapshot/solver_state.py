@@ -29,8 +29,7 @@ from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import Note, Severity, SolverType, TrainingRecipe
 from caffe2torch.snapshot.files import SolverState, Weights
 from caffe2torch.snapshot.match_blobs import blob_history
-from caffe2torch.snapshot.transfer import Copy, check, copy_all, tensor_like
-from caffe2torch.snapshot.weights import plan_weights
+from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, tensor_like
 from caffe2torch.solver.requirements import has_momentum
 
 __all__ = ["HISTORY", "load_state", "resume"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.recipe import SolverSettings, SolverType
+from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
 
 __all__ = [
+    "for_accumulation",
     "fused_devices",
     "has_momentum",
     "momentum_changes",
@@ -82,3 +84,21 @@ def rescales_gradients(solver: SolverSettings) -> bool:
 def multiplies_gradients(solver: SolverSettings) -> bool:
     """Whether the update takes gradients times a factor, because of clipping, normalizing, or Nesterov's rates."""
     return rescales_gradients(solver) or solver.type is SolverType.NESTEROV
+
+
+def for_accumulation(solver: SolverSettings, accumulation: Accumulation) -> SolverSettings:
+    """What the step itself has to do, by what the training loop does with the gradients of ``iter_size`` passes.
+
+    Caffe sums them, clips the sum and divides it by iter_size. Of a mean, the step has nothing left to divide, and the
+    same clip is at ``clip_gradients / iter_size``.
+
+    >>> from caffe2torch.recipe import LrPolicy, PolicyType
+    >>> solver = SolverSettings(SolverType.SGD, LrPolicy(PolicyType.FIXED, 0.1), clip_gradients=40.0, iter_size=10)
+    >>> mean = for_accumulation(solver, Accumulation.MEAN)
+    >>> (mean.clip_gradients, mean.iter_size)
+    (4.0, 1)
+    """
+    if accumulation is Accumulation.SUM or solver.iter_size <= 1:
+        return solver
+    clip = None if solver.clip_gradients is None else solver.clip_gradients / solver.iter_size
+    return replace(solver, clip_gradients=clip, iter_size=1)

@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from caffe2torch.errors import SolverError
+from caffe2torch.errors import SolverError, Where
 from caffe2torch.prototxt.parser import Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
 from caffe2torch.solver.float32 import shortest
-from caffe2torch.solver.fork_fields import FORK_FIELDS
-from caffe2torch.solver.fork_rules import apply_fork_rules
+from caffe2torch.solver.fork_rules import FORK_FIELDS, apply_fork_rules
 from caffe2torch.solver.solver_warnings import oddities
-from caffe2torch.where import Where
 
 __all__ = ["read_solver"]
 

@@ -9,10 +9,9 @@ from itertools import product
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
 from caffe2torch.solver.float32 import format32, round32
 from caffe2torch.solver.update_rules import Decay, Epsilon, History, Rule
-from caffe2torch.verification.fault import Fault, FaultKind
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.observation import Movements
-from caffe2torch.verification.probe_sequence import Window
+from caffe2torch.verification.probe_sequence import Movements, Window
+from caffe2torch.verification.report import Fault, FaultKind
 
 __all__ = ["Suspect", "caffe_rule", "rate_change", "suspects"]
 

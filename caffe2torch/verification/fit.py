@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.solver.update_rules import Decay, Pace, Rule, movements
-from caffe2torch.verification.observation import Movements
-from caffe2torch.verification.probe_sequence import Lane, Window
+from caffe2torch.verification.probe_sequence import Lane, Movements, Window
 
 __all__ = ["FINEST_DECAY", "TOLERANCE", "Reading", "close", "explained", "read", "still"]
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
-from caffe2torch.solver.lr_policy import rate, step_at
+from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
+from caffe2torch.solver.update_rules import Pace
 
-__all__ = ["Lane", "Window", "changes", "design", "lanes_for", "rate_at"]
+__all__ = ["Course", "Lane", "Movements", "Observation", "Observations", "Window", "changes", "design", "rate_at"]
 
 STEPS = 5
 USUAL_DECAY = 5e-4  # what a decay that should not be there is likely to be
@@ -137,3 +138,80 @@ def _fires(policy: LrPolicy, step: int) -> int:
 def _only(step: int, value: float) -> tuple[float, ...]:
     """``value`` at one step, 0 at the others."""
     return tuple(value if k == step else 0.0 for k in range(STEPS))
+
+
+# What Caffe's solver would do at each step of a window, to a parameter of given multipliers.
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A window as Caffe would live through it: what holds at each of its steps."""
+
+    window: Window
+    paces: tuple[Pace, ...]
+    fading: tuple[float, ...]  # the decay of each step in terms of the first one's
+
+    @classmethod
+    def of(cls, solver: SolverSettings, window: Window, lr_mult: float, decay_mult: float) -> Course:
+        """The course that a solver takes through a window for a parameter."""
+        decays = [weight_decay_at(solver, i) for i in window.iterations]
+        rates = [rate_at(solver.policy, i) for i in window.iterations]
+        paces = tuple(
+            Pace(rate * lr_mult, momentum_at(solver, i, rate), decay * decay_mult)
+            for i, rate, decay in zip(window.iterations, rates, decays, strict=True)
+        )
+        return cls(window, paces, tuple(decay / decays[0] if decays[0] else 1.0 for decay in decays))
+
+    @property
+    def momenta(self) -> tuple[float, ...]:
+        """The momentum of each step."""
+        return tuple(pace.momentum for pace in self.paces)
+
+
+# What was seen: for every parameter, in which groups it stands and how far each lane of its stand-in moved.
+
+Movements = tuple[tuple[float, ...], ...]
+"""How far each lane moved at each step of a window: ``[lane][step]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One parameter of the model. ``groups`` has the index of a param group for each time that it holds it.
+
+    ``windows`` has the movements of each window, and is empty for a parameter that the optimizer does not hold.
+    ``elementwise`` is False where what happens to a number depends on its neighbours.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    requires_grad: bool
+    groups: tuple[int, ...]
+    windows: tuple[Movements, ...] = ()
+    elementwise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What an optimizer does to every parameter of a model.
+
+    ``windows`` are the experiments, in the order of every observation's own ``windows``. ``unreached`` are those that
+    could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``strangers`` are shapes
+    of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
+    ``changes`` are the first iterations, on the way to the last window, at which the scheduler changed a rate, as far
+    as it was stepped through and not set to an iteration (``followed``).
+    ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm. ``clip``
+    is that norm where the solver has one to compare it with, infinite where nothing is clipped.
+    ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of.
+    """
+
+    windows: tuple[Window, ...]
+    parameters: tuple[Observation, ...]
+    unreached: tuple[tuple[Window, str], ...] = ()
+    problem: str = ""
+    strangers: tuple[tuple[int, ...], ...] = ()
+    buffers: tuple[str, ...] = ()
+    changes: tuple[int, ...] = ()
+    followed: bool = True
+    clips: bool = False
+    clip: float | None = None
+    precision: float = 2.0**-52

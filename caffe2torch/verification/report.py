@@ -9,9 +9,8 @@ from enum import StrEnum
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import LearnableBlob, Note, SolverSettings, Source
 from caffe2torch.solver.float32 import shortest
-from caffe2torch.verification.fault import Fault, FaultKind
 
-__all__ = ["Cause", "Effective", "Report", "ReportRow", "UnclaimedRow", "Verdict"]
+__all__ = ["Cause", "Effective", "Fault", "FaultKind", "Report", "ReportRow", "UnclaimedRow", "Verdict"]
 
 
 class Verdict(StrEnum):
@@ -223,3 +222,41 @@ def note_dict(note: Note) -> dict[str, object]:
 
 def _plain(x: float | None) -> float | None:
     return None if x is None or not math.isfinite(x) else shortest(x)
+
+
+# What can be wrong with an optimizer, by kind: the words that reports group by and that users accept by.
+
+
+class FaultKind(StrEnum):
+    """A kind of departure from Caffe; ``accept`` takes these words."""
+
+    MISSING = "missing"  # no param group holds the parameter, or the model has none
+    DUPLICATE = "duplicate"  # it stands in the groups more than once, or for more than one blob
+    LR = "lr"
+    WEIGHT_DECAY = "weight_decay"
+    FROZEN = "frozen"  # Caffe trains it, here nothing moves it
+    TRAINED = "trained"  # Caffe freezes it, here it moves
+    ITER_SIZE = "iter_size"
+    MOMENTUM = "momentum"
+    RATE_CHANGE = "rate_change"
+    SCHEDULE = "schedule"
+    EPSILON = "epsilon"
+    REGULARIZATION = "regularization"
+    RULE = "rule"  # another solver, or none that is known
+    CLIP = "clip"
+    UNCLAIMED = "unclaimed"  # no blob of the net stands for it
+    UNOBSERVED = "unobserved"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One departure: its kind, and the sentence that a person reads.
+
+    Of a rate at an ``iteration``, ``seen`` is what it was and ``due`` what Caffe's would be.
+    """
+
+    kind: FaultKind
+    message: str
+    iteration: int | None = None
+    seen: float | None = None
+    due: float | None = None

@@ -11,20 +11,24 @@ the lanes in another order, another shape and another size, and every lane must 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.optim import lr_scheduler
 
 from caffe2torch.binding.wrappers import named_tensors
+from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
-from caffe2torch.verification.advance import OutOfReachError, advance
-from caffe2torch.verification.clipping import clip_threshold
-from caffe2torch.verification.observation import Movements, Observation, Observations
+from caffe2torch.solver.lr_policy import step_at
 from caffe2torch.verification.optimizer_copy import Twin, bare_optimizer, bare_scheduler, make_twin
-from caffe2torch.verification.probe_sequence import Window, design
-from caffe2torch.verification.rehearsal import Subject, live, precision, subjects_of, undisturbed
+from caffe2torch.verification.probe_sequence import Lane, Movements, Observation, Observations, Window, design
 
 __all__ = ["observe"]
 
@@ -177,3 +181,204 @@ def _fainter(window: Window) -> Window:
         for lane in window.lanes
     )
     return replace(window, lanes=tuple(lanes))
+
+
+# Stand-ins for parameters, and a twin's life on them: lanes in, movements out.
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tensor that the optimizer holds, the groups in which it does, and whether backward gives it a gradient."""
+
+    tensor: torch.Tensor
+    groups: tuple[int, ...]
+    trains: bool
+
+    def stand_in(self, numbers: int, *, along_last: bool = False) -> torch.Tensor:
+        """A small tensor of as many axes, with the same attributes, and ``numbers`` along one axis."""
+        shape = [1] * max(self.tensor.dim(), 1)
+        shape[-1 if along_last else 0] = numbers
+        device = torch.device("cpu") if self.tensor.device.type == "meta" else self.tensor.device
+        zeros = torch.zeros(shape, dtype=_dtype(self.tensor), device=device)
+        made = torch.nn.Parameter(zeros, requires_grad=self.trains)
+        made.__dict__.update(vars(self.tensor))  # attributes by which an optimizer may treat a parameter specially
+        return made
+
+
+def subjects_of(optimizer: torch.optim.Optimizer) -> list[Subject]:
+    """Every tensor that an optimizer holds, once each."""
+    groups: dict[int, list[int]] = {}
+    tensors: dict[int, torch.Tensor] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for tensor in group["params"]:
+            groups.setdefault(id(tensor), []).append(index)
+            tensors[id(tensor)] = tensor
+    return [Subject(tensors[key], tuple(found), tensors[key].requires_grad) for key, found in groups.items()]
+
+
+def precision(subjects: Sequence[Subject]) -> float:
+    """The spacing of numbers near 1 in the coarsest stand-in."""
+    return max((torch.finfo(_dtype(subject.tensor)).eps for subject in subjects), default=2.0**-52)
+
+
+def live(
+    carrier: Twin, subjects: Sequence[Subject], window: Window, lanes: Sequence[Lane], *, along_last: bool = False
+) -> dict[int, torch.Tensor]:
+    """Step a fresh twin of ``carrier`` through a window: ``id`` of each tensor to its movements, (lanes, steps).
+
+    Whatever the optimizer's ``step()`` raises goes through.
+    """
+    made = {id(subject.tensor): subject.stand_in(len(lanes), along_last=along_last) for subject in subjects}
+    onto = {id(carrier.stand_ins[key]): stand_in for key, stand_in in made.items()}
+    try:
+        return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto), made, window, lanes)
+    except Exception:
+        if not carrier.optimizer.state:
+            raise
+        twin = make_twin(carrier.optimizer, carrier.scheduler, onto, started=True)
+        return _steps(twin, made, window, lanes)
+
+
+def _steps(twin: Twin, made: dict[int, torch.Tensor], window: Window, lanes: Sequence[Lane]) -> dict[int, torch.Tensor]:
+    weights = torch.tensor([[torch.nan if w is None else w for w in lane.weights] for lane in lanes]).double()
+    gradients = torch.tensor([lane.gradients for lane in lanes], dtype=torch.float64)
+    moved = {key: torch.zeros(len(lanes), window.steps, dtype=torch.float64) for key in made}
+    for step in range(window.steps):
+        before = {}
+        for key, stand_in in made.items():
+            now = stand_in.detach().reshape(-1).double().cpu()
+            placed = torch.where(weights[:, step].isnan(), now, weights[:, step])
+            with torch.no_grad():
+                stand_in.copy_(placed.reshape(stand_in.shape))
+            if stand_in.requires_grad:
+                stand_in.grad = gradients[:, step].reshape(stand_in.shape).to(stand_in, copy=True)
+            before[key] = stand_in.detach().reshape(-1).double().cpu().clone()
+        twin.optimizer.step()
+        for key, stand_in in made.items():
+            moved[key][:, step] = stand_in.detach().reshape(-1).double().cpu() - before[key]
+        if window.moving and step + 1 < window.steps:
+            twin.scheduler.step()
+    return moved
+
+
+@contextmanager
+def undisturbed(subjects: Sequence[Subject]) -> Iterator[None]:
+    """Leave every random number generator as it was, and keep what the probe provokes from warning the user."""
+    states: list[Any] = [random.getstate()]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        states.append(numpy.random.get_state())
+    devices = {subject.tensor.device for subject in subjects if subject.tensor.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy is not None:
+            numpy.random.set_state(states[1])
+
+
+def _dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Double precision, so that a tiny decay of a weight is no rounding error; what Metal lacks is float32 there."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+# Carry a scheduler on to a later iteration, as a training loop would: one ``step()`` after the other.
+
+NEAR = 20_000
+"""Steps of a few microseconds that are taken one by one even where a scheduler can be set to an iteration at once."""
+
+FARTHEST = 500_000
+"""Steps beyond which a scheduler that cannot be set is not followed."""
+
+REMEMBERED = 8
+"""Changes of the rate that are written down on the way."""
+
+
+class OutOfReachError(Exception):
+    """An iteration that a scheduler cannot be carried on to; the message says why."""
+
+
+def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> bool:
+    """Step ``scheduler`` from iteration ``at`` to ``to``, and add to ``changes`` the iterations at which rates change.
+
+    Gives False where it was set to the iteration instead. Raises ``OutOfReachError``.
+    """
+    if to - at > NEAR and _leap(scheduler, to):
+        return False
+    if to - at > FARTHEST:
+        raise OutOfReachError(f"it is {to - at} steps of the scheduler away")
+    rates = _rates(scheduler)
+    for iteration in range(at + 1, to + 1):
+        scheduler.step()
+        now = _rates(scheduler)
+        if now != rates and len(changes) < REMEMBERED:
+            changes.append(iteration)
+        rates = now
+    return True
+
+
+def _leap(scheduler: Any, to: int) -> bool:
+    """Set a scheduler to an iteration where its class is known to need no other on the way."""
+    if isinstance(scheduler, CaffeLRScheduler):
+        scheduler.restore(to, step_at(scheduler.solver.policy, to))
+    elif isinstance(scheduler, lr_scheduler.LambdaLR) and type(scheduler).get_lr is lr_scheduler.LambdaLR.get_lr:
+        scheduler.last_epoch = to - 1
+        scheduler.step()
+    elif type(scheduler).__module__ == lr_scheduler.__name__ and hasattr(scheduler, "_get_closed_form_lr"):
+        scheduler.step(to)
+    else:
+        return False
+    return True
+
+
+def _rates(scheduler: Any) -> list[float]:
+    groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
+    return [float(group["lr"]) if isinstance(group.get("lr"), float | int | torch.Tensor) else 0.0 for group in groups]
+
+
+# Whether an optimizer clips gradients inside its step, and beyond which norm: told from what it does.
+
+REACH = 16.0  # how far beyond the expected norm is looked
+STEPS = 3
+_TOLERANCE = 1e-4
+_HALVINGS = 24
+
+
+def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float) -> float | None:
+    """The norm over all gradients beyond which they are scaled down; infinite where that is far beyond ``expected``.
+
+    ``None`` where no gradient moves anything.
+
+    A clip makes large gradients do what smaller ones do. So the threshold is the smallest norm whose gradients, given
+    in place of ``REACH`` times the expected norm, move every stand-in just as those do. A gradient of a quarter of the
+    expected norm comes first, since an adaptive rule answers to sizes only by comparison.
+    """
+    numbers = sum(subject.trains for subject in subjects)
+    if not numbers:
+        return None
+    unit = expected / math.sqrt(numbers)
+
+    def moved(norm: float) -> dict[int, torch.Tensor]:
+        gradients = (unit / 4, unit * norm, *(0.0,) * (STEPS - 2))
+        lanes = (Lane("clip", (0.0,) * STEPS, gradients),)
+        return live(carrier, subjects, replace(window, steps=STEPS, lanes=lanes), lanes)
+
+    clipped = moved(REACH)
+    if not any(bool(seen.any()) for seen in clipped.values()):
+        return None
+
+    def same(norm: float) -> bool:
+        tried = moved(norm)
+        return all(torch.allclose(tried[key], seen, rtol=1e-6, atol=0.0) for key, seen in clipped.items())
+
+    if same(1 + _TOLERANCE) and not same(1 - _TOLERANCE):
+        return expected
+    if not same(REACH * 0.9):
+        return math.inf
+    low, high = 0.0, REACH
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(max(low, REACH * 2.0**-20) * high)
+        low, high = (low, middle) if same(middle) else (middle, high)
+    return expected * high

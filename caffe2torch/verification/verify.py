@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from caffe2torch.binding.plan import Binding, BoundBlob, GroupPlan, Kind, Unclaimed
 from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
-from caffe2torch.verification.causes import find_causes
+from caffe2torch.verification.common_causes import find_causes
 from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers
-from caffe2torch.verification.fault import Fault, FaultKind
-from caffe2torch.verification.observation import Observation, Observations
-from caffe2torch.verification.probe_sequence import changes
-from caffe2torch.verification.report import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.probe_sequence import Observation, Observations, changes
+from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["Cause", "Effective", "Report", "ReportRow", "UnclaimedRow", "Verdict", "verify"]
 

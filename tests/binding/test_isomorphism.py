@@ -13,10 +13,9 @@ from torch import nn
 
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
-from caffe2torch.binding.isomorphism import match_whole
+from caffe2torch.binding.isomorphism import Graph, Palette, match_whole, refine
 from caffe2torch.binding.partial_match import match_parts
 from caffe2torch.binding.plan import Binding
-from caffe2torch.binding.refinement import Graph, Palette, refine
 
 
 def expected(binding: Binding, port: Port) -> dict[str, bool]:

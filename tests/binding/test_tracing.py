@@ -112,7 +112,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize("way", ["run", "fx"])
 def test_junctions_are_what_they_do(how: str, junction: str, way: str) -> None:
     from caffe2torch.binding.model_copy import meta_stand_in
-    from caffe2torch.binding.symbolic import fx_wiring
+    from caffe2torch.binding.tracing import fx_wiring
 
     model = Branches(how)
     wiring = model_wiring(model, recipe_of(IMAGE)).wiring if way == "run" else fx_wiring(meta_stand_in(model))

@@ -14,7 +14,7 @@ from places import REPOSITORY
 import caffe2torch
 from caffe2torch.cli import VERBS
 from caffe2torch.recipe import PolicyType, SolverType, Statement
-from caffe2torch.solver.fork_fields import FORK_FIELDS, Meaning
+from caffe2torch.solver.fork_rules import FORK_FIELDS, Meaning
 from caffe2torch.verification.report import Verdict
 
 

@@ -16,7 +16,7 @@ import caffe2torch
 from caffe2torch.cli import main
 from caffe2torch.emit import emit
 from caffe2torch.reading import read_recipe
-from caffe2torch.snapshot.initialize import initialize, plan_fillings
+from caffe2torch.snapshot.fillers import initialize, plan_fillings
 
 NET = """
 layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 5 dim: 2 dim: 4 } } }

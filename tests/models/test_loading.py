@@ -9,8 +9,7 @@ import pytest
 from torch import nn
 
 from caffe2torch.errors import ModelError
-from caffe2torch.models.loading import load_factory, load_model
-from caffe2torch.models.model_spec import parse_spec
+from caffe2torch.models.loading import load_factory, load_model, parse_spec
 
 SCRIPT = """
 import sibling

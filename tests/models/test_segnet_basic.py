@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.models import segnet_basic
-from caffe2torch.models.bn import BN
-from caffe2torch.models.segnet_basic import SegNetBasic
+from caffe2torch.models.segnet_basic import BN, SegNetBasic
 
 ROLES = {("Convolution", "0"): "weight", ("Convolution", "1"): "bias", ("BN", "0"): "weight", ("BN", "1"): "bias"}
 

@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import REPOSITORY
 
-from caffe2torch.errors import NetError
+from caffe2torch.errors import NetError, Where
 from caffe2torch.net.build import NetState, read_layers
 from caffe2torch.net.phases import included, meets_rule
 from caffe2torch.prototxt.schema import message, parse_net
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import BlobUse, Layer, LearnableBlob, Note, Severity, Shape, Source, Statement
-from caffe2torch.where import Where
 
 Net = tuple[tuple[Layer, ...], tuple[LearnableBlob, ...], tuple[Note, ...]]
 

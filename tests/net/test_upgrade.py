@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.errors import NetError
+from caffe2torch.files import read_text
 from caffe2torch.net.upgrade import Upgraded, upgrade
 from caffe2torch.prototxt.schema import message, parse_net
 from caffe2torch.recipe import Source
-from caffe2torch.textfile import read_text
 
 TYPES = {
     "ABSVAL": "AbsVal",

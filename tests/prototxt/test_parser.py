@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.errors import InputError, PrototxtError
+from caffe2torch.errors import InputError, PrototxtError, Where
 from caffe2torch.prototxt.parser import MAX_DEPTH, Block, Field, parse, read_text, unquote
-from caffe2torch.where import Where
 
 Tree = list[tuple[str, "str | Tree"]]
 

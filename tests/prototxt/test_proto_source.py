@@ -13,8 +13,7 @@ from google.protobuf import descriptor_pb2
 from places import REPOSITORY
 
 from caffe2torch.prototxt.descriptors import facts
-from caffe2torch.prototxt.elsewhere import forks_with
-from caffe2torch.prototxt.unknown_fields import LISTED_IN_FORKS
+from caffe2torch.prototxt.unknown_fields import LISTED_IN_FORKS, forks_with
 
 COMPILED = REPOSITORY / "caffe2torch" / "prototxt" / "caffe_schema.binpb"
 FORK_NAMES = REPOSITORY / "caffe2torch" / "prototxt" / "fork_names.csv"

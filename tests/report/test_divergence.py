@@ -11,9 +11,8 @@ import torch
 from numpy_caffe import Caffe
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType
-from caffe2torch.report.divergence import differences, diverge
-from caffe2torch.report.pictures import Run, divergence_panel, say_divergence
-from caffe2torch.report.simulate import CAFFE, STOCK, walk
+from caffe2torch.report.rate_plot import Run, divergence_panel, say_divergence
+from caffe2torch.report.simulate import CAFFE, STOCK, differences, diverge, walk
 from caffe2torch.solver.lr_policy import rates
 
 STEP = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=20)

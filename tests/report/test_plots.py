@@ -10,8 +10,8 @@ import pytest
 
 from caffe2torch.errors import MissingExtraError
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings, SolverType
-from caffe2torch.report.pictures import Run, divergence_panel, rates_panels, say_divergence, say_rates
 from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg, png, svg
+from caffe2torch.report.rate_plot import Run, divergence_panel, rates_panels, say_divergence, say_rates
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEP = SolverSettings(

@@ -9,8 +9,7 @@ import pytest
 from report_samples import hostile, notebook, right
 
 from caffe2torch.report import render
-from caffe2torch.report.table import Column, layout
-from caffe2torch.report.text import render_text
+from caffe2torch.report.text import Column, layout, render_text
 
 
 @pytest.mark.parametrize("width", [80, 100])

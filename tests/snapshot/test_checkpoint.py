@@ -18,8 +18,8 @@ from snapshot_runs import Run
 from torch import nn
 
 from caffe2torch.errors import InputError, OutputError, SnapshotError
-from caffe2torch.progress import Counted
-from caffe2torch.snapshot.checkpoint_check import checksum
+from caffe2torch.files import Counted
+from caffe2torch.snapshot.checkpoint import checksum
 
 SGD = CASES["sgd"]
 

@@ -19,8 +19,7 @@ from caffe2torch.errors import NetError, UnsupportedError
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.snapshot import fillers
-from caffe2torch.snapshot.fillers import fill
-from caffe2torch.snapshot.initialize import initialize
+from caffe2torch.snapshot.fillers import fill, initialize
 
 BLOB = (40, 30, 5, 5)  # 30,000 numbers: fan_in 750, fan_out 1,000
 FANS = {"FAN_IN": 750, "FAN_OUT": 1000, "AVERAGE": 875}

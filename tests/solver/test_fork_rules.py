@@ -16,7 +16,7 @@ from caffe2torch.recipe import (
     Ramp,
     Severity,
 )
-from caffe2torch.solver.fork_fields import FORK_FIELDS, Meaning
+from caffe2torch.solver.fork_rules import FORK_FIELDS, Meaning
 
 
 def test_stages_are_read() -> None:

@@ -19,7 +19,7 @@ from caffe2torch.recipe import (
     PolicyType,
     Severity,
 )
-from caffe2torch.solver.fork_fields import FORK_FIELDS
+from caffe2torch.solver.fork_rules import FORK_FIELDS
 from caffe2torch.solver.lr_policy import momentum_at, next_step, rate, rates, step_at, weight_decay_at
 
 ACCEPTED = {"base_lr_missing", "iter_size_zero", "momentum_one_adam", "poly_without_max_iter"}

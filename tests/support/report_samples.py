@@ -13,8 +13,7 @@ from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, TrainingRecipe, Where
 from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
-from caffe2torch.verification.fault import Fault, FaultKind
-from caffe2torch.verification.report import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 

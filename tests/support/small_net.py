@@ -19,7 +19,7 @@ from caffe2torch.recipe import (
     TrainingRecipe,
     Where,
 )
-from caffe2torch.verification.observation import Observation
+from caffe2torch.verification.probe_sequence import Observation
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 

@@ -12,8 +12,7 @@ from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSetti
 from caffe2torch.solver.update_rules import Pace, Rule, movements
 from caffe2torch.verification.candidate_rules import caffe_rule, suspects
 from caffe2torch.verification.fit import close, read, still
-from caffe2torch.verification.observation import Movements
-from caffe2torch.verification.probe_sequence import Window, changes, design, rate_at
+from caffe2torch.verification.probe_sequence import Movements, Window, changes, design, rate_at
 
 FIXED = LrPolicy(PolicyType.FIXED, base_lr=0.1)
 LINEAR = (SolverType.SGD, SolverType.NESTEROV)

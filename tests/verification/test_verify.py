@@ -24,8 +24,7 @@ from caffe2torch.recipe import (
     TrainingRecipe,
     Where,
 )
-from caffe2torch.verification.fault import FaultKind
-from caffe2torch.verification.report import Report
+from caffe2torch.verification.report import FaultKind, Report
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 
