@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_samples import HOSTILE, hostile, notebook, right
+from report_runs import hostile, notebook, right
+from report_samples import HOSTILE
 from small_net import SmallNet, groups_of, recipe_of, report_of
 
 from caffe2torch.reading import read_recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from caffe2torch.binding.bind import bind
 from caffe2torch.errors import NetError, UnsupportedError
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
-from caffe2torch.snapshot import fillers
 from caffe2torch.snapshot.fillers import fill, initialize
 
 BLOB = (40, 30, 5, 5)  # 30,000 numbers: fan_in 750, fan_out 1,000
@@ -121,17 +119,6 @@ def test_a_generator_makes_every_filler_repeatable(kind: str, shape: tuple[int, 
     one, two = (fill(shape, kind, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
     assert one.shape == shape
     assert torch.equal(one, two)
-
-
-def test_the_file_needs_torch_alone() -> None:
-    tree = ast.parse(Path(fillers.__file__).read_text())
-    imported = {
-        name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    }
-    assert imported <= {"__future__", "math", "torch"}
 
 
 NET = """

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from small_net import SGD, SmallNet, groups_of, recipe_of, report_of
-
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, TrainingRecipe, Where
 from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
-from caffe2torch.verification.run_probe import observe
-from caffe2torch.verification.verify import verify
 
 HOSTILE = "<script>alert('1')</script>\"'&amp;\x1b[31m\u202eevil\u2066 $x_1$ \N{HEBREW LETTER ALEF}{{ 7 * 7 }}"
 """A name that is markup, quotes, a terminal's escape, right-to-left marks, mathematics and a template at once."""
@@ -134,28 +129,3 @@ def deep_report(folder: Path, layers: int = 1400) -> Report:
     """The report on a net of so many layers, with every hundredth row wrong."""
     report = right_report(read_recipe(*deep_prototxts(folder, layers)))
     return wrong_report(report, range(0, len(report.rows), 100))
-
-
-def right() -> Report:
-    model = SmallNet()
-    return report_of(model, torch.optim.SGD(groups_of(model), momentum=0.9))
-
-
-def notebook() -> Report:
-    """The rule that treats every name with ``bias`` in it as a convolution's bias, and a classifier in no group."""
-    model = SmallNet()
-    rest = [p for n, p in model.named_parameters() if "bias" not in n and "classifier" not in n]
-    biases = [p for n, p in model.named_parameters() if "bias" in n and "classifier" not in n]
-    groups = [{"params": rest, "weight_decay": 0.0005}, {"params": biases, "lr": 0.2}]
-    return report_of(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9))
-
-
-def hostile() -> Report:
-    """A net whose layer, parameter, file and notes have hostile names."""
-    model = SmallNet()
-    recipe, binding = recipe_of(model)
-    blob = replace(recipe.blobs[0], layer=HOSTILE, where=replace(recipe.blobs[0].where, file=HOSTILE))
-    recipe = replace(recipe, net_name=HOSTILE, notes=(Note(blob.where, Severity.WARNING, f"[red]{HOSTILE}|`x`"),))
-    binding = Binding("SmallNet", (replace(binding.blobs[0], blob=blob), *binding.blobs[1:]))
-    optimizer = torch.optim.SGD(groups_of(model)[1:], momentum=0.9)
-    return verify(recipe, binding, plan_groups(recipe, binding), observe(model, optimizer, SGD))
