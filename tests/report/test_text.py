@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from report_samples import hostile, notebook, right
+from report_runs import hostile, notebook, right
 
 from caffe2torch.report import render
 from caffe2torch.report.text import Column, layout, render_text
