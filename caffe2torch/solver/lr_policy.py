@@ -1,75 +1,173 @@
-"""The learning rate at an iteration, in Caffe's own float32 and in its order of operations.
+"""The learning rate at an iteration: one row per policy, and the rules that Caffe's forks put around it.
+
+Rates are plain doubles of the numbers that the prototxt states; Caffe computes them in float32. Only ``exp`` takes
+gamma as float32, since 10^5 factors show the difference. Nothing here keeps state: the one counter that Caffe keeps,
+``current_step``, goes in and comes out.
 
 Sources: BVLC's ``SGDSolver::GetLearningRate`` (``src/caffe/solvers/sgd_solver.cpp``); the same function of Intel's
 fork (``multifixed``, warm-up) and of NVIDIA's 0.17 (ramp-up, ``min_lr``), and its ``GetMomentum`` and
-``GetWeightDecay``. Nothing here keeps state: the one counter that Caffe keeps, ``current_step``, goes in and comes out.
+``GetWeightDecay``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings
-from caffe2torch.solver.float32 import round32 as f
+from caffe2torch.solver.float32 import round32
 
-__all__ = ["momentum_at", "next_step", "rate", "rates", "step_at", "weight_decay_at"]
+__all__ = ["POLICIES", "Policy", "changes", "momentum_at", "next_step", "rate", "rates", "step_at", "weight_decay_at"]
 
 
-def rate(policy: LrPolicy, iteration: int, current_step: int = 0) -> float:
-    """The global rate with which iteration ``iteration`` (the first is 0) updates the weights, a float32 value.
+# The rate as a factor of base_lr, from the fields that the policy reads. Emitted files hold these functions verbatim.
 
-    ``current_step`` is the counter *after* ``next_step`` has seen this iteration, as Caffe raises it before it
-    evaluates and as ``.solverstate`` records it; only ``multistep`` reads it. As in Caffe the rate may be NaN or
-    infinite (``poly`` past ``max_iter``); no argument makes this function raise on a policy that ``read_solver`` let
-    through. ``plateau``, which follows the loss, is what Caffe does at a given ``current_step``.
+
+def fixed(iteration: int) -> float:  # noqa: ARG001  # the others depend on it
+    """base_lr."""
+    return 1.0
+
+
+def step(iteration: int, gamma: float, stepsize: int) -> float:
+    """base_lr * gamma ^ floor(iteration / stepsize)."""
+    return gamma ** (iteration // stepsize)
+
+
+def exp(iteration: int, gamma: float) -> float:
+    """base_lr * gamma ^ iteration."""
+    return gamma**iteration
+
+
+def inv(iteration: int, gamma: float, power: float) -> float:
+    """base_lr * (1 + gamma * iteration) ^ -power."""
+    return float((1 + gamma * iteration) ** -power)
+
+
+def multistep(iteration: int, gamma: float, stepvalues: tuple[int, ...], first: int = 0) -> float:
+    """base_lr * gamma ^ (stepvalues that are behind); at most one acts per iteration, none before ``first``."""
+    drops, acts = 0, first - 1
+    for value in stepvalues:
+        acts = max(acts + 1, value)
+        drops += iteration >= acts
+    return gamma**drops
+
+
+def poly(iteration: int, power: float, max_iter: int) -> float:
+    """base_lr * (1 - iteration / max_iter) ^ power."""
+    left = 1 - iteration / max_iter
+    return float(left**power) if left >= 0 or power.is_integer() else math.nan  # as C's pow, past max_iter
+
+
+def sigmoid(iteration: int, gamma: float, stepsize: int) -> float:
+    """base_lr / (1 + exp(-gamma * (iteration - stepsize)))."""
+    return 0.5 * (1 + math.tanh(0.5 * gamma * (iteration - stepsize)))  # the same, but does not overflow
+
+
+def multifixed(iteration: int, stage_lrs: tuple[float, ...], stage_iters: tuple[int, ...]) -> float:
+    """stagelr[s], s the first stage with iteration <= stageiter[s], else the last."""
+    return next((lr for lr, last in zip(stage_lrs, stage_iters, strict=True) if iteration <= last), stage_lrs[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is known of a rate policy.
+
+    Attributes:
+        factor: The rate as a factor of base_lr at an iteration (``multifixed``: the rate itself); it takes the
+            settings that it reads by the names that they have in ``LrPolicy``.
+        fields: The fields of the solver that it reads besides ``base_lr``.
+        formula: The rate as text, i being the iteration.
+    """
+
+    factor: Callable[..., float]
+    fields: tuple[str, ...]
+    formula: str
+
+
+POLICIES: Mapping[PolicyType, Policy] = {
+    PolicyType.FIXED: Policy(fixed, (), "base_lr"),
+    PolicyType.STEP: Policy(step, ("gamma", "stepsize"), "base_lr * gamma^floor(i / stepsize)"),
+    PolicyType.EXP: Policy(exp, ("gamma",), "base_lr * gamma^i"),
+    PolicyType.INV: Policy(inv, ("gamma", "power"), "base_lr * (1 + gamma * i)^-power"),
+    PolicyType.MULTISTEP: Policy(multistep, ("gamma", "stepvalue"), "base_lr * gamma^(stepvalues that are behind)"),
+    PolicyType.POLY: Policy(poly, ("power", "max_iter"), "base_lr * (1 - i / max_iter)^power"),
+    PolicyType.SIGMOID: Policy(sigmoid, ("gamma", "stepsize"), "base_lr / (1 + exp(-gamma * (i - stepsize)))"),
+    PolicyType.MULTIFIXED: Policy(multifixed, ("stagelr", "stageiter"), "stagelr of the stage that i is in"),
+    PolicyType.PLATEAU: Policy(multistep, ("gamma", "plateau_winsize"), "base_lr * gamma^(plateaus of the loss)"),
+}
+
+SETTINGS = {
+    "stepvalue": "stepvalues",
+    "stagelr": "stage_lrs",
+    "stageiter": "stage_iters",
+    "plateau_winsize": "stepvalues",
+}
+"""Where ``LrPolicy`` names a setting otherwise than the solver's field."""
+
+
+def arguments(policy: LrPolicy) -> dict[str, Any]:
+    """What the factor function of a policy takes besides the iteration, by name.
+
+    >>> arguments(LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=10))
+    {'gamma': 0.5, 'stepsize': 10}
+    """
+    names = [SETTINGS.get(field, field) for field in POLICIES[policy.type].fields]
+    values = {name: getattr(policy, name) for name in names}
+    if policy.type is PolicyType.EXP:
+        values["gamma"] = round32(policy.gamma)
+    if policy.type in (PolicyType.MULTISTEP, PolicyType.PLATEAU) and _ramp_end(policy):
+        values["first"] = _ramp_end(policy)
+    return values
+
+
+def rate(policy: LrPolicy, iteration: int, current_step: int | None = None) -> float:
+    """The global rate with which iteration ``iteration`` (the first is 0) updates the weights.
+
+    As in Caffe the rate may be NaN or infinite (``poly`` past ``max_iter``); no argument makes this function raise on
+    a policy that ``read_solver`` let through.
+
+    Args:
+        policy: The policy with its settings.
+        iteration: The number of the update, from 0.
+        current_step: Caffe's counter *after* ``next_step`` has seen this iteration, as ``.solverstate`` records it,
+            for a run that was restored; ``None`` for one from scratch. Only ``multistep`` and ``plateau`` read it.
+
+    Returns:
+        The rate, before any ``lr_mult``.
 
     >>> rate(LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=10), 25)
-    0.02500000037252903
+    0.025
     """
-    base, gamma, power, i = f(policy.base_lr), f(policy.gamma), f(policy.power), f(iteration)
-    floor = f(policy.min_lr or 0.0)
+    base = policy.base_lr
     if policy.warmup_iter is not None and iteration < policy.warmup_iter:
-        start, left = f(policy.warmup_start_lr), f(policy.warmup_iter - iteration)
-        lr = f(f(f(i * base) + f(left * start)) / f(policy.warmup_iter))
+        lr = (iteration * base + (policy.warmup_iter - iteration) * policy.warmup_start_lr) / policy.warmup_iter
     elif policy.rampup_interval is not None and iteration < policy.rampup_interval:
-        start, part = f(policy.rampup_lr), f(i / f(policy.rampup_interval))
-        lr = f(start + f(f(f(base - start) * part) * part))
+        lr = policy.rampup_lr + (base - policy.rampup_lr) * (iteration / policy.rampup_interval) ** 2
+    elif policy.type is PolicyType.MULTIFIXED:
+        lr = multifixed(iteration, policy.stage_lrs, policy.stage_iters)
+    elif policy.type is PolicyType.POLY and policy.min_lr is not None:  # NVIDIA's, which knows no max_iter of 0
+        floor = policy.min_lr
+        lr = (base - floor) * _as_c(poly, iteration, policy.power, max(policy.max_iter, 1)) + floor
+    elif policy.type is PolicyType.POLY and not policy.max_iter:
+        lr = base * _power(-math.inf if iteration else math.nan, policy.power)  # C divides by 0
+    elif policy.type in (PolicyType.MULTISTEP, PolicyType.PLATEAU) and current_step is not None:
+        lr = base * _power(policy.gamma, current_step)
     else:
-        match policy.type:
-            case PolicyType.FIXED:
-                lr = base
-            case PolicyType.STEP:  # float to the power of int is computed in double by C++, unlike float to float
-                lr = f(base * _power(gamma, iteration // policy.stepsize))
-            case PolicyType.EXP:
-                lr = f(base * _power(gamma, iteration))
-            case PolicyType.MULTISTEP | PolicyType.PLATEAU:
-                lr = f(base * _power(gamma, current_step))
-            case PolicyType.INV:
-                lr = f(base * f(_power(f(1.0 + f(gamma * i)), -power)))
-            case PolicyType.POLY if policy.min_lr is None:
-                left = f(1.0 - f(_quotient(i, f(policy.max_iter))))
-                lr = f(base * f(_power(left, power)))
-            case PolicyType.POLY:  # NVIDIA's, which ends at min_lr and knows no max_iter of 0
-                left = f(1.0 - f(i / f(max(policy.max_iter, 1))))
-                lr = f(f(f(base - floor) * f(_power(left, power))) + floor)
-            case PolicyType.SIGMOID:
-                lr = f(base * f(1.0 / f(1.0 + f(_exp(f(-gamma * f(i - f(policy.stepsize))))))))
-            case PolicyType.MULTIFIXED:
-                stages = zip(policy.stage_lrs, policy.stage_iters, strict=True)
-                lr = f(next((lr for lr, last in stages if iteration <= last), policy.stage_lrs[-1]))
-    if policy.min_lr is not None and lr < floor:  # a NaN is not less, and stays
-        return floor
+        lr = base * _as_c(POLICIES[policy.type].factor, iteration, **arguments(policy))
+    if policy.min_lr is not None and lr < policy.min_lr:  # a NaN is not less, and stays
+        return policy.min_lr
     return lr
 
 
 def next_step(policy: LrPolicy, iteration: int, current_step: int) -> int:
     """Caffe's counter after it evaluated the rate of ``iteration``, from the counter before.
 
-    ``multistep`` rises by at most one an iteration, so repeated stepvalues fire one after the other, and a restored
+    ``multistep`` rises by at most one an iteration, so repeated stepvalues act one after the other, and a restored
     counter that lags catches up. ``step`` sets it for the record. During a fork's warm-up it rests.
     """
-    if iteration < max(policy.warmup_iter or 0, policy.rampup_interval or 0):
+    if iteration < _ramp_end(policy):
         return current_step
     if policy.type is PolicyType.STEP:
         return iteration // policy.stepsize
@@ -79,15 +177,10 @@ def next_step(policy: LrPolicy, iteration: int, current_step: int) -> int:
 
 
 def step_at(policy: LrPolicy, iteration: int) -> int:
-    """The counter after ``iteration`` in a training run from scratch, without walking through the iterations."""
+    """The counter after ``iteration`` in a training run from scratch, without a loop over the iterations."""
     if policy.type is not PolicyType.MULTISTEP:
         return next_step(policy, iteration, 0)
-    fires = max(policy.warmup_iter or 0, policy.rampup_interval or 0) - 1
-    for step, value in enumerate(policy.stepvalues):
-        fires = max(fires + 1, value)
-        if fires > iteration:
-            return step
-    return len(policy.stepvalues)
+    return sum(iteration >= acts for acts in _drops(policy))
 
 
 def rates(policy: LrPolicy, iterations: int, start: int = 0, current_step: int = 0) -> Iterator[float]:
@@ -102,14 +195,38 @@ def rates(policy: LrPolicy, iterations: int, start: int = 0, current_step: int =
         yield rate(policy, iteration, current_step)
 
 
+def changes(policy: LrPolicy, until: int) -> list[int] | None:
+    """The iterations below ``until`` at which the rate of a run from scratch is another one than before.
+
+    Returns ``None`` where it may change with every iteration, apart from a ramp at the start.
+
+    >>> changes(LrPolicy(PolicyType.MULTISTEP, 1.0, 0.5, stepvalues=(100, 50), warmup_iter=3), 200)
+    [1, 2, 3, 100, 101]
+    """
+    match policy.type:
+        case PolicyType.FIXED | PolicyType.PLATEAU:
+            found: Iterable[int] = ()
+        case PolicyType.STEP:
+            found = range(policy.stepsize, until, policy.stepsize)
+        case PolicyType.MULTISTEP:
+            found = _drops(policy)
+        case PolicyType.MULTIFIXED:
+            found = [last + 1 for last in policy.stage_iters[:-1]]
+        case _:
+            return None
+    ramp = _ramp_end(policy)
+    candidates = sorted({*range(1, ramp + 1), *(i for i in found if i > ramp)})
+    return [i for i in candidates if 0 < i < until and rate(policy, i) != rate(policy, i - 1)]
+
+
 def momentum_at(settings: SolverSettings, iteration: int, rate: float) -> float:
     """The momentum of ``iteration``, whose global rate is ``rate``: constant, or NVIDIA's ``momentum_policy``.
 
     ``poly`` goes from ``momentum`` to ``max_momentum``; ``opt`` is (1 - sqrt(rate)/2)^2, at most ``max_momentum``.
     """
     if settings.momentum_from_rate is not None:
-        cap = f(settings.momentum_from_rate)
-        momentum = f((1.0 - 0.5 * math.sqrt(rate)) ** 2) if rate >= 0 else math.nan
+        cap = settings.momentum_from_rate
+        momentum = (1.0 - 0.5 * math.sqrt(rate)) ** 2 if rate >= 0 else math.nan
         return momentum if momentum < cap or cap == math.inf else cap
     return _ramped(settings.momentum, settings.momentum_ramp, iteration)
 
@@ -120,11 +237,33 @@ def weight_decay_at(settings: SolverSettings, iteration: int) -> float:
 
 
 def _ramped(value: float, ramp: Ramp | None, iteration: int) -> float:
-    value = f(value)
     if ramp is None:
         return value
-    part = f(_quotient(f(iteration), f(ramp.max_iter)))
-    return f(value + f(f(f(ramp.maximum) - value) * f(_power(part, f(ramp.power)))))
+    part = iteration / ramp.max_iter if ramp.max_iter else math.inf if iteration else math.nan
+    return value + (ramp.maximum - value) * _power(part, ramp.power)
+
+
+def _ramp_end(policy: LrPolicy) -> int:
+    """The first iteration after a fork's warm-up or ramp-up; 0 without one."""
+    return max(policy.warmup_iter or 0, policy.rampup_interval or 0)
+
+
+def _drops(policy: LrPolicy) -> Iterator[int]:
+    """The iterations at which the stepvalues of ``multistep`` act in a run from scratch, one after the other."""
+    acts = _ramp_end(policy) - 1
+    for value in policy.stepvalues:
+        acts = max(acts + 1, value)
+        yield acts
+
+
+def _as_c(function: Callable[..., float], *values: Any, **settings: Any) -> float:
+    """``function`` where C gives an infinity or a NaN and Python raises or turns complex."""
+    try:
+        return function(*values, **settings)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+    except TypeError:  # float() of a complex number
+        return math.nan
 
 
 def _power(base: float, exponent: float) -> float:
@@ -135,17 +274,3 @@ def _power(base: float, exponent: float) -> float:
         return -math.inf if base < 0 and exponent % 2 == 1 else math.inf
     except ValueError:  # a negative number to a fraction, or zero to a negative number
         return math.nan if base else math.inf
-
-
-def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
-
-
-def _quotient(dividend: float, divisor: float) -> float:
-    """C's division of a number that is not negative: by zero it gives infinity, zero by zero NaN."""
-    if divisor:
-        return dividend / divisor
-    return math.inf if dividend else math.nan
