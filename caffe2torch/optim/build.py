@@ -2,106 +2,276 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from caffe2torch.binding.plan import GroupPlan, frozen_with_gradient
 from caffe2torch.binding.wrappers import named_tensors
-from caffe2torch.errors import BindingError
-from caffe2torch.optim import solvers
-from caffe2torch.recipe import SolverSettings
+from caffe2torch.errors import BindingError, ModelError, UnsupportedError
+from caffe2torch.optim.solvers import solver_class
+from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
 from caffe2torch.solver.float32 import round32
-from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
-from caffe2torch.solver.requirements import refuse_unsupported
+from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
+from caffe2torch.solver.requirements import (
+    SOLVERS,
+    for_accumulation,
+    has_momentum,
+    optimizer_bases,
+    refuse_unsupported,
+    stock_arguments,
+)
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "lay_out_state", "param_groups"]
 
 
 def build_optimizer(
-    model: torch.nn.Module, groups: Sequence[GroupPlan], solver: SolverSettings, without: Collection[str] = ()
+    model: nn.Module,
+    groups: Sequence[GroupPlan],
+    solver: SolverSettings,
+    without: Collection[str] = (),
+    *,
+    accumulation: Accumulation = Accumulation.SUM,
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer for ``model``: a stock torch class in a thin layer that gives it Caffe's arithmetic.
+    """The optimizer for ``model``: torch's own class where that is exact, else a small subclass (``solvers.py``).
 
-    ``model`` may be wrapped (DataParallel, ``torch.compile``, ...); groups have the names of the bare one.
+    Parameters whose lr_mult is 0 get ``requires_grad_(False)`` and stay in a group with lr 0. Others keep what their
+    user set, but for those that an earlier call froze. Parameters that no group names are left alone.
 
-    Parameters whose lr_mult is 0 get ``requires_grad_(False)`` and stay in a group with lr 0; all others learn.
-    Parameters that no group names are left alone. ``without`` names rules that the user accepts to go without.
+    Args:
+        model: The model; it may be wrapped (DataParallel, ``torch.compile``, ...), groups name the bare one's tensors.
+        groups: Which parameters have which multipliers.
+        solver: The solver's settings.
+        without: Rules of forks that the user accepts to go without.
+        accumulation: Whether the loop sums the gradients of ``iter_size`` passes, as Caffe, or averages them.
+        fused: torch's option. ``None`` takes the fused kernel in each step where device, dtype and strides allow it.
 
-    Raises ``BindingError`` when a group names a parameter that the model does not have, or two name the same, and
-    ``UnsupportedError`` for rules of the solver that are not translated.
+    Raises:
+        BindingError: A group names a parameter that the model does not have, or two name the same.
+        UnsupportedError: A rule of the solver is not translated, or the model's wrapper hides the gradients' norm.
     """
     refuse_unsupported(solver, without)
-    named: list[dict[str, Any]] = [
-        {
-            "name": group.name,
-            "lr_mult": group.lr_mult,
-            "decay_mult": group.decay_mult,
-            "params": [member.parameter for member in group.members],
-        }
-        for group in groups
-    ]
-    claimed = {name for group in named for name in group["params"]}
-    parameters = {name: one for name, one in named_tensors(model) if isinstance(one, torch.nn.Parameter)}
+    solver = for_accumulation(solver, accumulation)
+    _refuse_hidden_gradients(model, solver)
+    parameters = {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
     held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
     parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
+    claimed = {member.parameter for group in groups for member in group.members}
     try:
-        built = param_groups(
-            parameters,
-            named,
-            lr=rate(solver.policy, 0, step_at(solver.policy, 0)),
-            weight_decay=weight_decay_at(solver, 0),
-            left_out=parameters.keys() - claimed,
-            backpropagated=frozen_with_gradient(groups, solver),
-        )
+        built = param_groups(parameters, groups, solver, left_out=parameters.keys() - claimed)
     except ValueError as error:
         raise BindingError(f"the groups do not fit the model: {error}") from None
-    kept = replace(solver, places={})  # which a pickled optimizer need not carry along
-    optimizer: torch.optim.Optimizer = getattr(solvers, f"Caffe{solver.type}")(built, kept)
+    _freeze(parameters, groups, frozen_with_gradient(groups, solver))
+    bases = optimizer_bases(solver)
+    if fused and solver.type in (SolverType.RMSPROP, SolverType.ADADELTA):
+        raise UnsupportedError(f"torch has no fused kernel for {solver.type}", hint="leave fused out")
+    options: dict[str, Any] = {"fused": True} if fused and len(bases) == 1 else {}
+    optimizer = solver_class(bases)(built, **options)
+    options = _options(solver)
+    if fused is not None:  # past the constructor: with it, a GradScaler would not unscale before the norm is taken
+        options["fused"] = fused
+    for group in (
+        *optimizer.param_groups,
+        optimizer.defaults,
+    ):  # past its checks: Caffe accepts a momentum of 1 in Adam
+        group.update(options)
+    optimizer.register_step_pre_hook(_before_step(model, parameters, claimed, choose_fused=fused is None))
+    if fused is None:
+        optimizer.register_step_post_hook(_forget_fused)
+    optimizer.register_load_state_dict_post_hook(lay_out_state)
     return optimizer
 
 
-# A model's parameters as torch param groups, each with the effective lr and weight_decay that Caffe would give it.
-
-
 def param_groups(
-    parameters: Mapping[str, torch.nn.Parameter],
-    groups: Iterable[Mapping[str, Any]],
-    *,
-    lr: float,
-    weight_decay: float,
+    parameters: Mapping[str, nn.Parameter],
+    groups: Iterable[GroupPlan],
+    solver: SolverSettings,
     left_out: Collection[str] = (),
-    backpropagated: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Torch groups of ``parameters`` from groups with ``name``, ``lr_mult``, ``decay_mult`` and names as ``params``.
-    Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake. Where
-    lr_mult is 0 Caffe computes no gradient, and torch will not either, but for parameters in ``backpropagated``.
+    """Torch's param groups, with the lr and weight_decay of iteration 0 and whatever else the update reads there.
 
-    Raises ``ValueError`` for a parameter that is missing, unclaimed or claimed twice.
+    Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake.
+
+    Raises:
+        ValueError: A parameter is missing, in no group, or in several.
     """
-    claimed = Counter([*left_out, *(name for group in groups for name in group["params"])])
-    problems = [f"the model has no parameter {name!r}" for name in claimed if name not in parameters]
-    problems += [f"no group claims parameter {name!r}" for name in parameters if name not in claimed]
-    problems += [f"parameter {name!r} is claimed {count} times" for name, count in claimed.items() if count > 1]
+    groups = list(groups)
+    names = Counter([*left_out, *(member.parameter for group in groups for member in group.members)])
+    problems = [f"the model has no parameter {name!r}" for name in names if name not in parameters]
+    problems += [f"no group has parameter {name!r}" for name in parameters if name not in names]
+    problems += [f"parameter {name!r} is in {count} groups" for name, count in names.items() if count > 1]
     if problems:
         more = f"; and {len(problems) - 8} more of that kind" if len(problems) > 8 else ""
         raise ValueError("; ".join(problems[:8]) + more)
-    built = []
+    lr, decay, base = rate(solver.policy, 0), weight_decay_at(solver, 0), solver.policy.base_lr or 1.0
+    scaling: dict[str, Any] = {}
+    if solver.clip_gradients is not None:
+        scaling["clip_gradients"] = solver.clip_gradients
+        scaling["clipped_together"] = sum(len(group.members) for group in groups)
+    if solver.clip_gradients is not None or solver.iter_size != 1:
+        scaling["iter_size"] = solver.iter_size or math.ulp(0.0)  # Caffe divides by 0
+    return [
+        {
+            "name": group.name,
+            "params": [(member.parameter, parameters[member.parameter]) for member in group.members],
+            "lr": lr * group.lr_mult,
+            "initial_lr": base * group.lr_mult,
+            "reference_lr": base * group.lr_mult or 1.0,
+            "weight_decay": decay * group.decay_mult,
+            "lr_mult": group.lr_mult,
+            "decay_mult": group.decay_mult,
+            **scaling,
+        }
+        for group in groups
+    ]
+
+
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Copy each state tensor into its parameter's strides: where they differ, fused kernels mix up elements."""
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
+def _options(solver: SolverSettings) -> dict[str, Any]:
+    """What the stock class is set to."""
+    row = SOLVERS[solver.type]
+    values = {name: getattr(solver, name) for name in ("momentum", "momentum2", "rms_decay", "delta")}
+    values |= {name: round32(values[name]) for name in row.rounded}
+    if has_momentum(solver):  # torch keeps no history at 0
+        values["momentum"] = momentum_at(solver, 0, rate(solver.policy, 0)) or sys.float_info.min
+    if solver.type is SolverType.ADAM and solver.momentum == 1:  # Caffe divides by 1 - 1^t: every weight becomes NaN
+        values |= {"momentum": 0.0, "delta": math.nan}
+    arguments = {name: tuple(values[one] for one in taken) for name, taken in stock_arguments(solver).items()}
+    options = {name: value if name == "betas" else value[0] for name, value in arguments.items()}
+    return options | ({"nesterov": True} if options and solver.type is SolverType.NESTEROV else {})
+
+
+_frozen_here: dict[int, weakref.ref[nn.Parameter]] = {}
+"""By ``id``, the parameters that ``build_optimizer`` froze; only these are released by a later call."""
+
+
+def _freeze(
+    parameters: Mapping[str, nn.Parameter], groups: Iterable[GroupPlan], with_gradient: Collection[str]
+) -> None:
+    """Where lr_mult is 0 Caffe computes no gradient, and torch will not either."""
     for group in groups:
-        lr_mult, decay_mult = group["lr_mult"], group["decay_mult"]
-        for name in group["params"]:
-            parameters[name].requires_grad_(lr_mult != 0 or name in backpropagated)
-        built.append(
-            {
-                "name": group["name"],
-                "params": [(name, parameters[name]) for name in group["params"]],
-                "lr": round32(round32(lr) * round32(lr_mult)),
-                "weight_decay": round32(round32(weight_decay) * round32(decay_mult)),
-                "lr_mult": lr_mult,
-                "decay_mult": decay_mult,
-            }
+        for name in (member.parameter for member in group.members):
+            parameter = parameters[name]
+            known = _frozen_here.get(id(parameter))
+            ours = known is not None and known() is parameter
+            if group.lr_mult == 0 and name not in with_gradient:
+                if parameter.requires_grad:
+                    parameter.requires_grad_(False)
+                    _frozen_here[id(parameter)] = weakref.ref(parameter)
+            elif ours and not parameter.requires_grad:
+                parameter.requires_grad_(True)
+                del _frozen_here[id(parameter)]
+
+
+def _refuse_hidden_gradients(model: nn.Module, solver: SolverSettings) -> None:
+    """FSDP1 keeps a part of every parameter on each process, and says nothing of it to the optimizer."""
+    if solver.clip_gradients is None:
+        return
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UnsupportedError(
+            "clip_gradients needs the norm of all gradients, and FullyShardedDataParallel (FSDP1) shows each process "
+            "only a part of them",
+            where=solver.places.get("clip_gradients"),
+            hint="shard the model with torch.distributed.fsdp.fully_shard (FSDP2), whose gradients know their whole",
         )
-    return built
+
+
+def _before_step(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], names: Collection[str], *, choose_fused: bool
+) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+    """What the library looks after before each step, as a step pre-hook."""
+    watched = weakref.ref(model)
+    unchecked = True
+
+    def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        nonlocal unchecked
+        if unchecked:
+            _check_parameters(watched(), {name: parameters[name] for name in names})
+            unchecked = False
+        for group in optimizer.param_groups:
+            _complete_gradients(group)
+            if choose_fused:
+                group["fused"] = _can_be_fused(optimizer, group)
+
+    return before_step
+
+
+def _forget_fused(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Leave the choice open between steps: a copy of the optimizer has no hook to look before it steps."""
+    del args, kwargs
+    for group in optimizer.param_groups:
+        group["fused"] = None
+
+
+def _check_parameters(model: nn.Module | None, expected: Mapping[str, nn.Parameter]) -> None:
+    """Raise ``ModelError`` where the optimizer holds parameters that the model no longer has."""
+    if model is None:
+        return
+    now = dict(named_tensors(model))
+    for name, parameter in expected.items():
+        if parameter.is_meta:
+            problem = f"parameter {name!r} was on the meta device when the optimizer was built, so nothing would train"
+        elif name in now and now[name] is not parameter:
+            problem = f"parameter {name!r} is another tensor than when the optimizer was built, so it would not train"
+        else:
+            continue
+        raise ModelError(problem, hint="give the model its storage and its wrappers first, then translate")
+
+
+def _complete_gradients(group: Mapping[str, Any]) -> None:
+    """Give every parameter that learns a dense gradient, so that it decays and moves by its history."""
+    frozen = group.get("lr_mult") == 0
+    nan = frozen and math.isnan(group["lr"])  # Caffe moves these, too, past the end of poly: 0 * NaN is NaN
+    for p in group["params"]:
+        if p.grad is None:
+            if p.requires_grad or nan:
+                p.grad = torch.zeros_like(p)
+        elif not p.requires_grad and not frozen:
+            p.grad = None
+        elif p.grad.is_sparse:
+            p.grad = torch.empty_like(p).copy_(p.grad.to_dense())
+
+
+def _can_be_fused(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether torch has a fused kernel for these tensors that does not mix up their elements or skip some."""
+    moved = [p for p in group["params"] if p.grad is not None]
+    if not moved:
+        return False
+    first = moved[0]
+    if first.device.type not in _fused_devices(optimizer) or not first.is_floating_point():
+        return False
+    kind, device = first.dtype, first.device
+    for p in moved:
+        strides = p.stride()
+        if p.dtype != kind or p.device != device or p.grad.stride() != strides or p.grad.dtype != kind:
+            return False
+        if hasattr(p, "device_mesh"):  # a DTensor
+            return False
+        for value in optimizer.state[p].values() if p in optimizer.state else ():
+            if isinstance(value, torch.Tensor) and value.ndim and (value.stride() != strides or value.dtype != kind):
+                return False
+    return True
+
+
+def _fused_devices(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Types of device on which torch, from 2.6 on, has a fused kernel for the update."""
+    if isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
+        return ("cpu", "cuda")
+    if isinstance(optimizer, torch.optim.Adagrad):
+        return ("cpu",)  # torch 2.6 refuses it on CUDA
+    return ()

@@ -1,117 +1,214 @@
-"""Caffe's six solvers on torch's own optimizers: the stock class makes each update, told what makes it Caffe's.
+"""Caffe's solvers on torch's own optimizer classes. Emitted files hold what they need of this text verbatim.
 
-Where torch's formula is Caffe's, it is told nothing. Where it is not, ``told`` says what the stock class reads for
-one step in place of the param group.
+Where torch's formula is Caffe's, the stock class itself is used (``solver/requirements.py``, ``optimizer_bases``).
+Elsewhere a class below changes settings of the param groups for the time of one stock step; between steps the groups
+say what is true. In the formulas h is Caffe's history, l a group's lr, g the gradient after clipping, division by
+iter_size and weight decay, w the weights.
 
-In the formulas h is Caffe's history, l the effective rate (rate * lr_mult), g the gradient after clipping,
-normalizing and decay (``step.py``), w the weights. Sources: BVLC's ``src/caffe/solvers/*.cpp``.
+Sources: BVLC's ``src/caffe/solvers/*.cpp``; ``sgd_solver.cpp`` has the order of an iteration: clip the summed gradient,
+divide it, add the decay, update.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 
-from caffe2torch.optim.step import CaffeStep, Group
-from caffe2torch.recipe import SolverSettings
-from caffe2torch.solver.float32 import round32
-from caffe2torch.solver.requirements import has_momentum, momentum_changes
+from caffe2torch.recipe import SolverType
+from caffe2torch.solver.requirements import Scaling, bases, class_name
 
-__all__ = ["CaffeAdaDelta", "CaffeAdaGrad", "CaffeAdam", "CaffeNesterov", "CaffeRMSProp", "CaffeSGD"]
+__all__ = ["gradient_norm", "solver_class"]
 
 
-class CaffeSGD(CaffeStep, torch.optim.SGD):
-    """h = momentum*h + l*g; w -= h, where torch has h = momentum*h + g; w -= l*h.
+class CaffeOptimizer(torch.optim.Optimizer):
+    """Caffe's update as one step of a stock class, which finds other settings in the groups while it runs."""
 
-    Without the rate in it, torch's history is wrong from the first change of rate on. So its buffer is made to be
-    h/reference, with a constant rate as reference: a step with lr = reference and 1-dampening = l/reference is then
-    Caffe's update, with nothing more to read or to write. While the rate is the reference, it is the stock update.
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one update; the groups are as before when it returns or raises."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        stated = [dict(group) for group in self.param_groups]
+        try:
+            self.prepare()
+            inspect.unwrap(super().step)(self)  # unwrapped: step hooks run around this method already
+        finally:
+            for group, entries in zip(self.param_groups, stated, strict=True):
+                group.update(entries)
+        return loss
+
+    def prepare(self) -> None:
+        """Caffe updates every blob: without a gradient it decays, and moves by its history."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None and p.requires_grad:
+                    p.grad = torch.zeros_like(p)
+                elif not p.requires_grad and group.get("lr_mult") != 0:  # frozen by hand: it stays where it is
+                    p.grad = None
+
+
+class CaffeSGD(CaffeOptimizer, torch.optim.SGD):
+    """h = momentum * h + l * g; w -= h, where torch has h = momentum * h + g; w -= l * h.
+
+    torch's buffer is h / reference_lr, a constant, so that a change of lr does not rescale the history. A step with
+    lr = reference_lr and dampening = 1 - l / reference_lr is then Caffe's update.
     """
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"momentum": solver.momentum})
-
-    def told(self, group: Group) -> Group:
-        """The lr and dampening that make the stock update Caffe's."""
-        if not has_momentum(self.solver):
-            return {}
-        reference = self.rate_reference(group)
-        told = {"lr": reference, "dampening": 1.0 - group["lr"] / reference}
-        if momentum_changes(self.solver):  # a float32 0, but not torch's 0, with which it would not keep the history
-            told["momentum"] = group["momentum"] or sys.float_info.min
-        return told
-
-    def rescaled(self, group: Group, told: Group, scale: float) -> Group:
-        """scale*g + decay*w is scale*(g + decay/scale*w): nothing to write, and .grad stays as it is."""
-        if scale < 2.0**-24:  # but for one that 1-dampening would round away
-            return super().rescaled(group, told, scale)
-        told["weight_decay"] = group["weight_decay"] / scale
-        if not has_momentum(self.solver):
-            return {**told, "lr": group["lr"] * scale}
-        return {**told, "dampening": 1.0 - (1.0 - told["dampening"]) * scale}
+    def prepare(self) -> None:
+        """Set lr and dampening of each group for this step."""
+        super().prepare()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)  # torch's first buffer ignores dampening
+            reference = group.setdefault("reference_lr", float(group["lr"]) or 1.0)
+            group["lr"], group["dampening"] = reference, 1 - float(group["lr"]) / reference
 
 
-class CaffeNesterov(CaffeStep, torch.optim.SGD):
-    """h' = momentum*h + l*g; w -= (1+momentum)*h' - momentum*h, which is l*g + momentum*h'.
+class ScaledSGD(CaffeSGD):
+    """Takes gradients times a scale without writing them: scale * g + decay * w is scale * (g + decay / scale * w)."""
 
-    The buffer is h/reference as in Caffe's SGD, but torch uses g once more beside the buffer, past dampening. So lr is
-    the reference, and g and its decay are multiplied by l/reference on their way.
+    gradient_scale: Callable[[], float]
+
+    def prepare(self) -> None:
+        """Put the scale into dampening and weight decay."""
+        super().prepare()
+        scale = self.gradient_scale()
+        if scale < 2**-24:  # 1 - dampening would lose it
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                p.grad.mul_(scale)
+            return
+        for group in self.param_groups:
+            group["dampening"] = 1 - (1 - group["dampening"]) * scale
+            group["weight_decay"] /= scale
+
+
+class CaffeNesterov(CaffeOptimizer, torch.optim.SGD):
+    """h' = momentum * h + l * g; w -= (1 + momentum) * h' - momentum * h, which is l * g + momentum * h'.
+
+    The buffer is h / reference_lr as in CaffeSGD. torch uses g a second time, past dampening, so g itself and its
+    weight decay are multiplied by l / reference_lr.
     """
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"momentum": solver.momentum, "nesterov": True})
-
-    def told(self, group: Group) -> Group:
-        """The lr, decay and factor for gradients that make the stock update Caffe's."""
-        if not has_momentum(self.solver):
-            return {}
-        reference = self.rate_reference(group)
-        ratio = group["lr"] / reference
-        told = {"lr": reference, "weight_decay": group["weight_decay"] * ratio, "gradient_factor": ratio}
-        if momentum_changes(self.solver):  # a float32 0, but not torch's 0, with which it would not keep the history
-            told["momentum"] = group["momentum"] or sys.float_info.min
-        return told
+    def prepare(self) -> None:
+        """Set lr and weight decay of each group for this step, and scale its gradients."""
+        super().prepare()
+        for group in self.param_groups:
+            reference = group.setdefault("reference_lr", float(group["lr"]) or 1.0)
+            ratio = float(group["lr"]) / reference
+            if ratio != 1:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.mul_(ratio)
+            group["lr"], group["weight_decay"] = reference, group["weight_decay"] * ratio
 
 
-class CaffeAdaGrad(CaffeStep, torch.optim.Adagrad):
-    """h += g^2; w -= l*g / (sqrt(h) + delta): the stock update."""
+class CaffeAdam(CaffeOptimizer, torch.optim.Adam):
+    """w -= l * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + delta): Caffe adds delta before v is corrected.
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"eps": solver.delta})
-
-
-class CaffeRMSProp(CaffeStep, torch.optim.RMSprop):
-    """h = rms_decay*h + (1-rms_decay)*g^2; w -= l*g / (sqrt(h) + delta): the stock update, which is not fused."""
-
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"alpha": round32(solver.rms_decay), "eps": solver.delta})
-
-
-class CaffeAdaDelta(CaffeStep, torch.optim.Adadelta):
-    """h1 = rho*h1 + (1-rho)*g^2; u = g*sqrt((h2+delta)/(h1+delta)); h2 = rho*h2 + (1-rho)*u^2; w -= l*u.
-
-    The stock update, which is not fused. Rho is what the solver calls momentum.
+    torch adds eps after the correction, so step t takes eps = delta / sqrt(1 - beta2^t).
     """
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        super().__init__(params, solver, {"rho": round32(solver.momentum), "eps": solver.delta})
+    def prepare(self) -> None:
+        """Set the eps of each group for this step."""
+        super().prepare()
+        for group in self.param_groups:
+            t = 1 + next((float(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), 0)
+            group["eps"] /= math.sqrt(1 - group["betas"][1] ** t)
 
 
-class CaffeAdam(CaffeStep, torch.optim.Adam):
-    """m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2; w -= l * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + delta).
+class L1Decay(CaffeOptimizer):
+    """Weight decay that pulls by the sign of a weight, not by its value."""
 
-    Torch adds eps after the correction of v, Caffe delta before it: so step t is told eps = delta/sqrt(1-b2^t). The
-    betas, momentum and momentum2 in the solver, are rounded to float32 first, since 1-b2 shows the difference.
+    def prepare(self) -> None:
+        """Add decay * sign(w) to the gradients; the stock class then has nothing to add."""
+        super().prepare()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.add_(p.sign(), alpha=group["weight_decay"])
+            group["weight_decay"] = 0.0
+
+
+class ScaledGradients(CaffeOptimizer):
+    """Multiplies the gradients before the update reads them."""
+
+    gradient_scale: Callable[[], float]
+
+    def prepare(self) -> None:
+        """Multiply every gradient by the scale of this step."""
+        super().prepare()
+        scale = self.gradient_scale()
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad.mul_(scale)
+
+
+class Accumulation(CaffeOptimizer):
+    """Divides gradients that the loop summed over iter_size passes."""
+
+    def gradient_scale(self) -> float:
+        """The factor of all gradients in this step."""
+        return 1 / float(self.param_groups[0]["iter_size"])
+
+
+class Clipping(Accumulation):
+    """Clips the summed gradient by its norm over all parameters, before it is divided."""
+
+    def gradient_scale(self) -> float:
+        """The factor of all gradients in this step."""
+        groups = self.param_groups
+        if sum(len(group["params"]) for group in groups) < groups[0]["clipped_together"]:
+            raise RuntimeError(
+                "clip_gradients needs the norm of all gradients, and this optimizer holds only a part of the "
+                "parameters (as within ZeroRedundancyOptimizer): shard the model with fully_shard instead"
+            )
+        norm = gradient_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
+        clip = groups[0]["clip_gradients"]
+        return super().gradient_scale() * (clip / norm if norm > clip else 1)
+
+
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
+    """The L2 norm of all gradients together, by parts first: one float32 sum of 10^8 squares is 1 % short.
+
+    >>> gradient_norm([torch.full((3, 4), 1.0), torch.full((13,), -1.0)])
+    5.0
     """
+    parts: list[torch.Tensor] = []
+    for g in gradients:
+        if g.ndim > 1 and g.numel() <= 2**16 * len(g):
+            parts.append(torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float32))
+        else:
+            parts += torch.split(g.float().flatten(), 2**16)
+    norm = torch.nn.utils.get_total_norm(parts)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # a DTensor, where the model is sharded
 
-    def __init__(self, params: Iterable[Group], solver: SolverSettings) -> None:
-        betas = (round32(solver.momentum), round32(solver.momentum2))
-        super().__init__(params, solver, {"betas": betas, "eps": solver.delta})
 
-    def told(self, group: Group) -> Group:
-        """The eps of this step."""
-        t = 1 + next((int(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), 0)
-        return {"eps": group["eps"] / math.sqrt(1.0 - group["betas"][1] ** t)}
+def solver_class(names: Sequence[str]) -> type[torch.optim.Optimizer]:
+    """The class of an optimizer by its bases (``solver/requirements.py``, ``optimizer_bases``).
+
+    >>> solver_class(["torch.optim.SGD"]) is torch.optim.SGD
+    True
+    >>> solver_class(["CaffeAdam", "ScaledGradients", "Clipping"]).__name__
+    'CaffeAdamScaledGradientsClipping'
+    """
+    found: type[torch.optim.Optimizer] = _base(names[0]) if len(names) == 1 else globals()[class_name(names)]
+    return found
+
+
+def _base(name: str) -> type[torch.optim.Optimizer]:
+    found: type[torch.optim.Optimizer] = (
+        getattr(torch.optim, name.removeprefix("torch.optim.")) if "." in name else globals()[name]
+    )
+    return found
+
+
+# Every combination has a name in this module, so that its optimizers can be pickled.
+for _names in {bases(*each) for each in product(SolverType, (True, False), (True, False), Scaling, (True, False))}:
+    if len(_names) > 1:
+        globals()[class_name(_names)] = type(
+            class_name(_names), tuple(map(_base, _names)), {"__module__": __name__, "__doc__": " and ".join(_names)}
+        )

@@ -70,6 +70,19 @@ def multifixed(iteration: int, stage_lrs: tuple[float, ...], stage_iters: tuple[
     return next((lr for lr, last in zip(stage_lrs, stage_iters, strict=True) if iteration <= last), stage_lrs[-1])
 
 
+# What forks put before a policy, as the rate itself.
+
+
+def warm_up(iteration: int, base_lr: float, warmup_iter: int, warmup_start_lr: float) -> float:
+    """Linear from warmup_start_lr to base_lr within warmup_iter iterations (Intel)."""
+    return (iteration * base_lr + (warmup_iter - iteration) * warmup_start_lr) / warmup_iter
+
+
+def ramp_up(iteration: int, base_lr: float, rampup_interval: int, rampup_lr: float) -> float:
+    """rampup_lr + (base_lr - rampup_lr) * (iteration / rampup_interval) ^ 2 (NVIDIA)."""
+    return rampup_lr + (base_lr - rampup_lr) * (iteration / rampup_interval) ** 2
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What is known of a rate policy.
@@ -142,9 +155,9 @@ def rate(policy: LrPolicy, iteration: int, current_step: int | None = None) -> f
     """
     base = policy.base_lr
     if policy.warmup_iter is not None and iteration < policy.warmup_iter:
-        lr = (iteration * base + (policy.warmup_iter - iteration) * policy.warmup_start_lr) / policy.warmup_iter
+        lr = warm_up(iteration, base, policy.warmup_iter, policy.warmup_start_lr)
     elif policy.rampup_interval is not None and iteration < policy.rampup_interval:
-        lr = policy.rampup_lr + (base - policy.rampup_lr) * (iteration / policy.rampup_interval) ** 2
+        lr = ramp_up(iteration, base, policy.rampup_interval, policy.rampup_lr)
     elif policy.type is PolicyType.MULTIFIXED:
         lr = multifixed(iteration, policy.stage_lrs, policy.stage_iters)
     elif policy.type is PolicyType.POLY and policy.min_lr is not None:  # NVIDIA's, which knows no max_iter of 0

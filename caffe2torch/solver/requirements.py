@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
+from caffe2torch.recipe import Accumulation, PolicyType, Regularization, SolverSettings, SolverType
 
 __all__ = [
+    "SOLVERS",
+    "Solver",
+    "bases",
+    "class_name",
     "for_accumulation",
-    "fused_devices",
     "has_momentum",
     "momentum_changes",
-    "multiplies_gradients",
+    "optimizer_bases",
     "ramps",
     "refuse_unsupported",
-    "rescales_gradients",
+    "stock_arguments",
 ]
 
 
@@ -52,19 +56,6 @@ def momentum_changes(solver: SolverSettings) -> bool:
     return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
 
 
-def fused_devices(solver: SolverSettings) -> tuple[str, ...]:
-    """Types of device on which torch, from 2.6 on, has a fused kernel for the update; elsewhere its loops do the same.
-
-    AdaGrad's came later on CUDA, where torch 2.6 refuses it.
-    """
-    match solver.type:
-        case SolverType.SGD | SolverType.NESTEROV | SolverType.ADAM:
-            return ("cpu", "cuda")
-        case SolverType.ADAGRAD:
-            return ("cpu",)
-    return ()
-
-
 def has_momentum(solver: SolverSettings) -> bool:
     """Whether the update keeps a history of updates, as SGD and Nesterov do."""
     keeps = solver.type in (SolverType.SGD, SolverType.NESTEROV)
@@ -76,14 +67,107 @@ def ramps(solver: SolverSettings) -> bool:
     return momentum_changes(solver) or solver.weight_decay_ramp is not None
 
 
-def rescales_gradients(solver: SolverSettings) -> bool:
-    """Whether gradients are clipped or normalized."""
-    return solver.clip_gradients is not None or solver.iter_size != 1
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """What is known of a solver type.
+
+    Attributes:
+        stock: The class of ``torch.optim`` that makes its update.
+        arguments: The constructor's arguments, each with the solver's setting that it takes (``betas`` two of them).
+        history: What torch calls the history of a blob, in the order of ``.solverstate``.
+        rounded: Settings that are rounded to float32, as Caffe has them, since 1 - setting shows the difference.
+    """
+
+    stock: str
+    arguments: Mapping[str, tuple[str, ...]]
+    history: tuple[str, ...]
+    rounded: tuple[str, ...] = ()
 
 
-def multiplies_gradients(solver: SolverSettings) -> bool:
-    """Whether the update takes gradients times a factor, because of clipping, normalizing, or Nesterov's rates."""
-    return rescales_gradients(solver) or solver.type is SolverType.NESTEROV
+SOLVERS: Mapping[SolverType, Solver] = {
+    SolverType.SGD: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",)),
+    SolverType.NESTEROV: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",)),
+    SolverType.ADAGRAD: Solver("Adagrad", {"eps": ("delta",)}, ("sum",)),
+    SolverType.RMSPROP: Solver(
+        "RMSprop", {"alpha": ("rms_decay",), "eps": ("delta",)}, ("square_avg",), rounded=("rms_decay",)
+    ),
+    SolverType.ADADELTA: Solver(
+        "Adadelta", {"rho": ("momentum",), "eps": ("delta",)}, ("square_avg", "acc_delta"), rounded=("momentum",)
+    ),
+    SolverType.ADAM: Solver(
+        "Adam",
+        {"betas": ("momentum", "momentum2"), "eps": ("delta",)},
+        ("exp_avg", "exp_avg_sq"),
+        rounded=("momentum", "momentum2"),
+    ),
+}
+
+
+def stock_arguments(solver: SolverSettings) -> Mapping[str, tuple[str, ...]]:
+    """The arguments of the stock constructor that the solver sets, each with the settings that it takes."""
+    keeps_none = solver.type in (SolverType.SGD, SolverType.NESTEROV) and not has_momentum(solver)
+    return {} if keeps_none else SOLVERS[solver.type].arguments
+
+
+class Scaling(StrEnum):
+    """Which factor the step has for all gradients, by the name of the class in ``optim/solvers.py``."""
+
+    NONE = ""
+    ACCUMULATION = "Accumulation"
+    CLIPPING = "Clipping"
+
+
+def optimizer_bases(solver: SolverSettings) -> tuple[str, ...]:
+    """The classes that together make the solver's update: of ``optim/solvers.py``, and of torch.
+
+    The stock class alone is exact for SGD and Nesterov at a constant rate, AdaGrad, RMSProp and AdaDelta, as long as
+    nothing is clipped, accumulated or decayed by L1.
+
+    >>> from caffe2torch.recipe import LrPolicy, PolicyType
+    >>> fixed, step = LrPolicy(PolicyType.FIXED, 0.1), LrPolicy(PolicyType.STEP, 0.1, 0.5, stepsize=10)
+    >>> optimizer_bases(SolverSettings(SolverType.SGD, fixed, momentum=0.9))
+    ('torch.optim.SGD',)
+    >>> optimizer_bases(SolverSettings(SolverType.SGD, step, momentum=0.9, clip_gradients=5.0))
+    ('ScaledSGD', 'Clipping')
+    >>> optimizer_bases(SolverSettings(SolverType.ADAGRAD, step, iter_size=2))
+    ('ScaledGradients', 'Accumulation', 'torch.optim.Adagrad')
+    """
+    scaling = Scaling.NONE
+    if solver.clip_gradients is not None:
+        scaling = Scaling.CLIPPING
+    elif solver.iter_size != 1:
+        scaling = Scaling.ACCUMULATION
+    l1 = solver.regularization is Regularization.L1 and (
+        solver.weight_decay != 0 or solver.weight_decay_ramp is not None
+    )
+    return bases(solver.type, has_momentum(solver), _rate_changes(solver), scaling, l1)
+
+
+def bases(kind: SolverType, momentum: bool, changing: bool, scaling: Scaling, l1: bool) -> tuple[str, ...]:
+    """``optimizer_bases`` by what it depends on: ``changing`` is the rate, ``l1`` the kind of weight decay."""
+    own = ""
+    match kind:
+        case SolverType.SGD if momentum and scaling and not l1:
+            return ("ScaledSGD", str(scaling))
+        case SolverType.SGD if momentum and changing:
+            own = "CaffeSGD"
+        case SolverType.NESTEROV if momentum and changing:
+            own = "CaffeNesterov"
+        case SolverType.ADAM:
+            own = "CaffeAdam"
+    mixins = ["L1Decay"] * l1 + ["ScaledGradients", str(scaling)] * bool(scaling)
+    return (own, *mixins) if own else (*mixins, f"torch.optim.{SOLVERS[kind].stock}")
+
+
+def class_name(names: Sequence[str]) -> str:
+    """What the class that has these bases is called."""
+    return "".join(name.removeprefix("torch.optim.") for name in names)
+
+
+def _rate_changes(solver: SolverSettings) -> bool:
+    policy = solver.policy
+    ramps_up = policy.warmup_iter is not None or policy.rampup_interval is not None
+    return policy.type is not PolicyType.FIXED or ramps_up
 
 
 def for_accumulation(solver: SolverSettings, accumulation: Accumulation) -> SolverSettings:
