@@ -19,7 +19,7 @@ from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Accumulation, Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.report.text import verdict_line
 from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate

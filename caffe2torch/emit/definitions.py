@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
@@ -11,16 +11,6 @@ __all__ = ["definitions", "import_lines"]
 
 MODULES = ("solver/lr_policy", "optim/solvers", "binding/layout", "snapshot/fillers")
 """Where definitions are taken from, in the order in which an emitted file has them. They are read, not imported."""
-
-IMPORTS = {
-    "inspect": "import inspect",
-    "math": "import math",
-    "Callable": "from collections.abc import Callable",
-    "Sequence": "from collections.abc import Sequence",
-    "Any": "from typing import Any",
-    "torch": "import torch",
-}
-"""What emitted code may import, by the name that needs it."""
 
 
 def definitions(wanted: Iterable[str]) -> list[str]:
@@ -30,33 +20,28 @@ def definitions(wanted: Iterable[str]) -> list[str]:
     def step(iteration: int, gamma: float, stepsize: int) -> float:
     """
     known = _definitions()
-    found: dict[str, str] = {}
-    pending = list(wanted)
+    found: set[str] = set()
+    pending = set(wanted)
     while pending:
         name = pending.pop()
         if name in known and name not in found:
-            found[name] = known[name]
-            pending += _names(known[name])
-    return [found[name] for name in known if name in found]
+            found.add(name)
+            pending |= _names(known[name])
+    return [text for name, text in known.items() if name in found]
 
 
 def import_lines(code: str) -> list[str]:
-    """The import statements that ``code`` needs, sorted as ruff sorts them."""
+    """The import statements that ``code`` needs, in ruff's order.
+
+    >>> import_lines("def norm(gradients: Sequence[torch.Tensor]) -> Any: ...")
+    ['from collections.abc import Sequence', 'from typing import Any', '', 'import torch']
+    """
     used = _names(code)
-    lines = [line for name, line in IMPORTS.items() if name in used]
-    merged = _merged([line for line in lines if "torch" not in line])
-    return [*merged, *([""] if merged else []), "import torch"]
-
-
-def _merged(lines: Sequence[str]) -> list[str]:
-    """One line for each module."""
-    modules: dict[str, list[str]] = {}
-    for line in lines:
-        if line.startswith("from "):
-            module, name = line.removeprefix("from ").split(" import ")
-            modules.setdefault(module, []).append(name)
-    plain = [line for line in lines if line.startswith("import ")]
-    return [*plain, *(f"from {module} import {', '.join(sorted(names))}" for module, names in modules.items())]
+    lines = [f"import {name}" for name in ("inspect", "math") if name in used]
+    for module, names in (("collections.abc", ("Callable", "Sequence")), ("typing", ("Any",))):
+        if needed := [name for name in names if name in used]:
+            lines.append(f"from {module} import {', '.join(needed)}")
+    return [*lines, *[""][: len(lines)], "import torch"]
 
 
 @cache

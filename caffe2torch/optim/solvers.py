@@ -193,7 +193,7 @@ def solver_class(names: Sequence[str]) -> type[torch.optim.Optimizer]:
     >>> solver_class(["torch.optim.SGD"]) is torch.optim.SGD
     True
     >>> solver_class(["CaffeAdam", "ScaledGradients", "Clipping"]).__name__
-    'CaffeAdamScaledGradientsClipping'
+    'ClippedCaffeAdam'
     """
     found: type[torch.optim.Optimizer] = _base(names[0]) if len(names) == 1 else globals()[class_name(names)]
     return found

@@ -19,7 +19,19 @@ from typing import Any
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings
 from caffe2torch.solver.float32 import round32
 
-__all__ = ["POLICIES", "Policy", "changes", "momentum_at", "next_step", "rate", "rates", "step_at", "weight_decay_at"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "changes",
+    "factor_source",
+    "fork_fields",
+    "momentum_at",
+    "next_step",
+    "rate",
+    "rates",
+    "step_at",
+    "weight_decay_at",
+]
 
 
 # The rate as a factor of base_lr, from the fields that the policy reads. Emitted files hold these functions verbatim.
@@ -230,6 +242,43 @@ def changes(policy: LrPolicy, until: int) -> list[int] | None:
     ramp = _ramp_end(policy)
     candidates = sorted({*range(1, ramp + 1), *(i for i in found if i > ramp)})
     return [i for i in candidates if 0 < i < until and rate(policy, i) != rate(policy, i - 1)]
+
+
+def fork_fields(policy: LrPolicy) -> list[str]:
+    """The fields that forks put around the policy, as far as they are set."""
+    names = []
+    if policy.warmup_iter is not None:
+        names += ["warmup_iter", "warmup_start_lr"]
+    if policy.rampup_interval is not None:
+        names += ["rampup_interval", "rampup_lr"]
+    return names + (["min_lr"] if policy.min_lr is not None else [])
+
+
+def factor_source(policy: LrPolicy) -> Iterator[str]:
+    """The rate as a factor of base_lr, as the lines of a Python function of ``iteration`` with settings as constants.
+
+    >>> list(factor_source(LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=10)))
+    ['return step(iteration, GAMMA, STEPSIZE)']
+    """
+    if policy.warmup_iter is not None:
+        yield "if iteration < WARMUP_ITER:"
+        yield "    return warm_up(iteration, BASE_LR, WARMUP_ITER, WARMUP_START_LR) / BASE_LR"
+    elif policy.rampup_interval is not None:
+        yield "if iteration < RAMPUP_INTERVAL:"
+        yield "    return ramp_up(iteration, BASE_LR, RAMPUP_INTERVAL, RAMPUP_LR) / BASE_LR"
+    settings = ", ".join(["iteration", *(name.upper() for name in arguments(policy) if name != "first")])
+    factor = f"{POLICIES[policy.type].factor.__name__}({settings})"
+    match policy.type:
+        case PolicyType.FIXED:
+            factor = "1.0"
+        case PolicyType.MULTIFIXED if policy.base_lr:
+            factor += " / BASE_LR"
+        case PolicyType.MULTISTEP if "first" in arguments(policy):
+            factor = f"{factor[:-1]}, first={'WARMUP_ITER' if policy.warmup_iter is not None else 'RAMPUP_INTERVAL'})"
+        case PolicyType.POLY if policy.min_lr is not None:
+            yield "floor = MIN_LR / BASE_LR"
+            factor = f"(1 - floor) * {factor} + floor"
+    yield f"return {factor}" if policy.min_lr is None else f"return max({factor}, MIN_LR / BASE_LR)"
 
 
 def momentum_at(settings: SolverSettings, iteration: int, rate: float) -> float:

@@ -160,8 +160,15 @@ def bases(kind: SolverType, momentum: bool, changing: bool, scaling: Scaling, l1
 
 
 def class_name(names: Sequence[str]) -> str:
-    """What the class that has these bases is called."""
-    return "".join(name.removeprefix("torch.optim.") for name in names)
+    """What the class that has these bases is called.
+
+    >>> class_name(["ScaledSGD", "Clipping"]), class_name(["L1Decay", "torch.optim.SGD"])
+    ('ClippedCaffeSGD', 'L1SGD')
+    """
+    words = {"Clipping": "Clipped", "Accumulation": "Accumulated", "L1Decay": "L1"}
+    own = next(name for name in names if name not in (*words, "ScaledGradients"))
+    scaled = "".join(words[name] for name in ("Clipping", "Accumulation", "L1Decay") if name in names)
+    return scaled + own.removeprefix("torch.optim.").replace("ScaledSGD", "CaffeSGD")
 
 
 def _rate_changes(solver: SolverSettings) -> bool:
