@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from caffe2torch.optim.norm import gradient_norm
+from caffe2torch.optim.solvers import gradient_norm
 
 LAYERS = {
     "ResNet-50, res5c_branch2b": (512, 512, 3, 3),

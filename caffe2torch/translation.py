@@ -19,7 +19,7 @@ from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.recipe import Accumulation, Note, Severity, SolverSettings, TrainingRecipe
 from caffe2torch.report.text import verdict_line
 from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
@@ -52,6 +52,7 @@ class Translation:
     report: Report
     without: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
+    accumulation: Accumulation = Accumulation.SUM
 
     @property
     def solver(self) -> SolverSettings:
@@ -67,7 +68,7 @@ class Translation:
         return self.report._repr_html_()
 
     def source(self, *, initialize: bool = False) -> str:
-        """Python that builds the same optimizer and scheduler with torch alone, bit for bit.
+        """Python that builds the same optimizer and scheduler with torch alone.
 
         With ``initialize`` it can fill the model by the prototxt's fillers, too.
         """
@@ -78,6 +79,7 @@ class Translation:
             unclaimed=[left.name for left in self.binding.unclaimed if left.lr_mult is None],
             without=self.without,
             fillings=plan_fillings(self.model, self.recipe, self.binding)[0] if initialize else (),
+            accumulation=self.accumulation,
         )
 
     def load_caffemodel(self, path: Path, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:
@@ -138,6 +140,8 @@ def translate(
     stages: Sequence[str] = (),
     level: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
+    accumulation: str = "sum",
+    fused: bool | None = None,
 ) -> Translation:
     """Give ``model`` the optimizer and the scheduler with which Caffe would have trained it, and check them.
 
@@ -151,8 +155,13 @@ def translate(
     the solver asks for, that cannot be translated, and that you accept to go without. ``stages``, ``level`` and
     ``inputs`` are as for ``read_recipe``.
 
+    ``accumulation`` says what your loop does with the gradients of ``iter_size`` passes: ``"sum"`` them, as Caffe, and
+    the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
+    clips at ``clip_gradients / iter_size``. ``fused`` is torch's option: ``None`` takes the fused kernel in each step
+    where device, dtype and strides allow it.
+
     Parameters whose lr_mult is 0 get ``requires_grad_(False)``, as Caffe computes no gradient for them. ``model`` is
-    changed in no other way.
+    changed in no other way: a parameter that you froze stays frozen, and its row of the report says so.
 
     Raises a ``Caffe2TorchError`` for everything that Caffe refuses, that cannot be translated, or that does not fit.
 
@@ -185,12 +194,21 @@ def translate(
         notes = (note,)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
     groups = plan_groups(recipe, binding, finetune)
-    optimizer = build_optimizer(model, groups, settings, without)
+    optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
     scheduler = build_scheduler(optimizer, settings)
     seen = observe(model, optimizer, settings, scheduler)
     report = verify(recipe, binding, groups, seen, notes=notes)
     return Translation(
-        recipe, model, binding, groups, optimizer, scheduler, report, tuple(without), tuple(finetune or ())
+        recipe,
+        model,
+        binding,
+        groups,
+        optimizer,
+        scheduler,
+        report,
+        tuple(without),
+        tuple(finetune or ()),
+        Accumulation(accumulation),
     )
 
 

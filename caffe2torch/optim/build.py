@@ -205,6 +205,7 @@ def _before_step(
             unchecked = False
         for group in optimizer.param_groups:
             _complete_gradients(group)
+            _follow_parameters(optimizer, group)
             if choose_fused:
                 group["fused"] = _can_be_fused(optimizer, group)
 
@@ -245,6 +246,20 @@ def _complete_gradients(group: Mapping[str, Any]) -> None:
             p.grad = None
         elif p.grad.is_sparse:
             p.grad = torch.empty_like(p).copy_(p.grad.to_dense())
+
+
+def _follow_parameters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+    """Bring states to the dtype and device of their parameters, after ``model.double()`` or ``.to(device)``."""
+    for p in group["params"]:
+        if p in optimizer.state:
+            state = optimizer.state[p]
+            for key, value in state.items():
+                if (
+                    isinstance(value, torch.Tensor)
+                    and value.ndim
+                    and (value.dtype, value.device) != (p.dtype, p.device)
+                ):
+                    state[key] = value.to(p)
 
 
 def _can_be_fused(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:

@@ -3,22 +3,23 @@
 A checkpoint is an ordinary torch file that ``torch.load(path, weights_only=True)`` reads:
 
 ===============  ============================================================================================
-``"format"``     ``"caffe2torch checkpoint 1"``
+``"format"``     ``"caffe2torch checkpoint 2"``
 ``"recipe"``     the net's name, its blobs (shape, multipliers, tensor) and its solver
 ``"iteration"``  the updates done
 ``"model"``      the ``state_dict`` of the model without wrappers
-``"optimizer"``  parameter name to its state (``momentum_buffer``, ...)
-``"reference"``  parameter name to the ``lr_reference`` that its momentum buffer is divided by (SGD, Nesterov)
+``"optimizer"``  the optimizer's ``state_dict``, whose groups name their parameters
 ``"scheduler"``  the scheduler's ``state_dict``
 ``"checksum"``   of all the above, since torch loads numbers with flipped bits without a word
 ===============  ============================================================================================
 
-The state of a run is the checkpoint's, its settings are the recipe's: as in Caffe, a run may go on with another
-policy, other multipliers or another momentum, and that is noted.
+So torch alone can go on from it, with an emitted file for instance (``docs/snapshots.md``). The state of a run is the
+checkpoint's, its settings are the recipe's: as in Caffe, a run may go on with another policy, other multipliers or
+another momentum, and that is noted. Format 1, of version 0.1, kept states by parameter's name.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -34,11 +35,13 @@ from torch import Tensor, nn
 
 from caffe2torch.binding.plan import Binding
 from caffe2torch.binding.wrappers import bare, named_tensors
-from caffe2torch.errors import InputError, OutputError, SnapshotError
+from caffe2torch.errors import InputError, ModelError, OutputError, SnapshotError
 from caffe2torch.files import Counted, bar, whole_file
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
-from caffe2torch.snapshot.solver_state import HISTORY
+from caffe2torch.snapshot.sharding import is_first_process, like, whole
+from caffe2torch.snapshot.solver_state import set_state
+from caffe2torch.solver.requirements import SOLVERS
 
 __all__ = ["checksum", "load_checkpoint", "save_checkpoint"]
 
@@ -53,19 +56,23 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, over an older one if there is one: killed at any moment, it is the old or the new, whole.
 
-    Raises ``OutputError`` when the file cannot be written.
+    Of a model that is sharded over processes (FSDP2) every process calls this, and the first one writes the whole.
+
+    Raises:
+        OutputError: The file cannot be written.
+        ModelError: The optimizer holds parameters that the model no longer has.
     """
-    names = _names(model)
-    groups = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    _by_name(model, optimizer)
     content: dict[str, Any] = {
         "format": FORMAT,
         "recipe": record(recipe, binding),
         "iteration": scheduler.last_epoch,
-        "model": bare(model).state_dict(),
-        "optimizer": {names[id(p)]: dict(optimizer.state[p]) for _, p in groups if optimizer.state.get(p)},
-        "reference": {names[id(p)]: float(group["lr_reference"]) for group, p in groups if "lr_reference" in group},
+        "model": whole(bare(model).state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
         "scheduler": scheduler.state_dict(),
     }
+    if not is_first_process():
+        return
     try:
         content["checksum"] = checksum(content)
         with whole_file(path) as file, bar(f"saving {Path(path).name}", _size(content)) as advance:
@@ -101,51 +108,31 @@ def load_checkpoint(
     """
     content = check_whole(path, _read(path))
     parameters = _by_name(model, optimizer)
+    module = bare(model)
     notes: list[Note] = []
     states: Mapping[str, Mapping[str, Tensor]] = {}
     try:
         if not finetune:
             notes += check_recipe(path, content["recipe"], record(recipe, binding))
             states = check_optimizer(path, content, parameters, recipe)
-        weights, kept = check_model(path, content["model"], bare(model), binding, new_layers if finetune else ())
+        weights, kept = check_model(path, content["model"], module, binding, new_layers if finetune else ())
         # Only a multistep policy counts steps: one that comes new to a run begins at 0 and catches up, as in Caffe.
         counters = {key: content["scheduler"].get(key, 0) for key in scheduler.state_dict()}
     except (KeyError, TypeError, AttributeError) as error:
         raise SnapshotError(f"is damaged: {error!r}", where=str(path)) from None
-    bare(model).load_state_dict(weights, strict=False)
+    now = module.state_dict()
+    module.load_state_dict({name: like(value, now[name]) for name, value in weights.items()}, strict=False)
     if finetune:
         _forget(optimizer)
         scheduler.restore(0, 0)
     else:
-        _remember(optimizer, parameters, states, content["reference"])
+        set_state(optimizer, {parameters[name][0]: state for name, state in states.items()})
         scheduler.load_state_dict(counters)
     return (*notes, *kept)
 
 
-def _remember(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, tuple[Tensor, dict[str, Any]]],
-    states: Mapping[str, Mapping[str, Tensor]],
-    references: Mapping[str, float],
-) -> None:
-    """Give each parameter its state, and each group the reference of its buffers."""
-    for name, (_, group) in parameters.items():
-        if name in references:
-            group["lr_reference"] = references[name]
-    saved = optimizer.state_dict()
-    saved["state"] = {index: dict(states[name]) for index, name in enumerate(parameters) if name in states}
-    for index, (name, (_, group)) in enumerate(parameters.items()):
-        # Parameters that were in two groups may be in one now.
-        if name in references and references[name] != group["lr_reference"]:
-            buffer = saved["state"][index]["momentum_buffer"]
-            saved["state"][index]["momentum_buffer"] = buffer * (references[name] / group["lr_reference"])
-    optimizer.load_state_dict(saved)
-
-
 def _forget(optimizer: torch.optim.Optimizer) -> None:
     """The state as it was before the first step: every solver's history begins as zeros, as does the count of steps."""
-    for group in optimizer.param_groups:
-        group.pop("lr_reference", None)
     for state in optimizer.state.values():
         for value in state.values():
             value.zero_()
@@ -153,12 +140,14 @@ def _forget(optimizer: torch.optim.Optimizer) -> None:
 
 def _by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[Tensor, dict[str, Any]]]:
     """The optimizer's parameters in its order, by name, each with its group."""
-    names = _names(model)
-    return {names[id(p)]: (p, group) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _names(model: nn.Module) -> dict[int, str]:
-    return {id(tensor): name for name, tensor in named_tensors(model)}
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    held = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    if gone := sum(id(p) not in names for p, _ in held):
+        raise ModelError(
+            f"{gone} of the optimizer's {len(held)} parameters are no longer in the model",
+            hint="translate again after a module was replaced, or the model was wrapped by something that flattens it",
+        )
+    return {names[id(p)]: (p, group) for p, group in held}
 
 
 def _read(path: str | os.PathLike[str]) -> Any:
@@ -191,16 +180,11 @@ def _size(content: object) -> int:
 
 # Whether a checkpoint belongs to this recipe, this model and this optimizer: asked before anything is changed.
 
-FORMAT = "caffe2torch checkpoint 1"
+FORMAT = "caffe2torch checkpoint 2"
+FIRST_FORMAT = "caffe2torch checkpoint 1"
+"""Of version 0.1: ``optimizer`` was parameter name to state, ``reference`` parameter name to reference rate."""
 
-_KINDS: Mapping[str, type] = {
-    "recipe": dict,
-    "iteration": int,
-    "model": dict,
-    "optimizer": dict,
-    "reference": dict,
-    "scheduler": dict,
-}
+_KINDS: Mapping[str, type] = {"recipe": dict, "iteration": int, "model": dict, "optimizer": dict, "scheduler": dict}
 _NOT_SETTINGS = ("net", "unsupported", "places")
 _LISTED = 8
 
@@ -227,7 +211,7 @@ def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
 
 def check_whole(path: AnyPath, content: Any) -> dict[str, Any]:
     """The content of a file, if it is that of a checkpoint."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, FIRST_FORMAT):
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise SnapshotError("is no checkpoint of caffe2torch", where=str(path), found=str(found), expected=FORMAT)
     for key, kind in _KINDS.items():
@@ -235,10 +219,10 @@ def check_whole(path: AnyPath, content: Any) -> dict[str, Any]:
             raise SnapshotError(f"is damaged: its {key!r} is not there", where=str(path))
     written = {key: value for key, value in content.items() if key != "checksum"}
     try:
-        whole = content.get("checksum") == checksum(written)
+        as_written = content.get("checksum") == checksum(written)
     except TypeError:
-        whole = False
-    if not whole:
+        as_written = False
+    if not as_written:
         raise SnapshotError("is damaged: what it holds is not what was written", where=str(path))
     return content
 
@@ -334,27 +318,64 @@ def check_optimizer(
     content: Mapping[str, Any],
     parameters: Mapping[str, tuple[Tensor, Mapping[str, Any]]],
     recipe: TrainingRecipe,
-) -> Mapping[str, Mapping[str, Tensor]]:
-    """The saved state of each parameter, if it is one that this optimizer can go on with."""
-    expected = {*HISTORY[recipe.solver.type], "step"} if recipe.solver is not None else set()
+) -> dict[str, dict[str, Tensor]]:
+    """The saved state of each parameter as this optimizer goes on with it; raises ``SnapshotError`` if it cannot."""
+    assert recipe.solver is not None  # a translation has one
+    history = SOLVERS[recipe.solver.type].history
+    saved, references = _states_by_name(content)
+    states: dict[str, dict[str, Tensor]] = {}
     problems = []
-    for name, state in content["optimizer"].items():
+    for name, state in saved.items():
         if name not in parameters:
             problems.append(f"the optimizer has no parameter {name}")
             continue
-        shape = parameters[name][0].shape
+        p, group = parameters[name]
         for key, value in state.items() if isinstance(state, dict) else [("", None)]:
-            if key not in expected or not isinstance(value, Tensor) or value.shape != (() if key == "step" else shape):
+            shape = torch.Size() if key == "step" else p.shape
+            if key not in (*history, "step") or not _is_plain(value, shape):
                 problems.append(f"{name} has the state {key!r} of another kind or shape than this solver's")
-            elif key == "momentum_buffer" and not isinstance(content["reference"].get(name), float):
-                problems.append(f"the reference of {name} is missing")
-    counters = content["scheduler"]
-    if not isinstance(counters.get("last_epoch"), int) or not isinstance(counters.get("current_step", 0), int):
-        problems.append("the scheduler's counters are missing")
+        states[name] = dict(state) if isinstance(state, dict) else {}
+        if "momentum_buffer" in states[name]:
+            reference = references.get(name)
+            if not isinstance(reference, float) or not math.isfinite(reference) or reference == 0:
+                problems.append(f"the reference rate of {name} is missing")
+            elif reference != group["reference_lr"]:
+                states[name]["momentum_buffer"] = states[name]["momentum_buffer"] * (reference / group["reference_lr"])
+    iteration, counters = content["iteration"], content["scheduler"]
+    if counters.get("last_epoch") != iteration or not 0 <= iteration < 2**31:
+        problems.append("the scheduler's counters are missing, or not those of its iteration")
+    elif not isinstance(counters.get("current_step", 0), int):
+        problems.append("the scheduler's current_step is no number")
     if problems:
         raise SnapshotError(f"is of another run: {_listed(problems)}", where=str(path))
-    states: Mapping[str, Mapping[str, Tensor]] = content["optimizer"]
+    if any(states.values()):
+        for name, (p, _) in parameters.items():
+            if p.requires_grad and not states.get(name):  # frozen then, trained now: Caffe's history begins as zeros
+                states[name] = {key: torch.zeros(p.shape, dtype=p.dtype) for key in history}
+                if "momentum_buffer" not in history:
+                    states[name]["step"] = torch.tensor(float(iteration))
     return states
+
+
+def _states_by_name(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The state of each parameter, and the rate that its momentum buffer is divided by."""
+    if content["format"] == FIRST_FORMAT:
+        return content["optimizer"], content["reference"]
+    groups = content["optimizer"]["param_groups"]
+    names = {index: name for g in groups for index, name in zip(g["params"], g["param_names"], strict=True)}
+    references = {name: group.get("reference_lr") for group in groups for name in group["param_names"]}
+    return {names[index]: state for index, state in content["optimizer"]["state"].items()}, references
+
+
+def _is_plain(value: object, shape: torch.Size) -> bool:
+    """Whether it is a dense floating-point tensor of ``shape`` that holds its numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.layout is torch.strided
+        and not value.is_meta
+        and value.is_floating_point()
+    )
 
 
 def _plain(value: Any) -> Any:

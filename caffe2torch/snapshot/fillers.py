@@ -20,6 +20,7 @@ from caffe2torch.binding.plan import Binding, Filling, Kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import BindingError, NetError, UnsupportedError
 from caffe2torch.recipe import Filler, LearnableBlob, Note, Severity, TrainingRecipe
+from caffe2torch.snapshot.sharding import assign
 from caffe2torch.snapshot.weights import check
 
 __all__ = ["fill", "initialize", "plan_fillings"]
@@ -118,7 +119,7 @@ def initialize(
         for filling in fillings:
             tensor = tensors[filling.parameter]
             values = fill(filling.shape, generator=generator, **filling.fields)
-            tensor.copy_(to_torch(values, filling.layout, tuple(tensor.shape)))
+            assign(tensor, to_torch(values, filling.layout, tuple(tensor.shape)))
     return notes
 
 

@@ -3,7 +3,7 @@
 ==================  =======================  =====================================================================
 solver              history of a blob        torch's state of its parameter
 ==================  =======================  =====================================================================
-SGD, Nesterov       h, the rate inside       ``momentum_buffer`` = h / the group's ``lr_reference`` (``solvers.py``)
+SGD, Nesterov       h, the rate inside       ``momentum_buffer`` = h / the group's ``reference_lr`` (``solvers.py``)
 AdaGrad             h                        ``sum``
 RMSProp             h                        ``square_avg``
 AdaDelta            h1, h2                   ``square_avg``, ``acc_delta``
@@ -15,8 +15,7 @@ Source: ``sgd_solver.cpp`` (``RestoreSolverStateFrom...``), ``solver.cpp`` (``So
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +24,16 @@ from caffe2torch.binding.layout import layout_of
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import SnapshotError
+from caffe2torch.optim.build import lay_out_state
 from caffe2torch.optim.schedule import CaffeLRScheduler
-from caffe2torch.recipe import Note, Severity, SolverType, TrainingRecipe
+from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.files import SolverState, Weights
 from caffe2torch.snapshot.match_blobs import blob_history
+from caffe2torch.snapshot.sharding import like
 from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, tensor_like
-from caffe2torch.solver.requirements import has_momentum
+from caffe2torch.solver.requirements import SOLVERS, has_momentum
 
-__all__ = ["HISTORY", "load_state", "resume"]
-
-HISTORY = {
-    SolverType.SGD: ("momentum_buffer",),
-    SolverType.NESTEROV: ("momentum_buffer",),
-    SolverType.ADAGRAD: ("sum",),
-    SolverType.RMSPROP: ("square_avg",),
-    SolverType.ADADELTA: ("square_avg", "acc_delta"),
-    SolverType.ADAM: ("exp_avg", "exp_avg_sq"),
-}
+__all__ = ["load_state", "resume", "set_state"]
 
 
 def resume(
@@ -86,7 +78,7 @@ def _plan_history(
     """What each parameter's state will be, checked; nothing is touched yet."""
     histories = blob_history(recipe, state)
     assert recipe.solver is not None  # blob_history says so
-    keys = HISTORY[recipe.solver.type]
+    keys = SOLVERS[recipe.solver.type].history
     if keys == ("momentum_buffer",) and not has_momentum(recipe.solver):
         return {}  # torch keeps no history that is forgotten at once
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
@@ -111,10 +103,9 @@ def _restore(
     history: dict[Tensor, dict[str, Copy]],
 ) -> tuple[Note, ...]:
     scheduler.restore(state.iteration, state.current_step)
-    references = {id(p): _reference(group) for group in optimizer.param_groups for p in group["params"]}
-    saved = optimizer.state_dict()
-    order = {id(p): index for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    references = {id(p): group["reference_lr"] for group in optimizer.param_groups for p in group["params"]}
     notes = []
+    states = {}
     for parameter, copies in history.items():
         tensors = {key: tensor_like(copy) for key, copy in copies.items()}
         notes += [
@@ -126,15 +117,21 @@ def _restore(
             tensors["momentum_buffer"].div_(references[id(parameter)])
         else:
             tensors["step"] = torch.tensor(float(state.iteration))
-        saved["state"][order[id(parameter)]] = tensors
-    optimizer.load_state_dict(saved)  # torch puts each tensor where its optimizer wants it
+        states[parameter] = tensors
+    set_state(optimizer, states)
     return tuple(notes)
 
 
-def _reference(group: dict[str, Any]) -> float:
-    """The constant rate that a group's buffers are divided by: any will do, but what was taken must stay."""
-    reference = float(group.get("lr_reference") or group["lr"])
-    if reference == 0 or not math.isfinite(reference):
-        reference = 1.0
-    group["lr_reference"] = reference
-    return reference
+def set_state(optimizer: torch.optim.Optimizer, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+    """Replace the states of some parameters, and leave those of the others.
+
+    Each tensor comes to lie, and to be sharded, as its parameter is; torch puts it on the parameter's device.
+    """
+    saved = optimizer.state_dict()
+    for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if p in states:
+            saved["state"][index] = {
+                key: like(value, p) if value.shape == p.shape else value for key, value in states[p].items()
+            }
+    optimizer.load_state_dict(saved)
+    lay_out_state(optimizer)

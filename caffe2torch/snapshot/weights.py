@@ -19,6 +19,7 @@ from caffe2torch.files import bar
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.files import Weights
 from caffe2torch.snapshot.match_blobs import blob_weights
+from caffe2torch.snapshot.sharding import assign
 from caffe2torch.snapshot.wire import Array
 
 __all__ = ["Copy", "check", "copy_all", "load_weights", "plan_weights", "tensor_like"]
@@ -149,6 +150,11 @@ def tensor_like(copy: Copy) -> Tensor:
 
 
 def _write(tensor: Tensor, copy: Copy) -> None:
+    if hasattr(tensor, "device_mesh"):  # sharded
+        values = torch.empty(tensor.shape, dtype=tensor.dtype)
+        _write(values, copy)
+        assign(tensor, values)
+        return
     array = to_torch(copy.array, copy.layout, tuple(tensor.shape))
     if tensor.device.type == "cpu" and tensor.dtype in _NUMPY_HOLDS:
         # numpy copies whatever alignment, stride and width the file has, without a copy between.

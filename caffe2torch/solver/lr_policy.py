@@ -260,12 +260,13 @@ def factor_source(policy: LrPolicy) -> Iterator[str]:
     >>> list(factor_source(LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=10)))
     ['return step(iteration, GAMMA, STEPSIZE)']
     """
+    floored = "return {} / BASE_LR" if policy.min_lr is None else "return max({}, MIN_LR) / BASE_LR"
     if policy.warmup_iter is not None:
         yield "if iteration < WARMUP_ITER:"
-        yield "    return warm_up(iteration, BASE_LR, WARMUP_ITER, WARMUP_START_LR) / BASE_LR"
+        yield "    " + floored.format("warm_up(iteration, BASE_LR, WARMUP_ITER, WARMUP_START_LR)")
     elif policy.rampup_interval is not None:
         yield "if iteration < RAMPUP_INTERVAL:"
-        yield "    return ramp_up(iteration, BASE_LR, RAMPUP_INTERVAL, RAMPUP_LR) / BASE_LR"
+        yield "    " + floored.format("ramp_up(iteration, BASE_LR, RAMPUP_INTERVAL, RAMPUP_LR)")
     settings = ", ".join(["iteration", *(name.upper() for name in arguments(policy) if name != "first")])
     factor = f"{POLICIES[policy.type].factor.__name__}({settings})"
     match policy.type:

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe2torch.optim.norm import ROW, gradient_norm
+from caffe2torch.optim.solvers import gradient_norm
+
+ROW = 2**14
 
 
 def exact(gradients: list[torch.Tensor]) -> float:
@@ -57,6 +59,17 @@ def test_what_is_not_finite_shows(wrong: float) -> None:
     assert gradient_norm([gradient]) == pytest.approx(wrong, nan_ok=True)
 
 
+@pytest.mark.parametrize("shape", [(2**25,), (1, 2**25), (2**9, 2**16)])
+def test_whatever_the_shape_no_sum_is_too_long(shape: tuple[int, ...]) -> None:
+    gradient = normal(*shape)
+    assert gradient_norm([gradient]) == pytest.approx(exact([gradient]), rel=1e-6)
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """1000 gradients of 3000: their squares are beyond float16."""
+    assert gradient_norm([torch.full((10, 100), 3000.0, dtype=torch.float16)]) == pytest.approx(3000 * 1000**0.5)
+
+
 def test_two_dtypes_are_one_vector() -> None:
-    gradients = [normal(10 * ROW), normal(20).double()]
+    gradients = [normal(10 * ROW), normal(20).double(), normal(4, 5).double()]
     assert gradient_norm(gradients) == pytest.approx(exact(gradients), rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -115,7 +116,7 @@ def test_momentum_and_decay_follow_their_policies() -> None:
     optimizer, scheduler = build(solver)
     for i in range(10):
         weight, bias = optimizer.param_groups
-        assert weight["momentum"] == bias["momentum"] == momentum_at(solver, i, 0.1)
+        assert weight["momentum"] == bias["momentum"] == (momentum_at(solver, i, 0.1) or sys.float_info.min)
         assert weight["weight_decay"] == weight_decay_at(solver, i)
         assert bias["weight_decay"] == 0
         step(optimizer, scheduler)
@@ -157,14 +158,13 @@ def test_a_run_restored_from_a_snapshot_ends_where_caffe_ended(trace: Trace) -> 
     }[recipe.solver.type]
     parameters = dict(model.named_parameters())
     for group in optimizer.param_groups:
-        group["lr_reference"] = group["lr"]
         for name in group["param_names"]:
             p, i = parameters[name], trace.names.index(name)
             if not p.requires_grad:
                 continue
             for k, key in enumerate(keys):
                 history = histories[i + k * len(trace.names)].clone()
-                optimizer.state[p][key] = history / group["lr"] if key == "momentum_buffer" else history
+                optimizer.state[p][key] = history / group["reference_lr"] if key == "momentum_buffer" else history
             if keys != ["momentum_buffer"]:
                 optimizer.state[p]["step"] = torch.tensor(float(done))
     for t in range(done, trace.iterations):

@@ -123,7 +123,7 @@ def test_sgds_history_holds_the_rate_and_torchs_buffer_does_not(tmp_path: Path) 
     load(run, files.solverstate(tmp_path / "s", 4, history))
     for name, caffes in zip(("one/0", "one/1", "two/0"), history, strict=True):
         buffer = run.optimizer.state[run.parameter(name)]["momentum_buffer"]
-        np.testing.assert_allclose(buffer.numpy() * run.optimizer.param_groups[0]["lr_reference"], caffes, rtol=2e-7)
+        np.testing.assert_allclose(buffer.numpy() * run.optimizer.param_groups[0]["reference_lr"], caffes, rtol=2e-7)
 
 
 def test_adams_history_is_all_firsts_then_all_seconds_and_its_step_the_iteration(tmp_path: Path) -> None:
@@ -231,5 +231,5 @@ def test_frozen_parameters_and_statistics_count_in_the_order_but_hold_no_state(t
     load(run, files.solverstate(tmp_path / "s", 4, arrays((2,), (2,), (1,), (2,), (2,))))
     bn = model["bn"]
     assert bn.weight not in run.optimizer.state
-    buffer = run.optimizer.state[bn.bias]["momentum_buffer"] * run.optimizer.param_groups[-1]["lr_reference"]
+    buffer = run.optimizer.state[bn.bias]["momentum_buffer"] * run.optimizer.param_groups[-1]["reference_lr"]
     np.testing.assert_allclose(buffer.numpy(), [5, 10], rtol=2e-7)  # the fifth blob's
