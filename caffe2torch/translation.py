@@ -14,7 +14,7 @@ from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
-from caffe2torch.errors import Caffe2TorchError, SolverError
+from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
@@ -192,6 +192,7 @@ def translate(
     if model is None:
         model, note = _model_for(recipe)
         notes = (note,)
+    _refuse_model(model)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
@@ -226,6 +227,17 @@ def _solver_of(recipe: TrainingRecipe) -> SolverSettings:
             hint="name the solver's prototxt after the net's",
         )
     return recipe.solver
+
+
+def _refuse_model(model: nn.Module) -> None:
+    """Refuse models whose parameters are not those of their modules."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError("a TorchScript model is not supported", hint="give the model before torch.jit.script")
+    if any("_flat_param" in module._parameters for module in model.modules()):
+        raise UnsupportedError(
+            "FullyShardedDataParallel (FSDP1) has flattened the model's parameters",
+            hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2), or pass use_orig_params=True",
+        )
 
 
 def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:

@@ -59,7 +59,7 @@ def build_optimizer(
     """
     refuse_unsupported(solver, without)
     solver = for_accumulation(solver, accumulation)
-    _refuse_hidden_gradients(model, solver)
+    _refuse_wrapped(model, solver)
     parameters = {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
     held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
     parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
@@ -73,7 +73,8 @@ def build_optimizer(
     if fused and solver.type in (SolverType.RMSPROP, SolverType.ADADELTA):
         raise UnsupportedError(f"torch has no fused kernel for {solver.type}", hint="leave fused out")
     options: dict[str, Any] = {"fused": True} if fused and len(bases) == 1 else {}
-    optimizer = solver_class(bases)(built, **options)
+    with torch.device("cpu"):  # counters are made here, whatever the default device is
+        optimizer = solver_class(bases)(built, **options)
     options = _options(solver)
     if fused is not None:  # past the constructor: with it, a GradScaler would not unscale before the norm is taken
         options["fused"] = fused
@@ -82,7 +83,7 @@ def build_optimizer(
         optimizer.defaults,
     ):  # past its checks: Caffe accepts a momentum of 1 in Adam
         group.update(options)
-    optimizer.register_step_pre_hook(_before_step(model, parameters, claimed, choose_fused=fused is None))
+    optimizer.register_step_pre_hook(_before_step(model, parameters, choose_fused=fused is None))
     if fused is None:
         optimizer.register_step_post_hook(_forget_fused)
     optimizer.register_load_state_dict_post_hook(lay_out_state)
@@ -177,7 +178,7 @@ def _freeze(
                 del _frozen_here[id(parameter)]
 
 
-def _refuse_hidden_gradients(model: nn.Module, solver: SolverSettings) -> None:
+def _refuse_wrapped(model: nn.Module, solver: SolverSettings) -> None:
     """FSDP1 keeps a part of every parameter on each process, and says nothing of it to the optimizer."""
     if solver.clip_gradients is None:
         return
@@ -191,18 +192,20 @@ def _refuse_hidden_gradients(model: nn.Module, solver: SolverSettings) -> None:
 
 
 def _before_step(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], names: Collection[str], *, choose_fused: bool
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], *, choose_fused: bool
 ) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
     """What the library looks after before each step, as a step pre-hook."""
     watched = weakref.ref(model)
-    unchecked = True
+    checked = False
 
     def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        nonlocal unchecked
-        if unchecked:
-            _check_parameters(watched(), {name: parameters[name] for name in names})
-            unchecked = False
+        nonlocal checked
+        if not checked:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            ours = {name: p for name, p in parameters.items() if id(p) in held}
+            _check_parameters(watched(), ours)
+            checked = bool(ours)  # a copy of the optimizer has none of them
         for group in optimizer.param_groups:
             _complete_gradients(group)
             _follow_parameters(optimizer, group)

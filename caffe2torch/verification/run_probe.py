@@ -269,11 +269,14 @@ def undisturbed(subjects: Sequence[Subject]) -> Iterator[None]:
     if numpy is not None:
         states.append(numpy.random.get_state())
     devices = {subject.tensor.device for subject in subjects if subject.tensor.device.type == "cuda"}
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
+        with torch.device("cpu"), torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.set_default_dtype(dtype)
         random.setstate(states[0])
         if numpy is not None:
             numpy.random.set_state(states[1])
