@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
@@ -26,7 +26,7 @@ from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_s
 from caffe2torch.snapshot.fillers import initialize, plan_fillings
 from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
-from caffe2torch.solver.requirements import refuse_unsupported
+from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 
@@ -192,13 +192,14 @@ def translate(
     if model is None:
         model, note = _model_for(recipe)
         notes = (note,)
-    _refuse_model(model)
+    _refuse_model(model, settings)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
     scheduler = build_scheduler(optimizer, settings)
-    seen = observe(model, optimizer, settings, scheduler)
-    report = verify(recipe, binding, groups, seen, notes=notes)
+    step = for_accumulation(settings, Accumulation(accumulation))
+    seen = observe(model, optimizer, step, scheduler)
+    report = replace(verify(replace(recipe, solver=step), binding, groups, seen, notes=notes), solver=settings)
     return Translation(
         recipe,
         model,
@@ -229,14 +230,22 @@ def _solver_of(recipe: TrainingRecipe) -> SolverSettings:
     return recipe.solver
 
 
-def _refuse_model(model: nn.Module) -> None:
-    """Refuse models whose parameters are not those of their modules."""
+def _refuse_model(model: nn.Module, solver: SolverSettings) -> None:
+    """Refuse models that hide their parameters, or the norm of their gradients, from an optimizer."""
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedError("a TorchScript model is not supported", hint="give the model before torch.jit.script")
-    if any("_flat_param" in module._parameters for module in model.modules()):
+    fsdp1 = [module for module in model.modules() if type(module).__name__ == "FullyShardedDataParallel"]
+    if any("_flat_param" in module._parameters for module in fsdp1):
         raise UnsupportedError(
             "FullyShardedDataParallel (FSDP1) has flattened the model's parameters",
             hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2), or pass use_orig_params=True",
+        )
+    if fsdp1 and solver.clip_gradients is not None:
+        raise UnsupportedError(
+            "clip_gradients needs the norm of all gradients, and FullyShardedDataParallel (FSDP1) shows each process "
+            "only a part of them",
+            where=solver.places.get("clip_gradients"),
+            hint="shard the model with torch.distributed.fsdp.fully_shard (FSDP2), whose gradients know their whole",
         )
 
 

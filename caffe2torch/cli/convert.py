@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files, read_model
+from caffe2torch.cli.options import (
+    accumulation_option,
+    model_options,
+    net_state,
+    one_or_two_files,
+    read_files,
+    read_model,
+)
 
 
 @click.command("convert")
@@ -16,6 +23,7 @@ from caffe2torch.cli.options import model_options, net_state, one_or_two_files, 
 @click.option("--state", type=click.Path(), metavar="FILE.solverstate", help="History and iteration, binary or HDF5.")
 @click.option("-o", "--output", type=click.Path(), metavar="FILE.pt", required=True, help="The checkpoint to write.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
+@accumulation_option
 @net_state
 def command(
     files: tuple[str, ...],

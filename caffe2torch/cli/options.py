@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from caffe2torch.verification.report import Report
 
 __all__ = [
+    "accumulation_option",
     "assignment",
     "check_report",
     "input_shape",
@@ -111,6 +112,17 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
     ):
         function = option(function)
     return function
+
+
+def accumulation_option(function: Callable[..., object]) -> Callable[..., object]:
+    """What the training loop does with the gradients of ``iter_size`` passes."""
+    return click.option(
+        "--accumulation",
+        type=click.Choice(["sum", "mean"]),
+        default="sum",
+        show_default=True,
+        help="Your loop sums the gradients of iter_size passes, as Caffe, or averages them, as most trainers do.",
+    )(function)
 
 
 def report_options(function: Callable[..., object]) -> Callable[..., object]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from caffe2torch.cli.options import (
+    accumulation_option,
     check_report,
     model_options,
     net_state,
@@ -29,6 +30,7 @@ from caffe2torch.cli.options import (
 @click.option(
     "--lock", type=click.Path(), metavar="FILE.json", help="Write what audit --lock needs, without prototxts."
 )
+@accumulation_option
 @report_options
 @net_state
 def command(

@@ -28,7 +28,7 @@ from caffe2torch.solver.requirements import (
     stock_arguments,
 )
 
-__all__ = ["build_optimizer", "lay_out_state", "param_groups"]
+__all__ = ["align_state", "build_optimizer", "param_groups"]
 
 
 def build_optimizer(
@@ -55,11 +55,10 @@ def build_optimizer(
 
     Raises:
         BindingError: A group names a parameter that the model does not have, or two name the same.
-        UnsupportedError: A rule of the solver is not translated, or the model's wrapper hides the gradients' norm.
+        UnsupportedError: A rule of the solver is not translated, or torch has no fused kernel for it.
     """
     refuse_unsupported(solver, without)
     solver = for_accumulation(solver, accumulation)
-    _refuse_wrapped(model, solver)
     parameters = {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
     held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
     parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
@@ -70,7 +69,8 @@ def build_optimizer(
         raise BindingError(f"the groups do not fit the model: {error}") from None
     _freeze(parameters, groups, frozen_with_gradient(groups, solver))
     bases = optimizer_bases(solver)
-    if fused and solver.type in (SolverType.RMSPROP, SolverType.ADADELTA):
+    devices = SOLVERS[solver.type].fused
+    if fused and not devices:
         raise UnsupportedError(f"torch has no fused kernel for {solver.type}", hint="leave fused out")
     options: dict[str, Any] = {"fused": True} if fused and len(bases) == 1 else {}
     with torch.device("cpu"):  # counters are made here, whatever the default device is
@@ -83,10 +83,10 @@ def build_optimizer(
         optimizer.defaults,
     ):  # past its checks: Caffe accepts a momentum of 1 in Adam
         group.update(options)
-    optimizer.register_step_pre_hook(_before_step(model, parameters, choose_fused=fused is None))
+    optimizer.register_step_pre_hook(_before_step(model, parameters, devices if fused is None else None))
     if fused is None:
         optimizer.register_step_post_hook(_forget_fused)
-    optimizer.register_load_state_dict_post_hook(lay_out_state)
+    optimizer.register_load_state_dict_post_hook(align_state)
     return optimizer
 
 
@@ -134,14 +134,6 @@ def param_groups(
     ]
 
 
-def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
-    """Copy each state tensor into its parameter's strides: where they differ, fused kernels mix up elements."""
-    for p, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
-
-
 def _options(solver: SolverSettings) -> dict[str, Any]:
     """What the stock class is set to."""
     row = SOLVERS[solver.type]
@@ -178,23 +170,10 @@ def _freeze(
                 del _frozen_here[id(parameter)]
 
 
-def _refuse_wrapped(model: nn.Module, solver: SolverSettings) -> None:
-    """FSDP1 keeps a part of every parameter on each process, and says nothing of it to the optimizer."""
-    if solver.clip_gradients is None:
-        return
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise UnsupportedError(
-            "clip_gradients needs the norm of all gradients, and FullyShardedDataParallel (FSDP1) shows each process "
-            "only a part of them",
-            where=solver.places.get("clip_gradients"),
-            hint="shard the model with torch.distributed.fsdp.fully_shard (FSDP2), whose gradients know their whole",
-        )
-
-
 def _before_step(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], *, choose_fused: bool
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], fused_on: Collection[str] | None
 ) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
-    """What the library looks after before each step, as a step pre-hook."""
+    """What the library looks after before each step; fused kernels are chosen on the devices ``fused_on``."""
     watched = weakref.ref(model)
     checked = False
 
@@ -206,11 +185,11 @@ def _before_step(
             ours = {name: p for name, p in parameters.items() if id(p) in held}
             _check_parameters(watched(), ours)
             checked = bool(ours)  # a copy of the optimizer has none of them
+        align_state(optimizer)
         for group in optimizer.param_groups:
             _complete_gradients(group)
-            _follow_parameters(optimizer, group)
-            if choose_fused:
-                group["fused"] = _can_be_fused(optimizer, group)
+            if fused_on is not None:
+                group["fused"] = _can_be_fused([p for p in group["params"] if p.grad is not None], fused_on)
 
     return before_step
 
@@ -224,17 +203,26 @@ def _forget_fused(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> N
 
 def _check_parameters(model: nn.Module | None, expected: Mapping[str, nn.Parameter]) -> None:
     """Raise ``ModelError`` where the optimizer holds parameters that the model no longer has."""
-    if model is None:
-        return
-    now = dict(named_tensors(model))
+    now = {} if model is None else dict(named_tensors(model))
     for name, parameter in expected.items():
-        if parameter.is_meta:
-            problem = f"parameter {name!r} was on the meta device when the optimizer was built, so nothing would train"
-        elif name in now and now[name] is not parameter:
-            problem = f"parameter {name!r} is another tensor than when the optimizer was built, so it would not train"
-        else:
-            continue
-        raise ModelError(problem, hint="give the model its storage and its wrappers first, then translate")
+        if parameter.is_meta or now.get(name, parameter) is not parameter:
+            what = "was on the meta device" if parameter.is_meta else "was another tensor"
+            raise ModelError(
+                f"parameter {name!r} {what} when the optimizer was built, so it would not train",
+                hint="give the model its storage and its wrappers first, then translate",
+            )
+
+
+def align_state(optimizer: torch.optim.Optimizer) -> None:
+    """Bring each state tensor to the strides, dtype and device of its parameter.
+
+    Fused kernels mix up elements where strides differ, and a model may have been moved by ``model.double()``.
+    """
+    for p, state in optimizer.state.items():
+        kind = (p.stride(), p.dtype, p.device)
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.ndim and (value.stride(), value.dtype, value.device) != kind:
+                state[key] = torch.empty_like(p).copy_(value)
 
 
 def _complete_gradients(group: Mapping[str, Any]) -> None:
@@ -251,45 +239,9 @@ def _complete_gradients(group: Mapping[str, Any]) -> None:
             p.grad = torch.empty_like(p).copy_(p.grad.to_dense())
 
 
-def _follow_parameters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
-    """Bring states to the dtype and device of their parameters, after ``model.double()`` or ``.to(device)``."""
-    for p in group["params"]:
-        if p in optimizer.state:
-            state = optimizer.state[p]
-            for key, value in state.items():
-                if (
-                    isinstance(value, torch.Tensor)
-                    and value.ndim
-                    and (value.dtype, value.device) != (p.dtype, p.device)
-                ):
-                    state[key] = value.to(p)
-
-
-def _can_be_fused(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+def _can_be_fused(moved: Sequence[torch.Tensor], devices: Collection[str]) -> bool:
     """Whether torch has a fused kernel for these tensors that does not mix up their elements or skip some."""
-    moved = [p for p in group["params"] if p.grad is not None]
-    if not moved:
-        return False
-    first = moved[0]
-    if first.device.type not in _fused_devices(optimizer) or not first.is_floating_point():
-        return False
-    kind, device = first.dtype, first.device
-    for p in moved:
-        strides = p.stride()
-        if p.dtype != kind or p.device != device or p.grad.stride() != strides or p.grad.dtype != kind:
-            return False
-        if hasattr(p, "device_mesh"):  # a DTensor
-            return False
-        for value in optimizer.state[p].values() if p in optimizer.state else ():
-            if isinstance(value, torch.Tensor) and value.ndim and (value.stride() != strides or value.dtype != kind):
-                return False
-    return True
-
-
-def _fused_devices(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Types of device on which torch, from 2.6 on, has a fused kernel for the update."""
-    if isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
-        return ("cpu", "cuda")
-    if isinstance(optimizer, torch.optim.Adagrad):
-        return ("cpu",)  # torch 2.6 refuses it on CUDA
-    return ()
+    kinds = {(t.device.type, t.dtype) for p in moved for t in (p, p.grad) if t is not None}
+    alike = all(p.grad is not None and p.grad.stride() == p.stride() for p in moved)
+    sharded = any(hasattr(p, "device_mesh") for p in moved)  # DTensors
+    return len(kinds) == 1 and kinds.pop()[0] in devices and alike and not sharded

@@ -24,7 +24,7 @@ from caffe2torch.binding.layout import layout_of
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import SnapshotError
-from caffe2torch.optim.build import lay_out_state
+from caffe2torch.optim.build import align_state
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.files import SolverState, Weights
@@ -134,4 +134,4 @@ def set_state(optimizer: torch.optim.Optimizer, states: Mapping[Tensor, Mapping[
                 key: like(value, p) if value.shape == p.shape else value for key, value in states[p].items()
             }
     optimizer.load_state_dict(saved)
-    lay_out_state(optimizer)
+    align_state(optimizer)

@@ -75,19 +75,21 @@ class Solver:
         stock: The class of ``torch.optim`` that makes its update.
         arguments: The constructor's arguments, each with the solver's setting that it takes (``betas`` two of them).
         history: What torch calls the history of a blob, in the order of ``.solverstate``.
+        fused: Types of device on which torch, from 2.6 on, has a fused kernel for it.
         rounded: Settings that are rounded to float32, as Caffe has them, since 1 - setting shows the difference.
     """
 
     stock: str
     arguments: Mapping[str, tuple[str, ...]]
     history: tuple[str, ...]
+    fused: tuple[str, ...] = ()
     rounded: tuple[str, ...] = ()
 
 
 SOLVERS: Mapping[SolverType, Solver] = {
-    SolverType.SGD: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",)),
-    SolverType.NESTEROV: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",)),
-    SolverType.ADAGRAD: Solver("Adagrad", {"eps": ("delta",)}, ("sum",)),
+    SolverType.SGD: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",), fused=("cpu", "cuda")),
+    SolverType.NESTEROV: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",), fused=("cpu", "cuda")),
+    SolverType.ADAGRAD: Solver("Adagrad", {"eps": ("delta",)}, ("sum",), fused=("cpu",)),
     SolverType.RMSPROP: Solver(
         "RMSprop", {"alpha": ("rms_decay",), "eps": ("delta",)}, ("square_avg",), rounded=("rms_decay",)
     ),
@@ -98,6 +100,7 @@ SOLVERS: Mapping[SolverType, Solver] = {
         "Adam",
         {"betas": ("momentum", "momentum2"), "eps": ("delta",)},
         ("exp_avg", "exp_avg_sq"),
+        fused=("cpu", "cuda"),
         rounded=("momentum", "momentum2"),
     ),
 }
