@@ -17,16 +17,10 @@ from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import BindingError, ModelError, UnsupportedError
 from caffe2torch.optim.solvers import solver_class
 from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
+from caffe2torch.solver import requirements
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
-from caffe2torch.solver.requirements import (
-    SOLVERS,
-    for_accumulation,
-    has_momentum,
-    optimizer_bases,
-    refuse_unsupported,
-    stock_arguments,
-)
+from caffe2torch.solver.requirements import SOLVERS, has_momentum
 
 __all__ = ["align_state", "build_optimizer", "param_groups"]
 
@@ -57,18 +51,14 @@ def build_optimizer(
         BindingError: A group names a parameter that the model does not have, or two name the same.
         UnsupportedError: A rule of the solver is not translated, or torch has no fused kernel for it.
     """
-    refuse_unsupported(solver, without)
-    solver = for_accumulation(solver, accumulation)
+    requirements.refuse_unsupported(solver, without)
+    solver = requirements.for_accumulation(solver, accumulation)
     parameters = {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
     held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
     parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
-    claimed = {member.parameter for group in groups for member in group.members}
-    try:
-        built = param_groups(parameters, groups, solver, left_out=parameters.keys() - claimed)
-    except ValueError as error:
-        raise BindingError(f"the groups do not fit the model: {error}") from None
+    built = param_groups(parameters, groups, solver)
     _freeze(parameters, groups, frozen_with_gradient(groups, solver))
-    bases = optimizer_bases(solver)
+    bases = requirements.optimizer_bases(solver)
     devices = SOLVERS[solver.type].fused
     if fused and not devices:
         raise UnsupportedError(f"torch has no fused kernel for {solver.type}", hint="leave fused out")
@@ -91,26 +81,18 @@ def build_optimizer(
 
 
 def param_groups(
-    parameters: Mapping[str, nn.Parameter],
-    groups: Iterable[GroupPlan],
-    solver: SolverSettings,
-    left_out: Collection[str] = (),
+    parameters: Mapping[str, nn.Parameter], groups: Sequence[GroupPlan], solver: SolverSettings
 ) -> list[dict[str, Any]]:
     """Torch's param groups, with the lr and weight_decay of iteration 0 and whatever else the update reads there.
 
-    Every parameter must be named once, in a group or in ``left_out``: one without intention is a mistake.
-
     Raises:
-        ValueError: A parameter is missing, in no group, or in several.
+        BindingError: A group names a parameter that the model does not have, or two name the same.
     """
-    groups = list(groups)
-    names = Counter([*left_out, *(member.parameter for group in groups for member in group.members)])
+    names = Counter(member.parameter for group in groups for member in group.members)
     problems = [f"the model has no parameter {name!r}" for name in names if name not in parameters]
-    problems += [f"no group has parameter {name!r}" for name in parameters if name not in names]
     problems += [f"parameter {name!r} is in {count} groups" for name, count in names.items() if count > 1]
     if problems:
-        more = f"; and {len(problems) - 8} more of that kind" if len(problems) > 8 else ""
-        raise ValueError("; ".join(problems[:8]) + more)
+        raise BindingError(f"the groups do not fit the model: {'; '.join(problems[:8])}")
     lr, decay, base = rate(solver.policy, 0), weight_decay_at(solver, 0), solver.policy.base_lr or 1.0
     scaling: dict[str, Any] = {}
     if solver.clip_gradients is not None:
@@ -143,7 +125,9 @@ def _options(solver: SolverSettings) -> dict[str, Any]:
         values["momentum"] = momentum_at(solver, 0, rate(solver.policy, 0)) or sys.float_info.min
     if solver.type is SolverType.ADAM and solver.momentum == 1:  # Caffe divides by 1 - 1^t: every weight becomes NaN
         values |= {"momentum": 0.0, "delta": math.nan}
-    arguments = {name: tuple(values[one] for one in taken) for name, taken in stock_arguments(solver).items()}
+    arguments = {
+        name: tuple(values[one] for one in taken) for name, taken in requirements.stock_arguments(solver).items()
+    }
     options = {name: value if name == "betas" else value[0] for name, value in arguments.items()}
     return options | ({"nesterov": True} if options and solver.type is SolverType.NESTEROV else {})
 
@@ -156,18 +140,15 @@ def _freeze(
     parameters: Mapping[str, nn.Parameter], groups: Iterable[GroupPlan], with_gradient: Collection[str]
 ) -> None:
     """Where lr_mult is 0 Caffe computes no gradient, and torch will not either."""
-    for group in groups:
-        for name in (member.parameter for member in group.members):
-            parameter = parameters[name]
-            known = _frozen_here.get(id(parameter))
-            ours = known is not None and known() is parameter
-            if group.lr_mult == 0 and name not in with_gradient:
-                if parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    _frozen_here[id(parameter)] = weakref.ref(parameter)
-            elif ours and not parameter.requires_grad:
-                parameter.requires_grad_(True)
-                del _frozen_here[id(parameter)]
+    lr_mults = {member.parameter: group.lr_mult for group in groups for member in group.members}
+    for name, lr_mult in lr_mults.items():
+        parameter = parameters[name]
+        if lr_mult == 0 and name not in with_gradient:
+            if parameter.requires_grad:
+                _frozen_here[id(parameter)] = weakref.ref(parameter)
+            parameter.requires_grad_(False)
+        elif (known := _frozen_here.pop(id(parameter), None)) is not None and known() is parameter:
+            parameter.requires_grad_(True)
 
 
 def _before_step(
@@ -177,8 +158,7 @@ def _before_step(
     watched = weakref.ref(model)
     checked = False
 
-    def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
+    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         nonlocal checked
         if not checked:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -194,9 +174,8 @@ def _before_step(
     return before_step
 
 
-def _forget_fused(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _forget_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Leave the choice open between steps: a copy of the optimizer has no hook to look before it steps."""
-    del args, kwargs
     for group in optimizer.param_groups:
         group["fused"] = None
 

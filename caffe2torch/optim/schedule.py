@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from caffe2torch.recipe import PolicyType, SolverSettings
 from caffe2torch.solver.lr_policy import momentum_at, next_step, rate, step_at, weight_decay_at
-from caffe2torch.solver.requirements import momentum_changes, ramps
+from caffe2torch.solver.requirements import momentum_changes
 
 __all__ = ["CaffeLRScheduler", "build_scheduler"]
 
@@ -38,18 +38,16 @@ class CaffeLRScheduler(LRScheduler):
     def step(self, epoch: int | None = None) -> None:
         """Go on by one iteration; torch's deprecated ``epoch`` goes to that one."""
         self._steps += 1
-        if self._steps == 2:
-            self._doubled += 1
-            if self._doubled == 3:
-                warnings.warn(
-                    "the scheduler steps more than once per optimizer.step(), so the rate changes too early. Under "
-                    "Accelerate with several processes: Accelerator(step_scheduler_with_optimizer=False), or do not "
-                    "pass the scheduler to prepare()",
-                    stacklevel=2,
-                )
+        self._doubled += self._steps == 2
+        if self._doubled == 3 and self._steps == 2:
+            warnings.warn(
+                "the scheduler steps more than once per optimizer.step(), so the rate changes too early. Under "
+                "Accelerate with several processes: Accelerator(step_scheduler_with_optimizer=False), or do not "
+                "pass the scheduler to prepare()",
+                stacklevel=2,
+            )
         super().step(epoch)
-        if ramps(self.solver):
-            self.set_ramps()
+        self.set_ramps()
 
     def rate(self) -> float:
         """The global rate of the present iteration."""
@@ -95,12 +93,10 @@ class CaffeLRScheduler(LRScheduler):
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=False):
             group["lr"] = lr
-        if ramps(self.solver):
-            self.set_ramps()
+        self.set_ramps()
 
-    def _optimizer_stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _optimizer_stepped(self, *_: Any) -> None:
         """Count how often this scheduler steps per update."""
-        del optimizer, args, kwargs
         if self._steps == 1:
             self._doubled = 0
         self._steps = 0

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from caffe2torch.recipe import SolverType
-from caffe2torch.solver.requirements import Scaling, bases, class_name
+from caffe2torch.solver.requirements import SOLVERS, Scaling, bases, class_name
 
 __all__ = ["gradient_norm", "solver_class"]
 
@@ -196,20 +196,13 @@ def solver_class(names: Sequence[str]) -> type[torch.optim.Optimizer]:
     >>> solver_class(["CaffeAdam", "ScaledGradients", "Clipping"]).__name__
     'ClippedCaffeAdam'
     """
-    found: type[torch.optim.Optimizer] = _base(names[0]) if len(names) == 1 else globals()[class_name(names)]
-    return found
-
-
-def _base(name: str) -> type[torch.optim.Optimizer]:
-    found: type[torch.optim.Optimizer] = (
-        getattr(torch.optim, name.removeprefix("torch.optim.")) if "." in name else globals()[name]
-    )
+    found: type[torch.optim.Optimizer] = _KNOWN[names[0] if len(names) == 1 else class_name(names)]
     return found
 
 
 # Every combination has a name in this module, so that its optimizers can be pickled.
+_KNOWN = globals() | {f"torch.optim.{row.stock}": getattr(torch.optim, row.stock) for row in SOLVERS.values()}
 for _names in {bases(*each) for each in product(SolverType, (True, False), (True, False), Scaling, (True, False))}:
     if len(_names) > 1:
-        globals()[class_name(_names)] = type(
-            class_name(_names), tuple(map(_base, _names)), {"__module__": __name__, "__doc__": " and ".join(_names)}
-        )
+        _made = type(class_name(_names), tuple(_KNOWN[name] for name in _names), {"__module__": __name__})
+        _KNOWN[class_name(_names)] = globals()[class_name(_names)] = _made
