@@ -106,7 +106,7 @@ def read_lock(path: str | PathLike[str]) -> Lock:
 
     Raises ``InputError`` for a file that is missing or no text, no JSON, no lock, or a lock of a later version.
     """
-    source = read_text(path)
+    source = read_text(path, expected="a lock file")
     try:
         data = json.loads(source.text)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from caffe2torch.binding.naming import unwrapped
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.tensor_matching import blob_transposed, fit, spell
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.files import write_files
+from caffe2torch.outputs import write_files
 from caffe2torch.recipe import TrainingRecipe
 
 __all__ = ["UserNames", "check_names", "names_of", "read_names", "read_skips", "resolve_names", "write_names"]

@@ -1,27 +1,15 @@
-"""Names and numbers as every report writes them: hostile characters made visible, numbers short."""
+"""Names and numbers as every report writes them, numbers short."""
 
 from __future__ import annotations
 
 import math
 
+from caffe2torch.errors import visible
 from caffe2torch.recipe import LearnableBlob, Shape, Statement
 from caffe2torch.solver.float32 import format32
 from caffe2torch.verification.report import Effective, ReportRow
 
 __all__ = ["blob_name", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
-
-
-def visible(text: str) -> str:
-    """Text whose every character prints: control characters, right-to-left marks and the like become escapes.
-
-    Names come out of files that anyone may have written; a report must show them, not obey them.
-
-    >>> print(visible("conv\\x1b[31m1\\u202e"))
-    conv\\x1b[31m1\\u202e
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def number(x: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caffe2torch.errors import OutputError
-from caffe2torch.files import check_writable, write_files
+from caffe2torch.outputs import check_writable, write_files
 
 
 def test_a_new_file_holds_exactly_the_text(tmp_path: Path) -> None:
