@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
-from caffe2torch.errors import InputError
+from caffe2torch.errors import InputError, OutputError
 from caffe2torch.files import read_text
 from caffe2torch.recipe import (
     BlobUse,
@@ -76,7 +76,21 @@ def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan
 
 
 def render_lock(locked: Lock) -> str:
-    """The text of a lock file; it ends with a line feed."""
+    """The text of a lock file; it ends with a line feed.
+
+    Raises:
+        OutputError: A rate or a multiplier is no finite number, which JSON cannot hold.
+    """
+    try:
+        return _render(locked)
+    except ValueError as error:
+        raise OutputError(
+            f"a lock file is JSON, and this recipe has a number that JSON cannot hold: {error}",
+            hint="an infinite or undefined rate trains nothing: correct the prototxt",
+        ) from None
+
+
+def _render(locked: Lock) -> str:
     assert locked.recipe.solver is not None
     group_of = {member.parameter: index for index, group in enumerate(locked.groups) for member in group.members}
     parts = {
@@ -86,7 +100,7 @@ def render_lock(locked: Lock) -> str:
         "model": locked.binding.model,
         "solver": solver_fields(locked.recipe.solver),
     }
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in parts.items()]
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in parts.items()]
     groups = [
         {"name": g.name, "lr_mult": g.lr_mult, "decay_mult": g.decay_mult, "factor": g.factor} for g in locked.groups
     ]
@@ -151,7 +165,7 @@ def _lock_from(data: dict[str, Any]) -> Lock:
 
 def _list(key: str, entries: Sequence[dict[str, Any]]) -> list[str]:
     """A list with one entry a line; whoever calls closes it."""
-    lines = [f"    {json.dumps(entry)}" for entry in entries]
+    lines = [f"    {json.dumps(entry, allow_nan=False)}" for entry in entries]
     return [f"  {json.dumps(key)}: [", *(line + "," for line in lines[:-1]), *lines[-1:]]
 
 

@@ -43,7 +43,7 @@ def read_names(path: str | PathLike[str]) -> dict[str, str]:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     try:
         entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of 5,000 digits, 100,000 brackets
         raise BindingError(
             f"bad TOML: {error}", where=str(path), hint='one line a layer: conv1 = "down.0.conv"; quote other names'
         ) from None
