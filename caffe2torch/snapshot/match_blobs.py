@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
-from caffe2torch.recipe import LearnableBlob, Note, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
 
-__all__ = ["blob_history", "blob_weights", "fits"]
+__all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
 
 _LISTED = 8  # problems that a message spells out
 
@@ -95,16 +95,30 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             found=f"history of {len(state.history)} blobs",
             expected=f"{times * count}: {solver.type} keeps {times} for each of {count} learnable blobs",
         )
-    for position, array in enumerate(state.history):
+    for position, shape in enumerate(state.history.shapes):
         blob = recipe.blobs[position % count]
-        if not fits(array.shape, blob.shape):
+        if not fits(shape, blob.shape):
             raise SnapshotError(
                 f"does not belong to this net: history {position}, of {blob.name}, has another shape",
                 where=state.file,
-                found=_shape(array.shape),
+                found=_shape(shape),
                 expected=f"{_shape(blob.shape)}, as {blob.where} says",
             )
     return tuple(state.history[index::count] for index in range(count))
+
+
+def missing_step(recipe: TrainingRecipe, state: SolverState) -> tuple[Note, ...]:
+    """A note where a state does not say how many stepvalues are behind, and some are: a file cut off at its end."""
+    if recipe.solver is None or state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
+        return ()
+    behind = sum(value <= state.iteration for value in recipe.solver.policy.stepvalues)
+    if not behind:
+        return ()
+    text = (
+        f"{state.file}: holds no current_step, the last of its fields: it may be cut off. As in Caffe, the rate takes "
+        f"the {behind} stepvalues that are behind one an iteration"
+    )
+    return (Note(None, Severity.WARNING, text),)
 
 
 def fits(written: Shape, shape: Shape | None) -> bool:
@@ -132,9 +146,9 @@ def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int
     if len(layer.blobs) > size:
         return [f"{layer.name!r} has {len(layer.blobs)} blobs in the file, {size} in the net"]
     return [
-        f"{layer.name}/{index} ({blob.role}) is {_shape(array.shape)} in the file, {_shape(blob.shape)} in the net"
-        for index, array in enumerate(layer.blobs)
-        if not fits(array.shape, (blob := holders[layer.name, index]).shape)
+        f"{layer.name}/{index} ({blob.role}) is {_shape(shape)} in the file, {_shape(blob.shape)} in the net"
+        for index, shape in enumerate(layer.blobs.shapes)
+        if not fits(shape, (blob := holders[layer.name, index]).shape)
     ]
 
 

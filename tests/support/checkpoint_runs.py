@@ -129,12 +129,13 @@ def be_killed(folder: Path, seed: int) -> None:
             load(run, path)
             assert run.model.ballast.unique().tolist() == [run.scheduler.last_epoch]
             loaded += 1
-        parts = list(folder.glob(".run.pt.*"))
-        cut_off += len(parts)
-        for part in parts:
-            part.unlink()
+        left = list(folder.glob(".caffe2torch-*"))
+        assert len(left) <= 1, "a save removes what the one before it left"
+        cut_off += len(left)
         if loaded >= 6 and cut_off >= 3:
             break
+    save(run, path)
+    assert not list(folder.glob(".caffe2torch-*"))
     print(f"{loaded} loaded, {cut_off} cut off")
 
 
