@@ -1,4 +1,4 @@
-"""How long each fuzz test may take: a second, or its part of what ``make fuzz`` gives to all of them."""
+"""How long each fuzz test may take: half a second, or its part of what ``make fuzz`` gives to all of them."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ import pytest
 def seconds(request: pytest.FixtureRequest) -> float:
     """Seconds for one fuzz test."""
     all_of_them = [item for item in request.session.items if "seconds" in getattr(item, "fixturenames", ())]
-    return float(os.environ.get("FUZZ_SECONDS", len(all_of_them))) / len(all_of_them)
+    return float(os.environ.get("FUZZ_SECONDS", 0.5 * len(all_of_them))) / len(all_of_them)

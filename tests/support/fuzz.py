@@ -1,7 +1,7 @@
 """Fuzzing by seed: a reader meets damaged inputs, and may only read them or refuse them with one of our errors.
 
 Input number ``n`` depends on the seed and ``n`` alone, so that a failure is repeated by its number. ``make test`` gives
-each fuzz test a second, ``make fuzz`` shares 60 seconds among them (``FUZZ_SECONDS``).
+each fuzz test half a second, ``make fuzz`` shares 60 seconds among them (``FUZZ_SECONDS``).
 """
 
 from __future__ import annotations
