@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import snapshot_files as files
-import torch
 from checkpoint_runs import CASES, load, save, small_run, train
 from fuzz import damaged, fuzz
-from snapshot_runs import Run
+from snapshot_runs import Run, unchanged_on_refusal
 
 from caffe2torch.binding.names_file import read_names
-from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.lock import lock_of, read_lock, render_lock
 from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
 from caffe2torch.snapshot.solver_state import load_state
@@ -67,26 +64,6 @@ def snapshots(run: Run, tmp_path: Path) -> tuple[list[bytes], list[bytes]]:
                 file.create_dataset(f"history/{index}", data=values, compression=packing)
         states.append((tmp_path / "s.h5").read_bytes())
     return weights, states
-
-
-def everything(run: Run) -> list[object]:
-    """All that a refused file must leave as it is, as plain data."""
-    state = run.optimizer.state_dict()
-    tensors = [*run.model.state_dict().values(), *(v for one in state["state"].values() for v in one.values())]
-    return [
-        *(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors),
-        repr(state["param_groups"]),
-        repr(run.scheduler.state_dict()),
-    ]
-
-
-def unchanged_on_refusal(run: Run, read: Callable[[], object]) -> None:
-    before = everything(run)
-    try:
-        read()
-    except Caffe2TorchError:
-        assert everything(run) == before, "refused, but something has changed"
-        raise
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["binary", "HDF5", "compressed HDF5"])
