@@ -118,7 +118,7 @@ class MissingExtraError(Caffe2TorchError):
     """An optional dependency that this call needs; the hint names the extra to install."""
 
 
-# A place in a file, carried by everything that was read from one.
+# A place in a file, which everything that was read from one has.
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -43,18 +43,18 @@ def bar(description: str, total: int, *, unit: str = "bytes") -> Iterator[Callab
 
 
 class Counted:
-    """A file that tells how much is written to it."""
+    """A file that reports how much is written to it."""
 
     def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
         self.file, self.advance = file, advance
 
     def write(self, data: bytes) -> int:
-        """Write, and say so."""
+        """Write, and report how much."""
         self.advance(len(data))
         return self.file.write(data)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the file."""
         self.file.flush()
 
 

@@ -11,8 +11,8 @@ into the folder does either.
 ``.caffe2torch-RUN.json``            the journal: the run's folders, and which part goes to which name here
 ===================================  ====================================================================
 
-A run holds a shared lock on its folders (``flock``), which the system drops when the process ends in any way; what lies
-in a folder that nobody holds is left over. A journal moves files within its own folder alone, whatever it says.
+A run holds a shared lock on its folders (``flock``), which the system drops when the process ends in any way; what is
+in a folder that nobody holds is left over. A journal moves files within its own folder alone, whatever it names.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ def check_outputs(
 def check_writable(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Refuse, before any work is done, an output that could not be written afterwards.
 
-    Raises ``OutputError`` when ``path`` exists and ``force`` is not set, when it is a directory, or when the folder
-    that should hold it is missing or cannot be written to. A device or a pipe (``/dev/stdout``) is always allowed.
+    A device or a pipe (``/dev/stdout``) is always allowed.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is not set, it is a directory, no file can have its name, or the
+            folder that should hold it is missing or cannot be written to.
     """
     name, mode = str(path), _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
@@ -152,7 +155,8 @@ def _refused(error: OSError | ValueError, path: str | os.PathLike[str]) -> Outpu
 def write_files(contents: Mapping[AnyPath, str | bytes], *, force: bool = False) -> None:
     """Write every content (path to text, as UTF-8, or bytes): all of them, or on an error none.
 
-    Raises ``OutputError`` as ``check_outputs`` does, and when the system refuses.
+    Raises:
+        OutputError: As ``check_outputs``, and when the system refuses.
     """
     check_outputs(contents, force=force)
     ordered = sorted(contents, key=lambda path: _target(path) is None)  # what went into a pipe cannot be taken back
@@ -177,11 +181,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def whole_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
     """Files to write the new contents of ``paths`` to, which take their places together when the block ends.
 
-    They lie beside their places and are flushed to disk before they are moved. When the block raises, what was there
-    before is still there; when the process is killed, each place has its old file or its new one, whole, and the next
-    run there completes or removes the set. A device or a pipe is written to as it is.
+    They are written beside their places, flushed to disk, and then moved. When the block raises, what was there before
+    is still there; when the process is killed, each place has its old file or its new one, whole, and the next run
+    there completes or removes the set. A device or a pipe is written to as it is.
 
-    Raises ``OutputError`` when the system refuses to open or to move a file; what the block raises passes through.
+    Raises:
+        OutputError: The system refuses to open or to move a file. What the block raises passes through.
     """
     run = secrets.token_hex(8)
     targets = [_target(path) for path in paths]
@@ -278,7 +283,7 @@ def _journal(folder: Path, run: str) -> Path:
 
 
 def _write_journal(folder: Path, run: str, folders: Sequence[Path], parts: Mapping[Path, Path]) -> None:
-    """Say what belongs where in ``folder``; the file appears whole, and what it names is on disk by then."""
+    """Record what belongs where in ``folder``; the file appears whole, and what it names is on disk by then."""
     moves = {part.name: target.name for part, target in parts.items() if part.parent == folder}
     whole = _journal(folder, run)
     beside = folder / f".caffe2torch-{run}-{len(parts)}.part"
@@ -293,9 +298,9 @@ def _read_journal(folder: Path, run: str) -> tuple[list[Path], dict[Path, Path]]
     """The folders of a set and the moves within ``folder``; ``None`` where there is no journal or a forged one."""
     try:
         with _journal(folder, run).open("rb") as file:
-            said = json.loads(file.read(_LARGEST_JOURNAL))
-        folders = [Path(one) for one in said["folders"]]
-        moves = {folder / part: folder / name for part, name in said["files"].items()}
+            data = json.loads(file.read(_LARGEST_JOURNAL))
+        folders = [Path(one) for one in data["folders"]]
+        moves = {folder / part: folder / name for part, name in data["files"].items()}
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return None
     ours = all((match := _OURS.fullmatch(part.name)) and match[1] == run for part in moves)
@@ -308,6 +313,9 @@ def _claimed(folder: Path) -> Iterator[None]:
     """Hold ``folder`` while files are written into it; what nobody holds any more is completed or removed first."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that one may write to, and not list: nobody finds what is left there
+        yield
+        return
     except OSError as error:
         raise _refused(error, folder) from None
     try:

@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 VERBS = {
     "audit": "check an optimizer that someone else wrote",
-    "convert": "carry a Caffe snapshot over to a PyTorch checkpoint",
+    "convert": "make a PyTorch checkpoint of a Caffe snapshot",
     "inspect": "show what a net and its solver learn, without torch",
     "plot": "draw the learning rate over the run, and what stock torch would make of it",
     "translate": "give a checked optimizer for a net and its solver",
@@ -105,4 +105,4 @@ def _keep_closed() -> None:
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(caffe2torch.__version__, "-V", "--version")
 def main() -> None:
-    """Carry how a Caffe network learned over to PyTorch, checked."""
+    """Train in PyTorch as a Caffe network was trained, checked."""

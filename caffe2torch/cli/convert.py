@@ -41,7 +41,7 @@ def command(
     inputs: tuple[tuple[str, tuple[int, ...]], ...],
     **choices: Any,
 ) -> None:
-    """Carry the weights and the training state of a Caffe run over to a checkpoint of model, optimizer and scheduler.
+    """Make a checkpoint of model, optimizer and scheduler from the weights and the training state of a Caffe run.
 
     A state alone brings the weights that it names; --weights wins. The checkpoint is what t.load reads, and
     torch.load(..., weights_only=True).

@@ -123,14 +123,14 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
             is_flag=True,
             expose_value=False,
             callback=keep_wish("quiet"),
-            help="Print errors alone: the status says all.",
+            help="Print errors alone.",
         ),
         click.option(
             "--no-color",
             is_flag=True,
             expose_value=False,
             callback=keep_wish("no-color"),
-            help="No colours; NO_COLOR says it, too.",
+            help="No colours; so does NO_COLOR.",
         ),
         click.option("--force", is_flag=True, help="Replace files that exist."),
         click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
@@ -148,7 +148,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
-    """The model that ``--model`` names, and what ``--names`` says about it."""
+    """The model that ``--model`` names, and the names that ``--names`` gives it."""
     from caffe2torch.binding.names_file import read_names
     from caffe2torch.models.loading import load_model
 

@@ -63,8 +63,8 @@ def command(
     from caffe2torch.report.plots import draw, png, svg
     from caffe2torch.report.rate_plot import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
 
-    def named(run: Run, said: str) -> str:
-        return f"{visible(run.label.removeprefix(', '))}: {said}" if run.label else said
+    def named(run: Run, text: str) -> str:
+        return f"{visible(run.label.removeprefix(', '))}: {text}" if run.label else text
 
     runs = _runs(recipe, versus, iterations, without)
     multipliers = _multipliers(recipe, dict(finetune))
@@ -78,8 +78,8 @@ def command(
     title = f"Learning rate of {recipe.net_name or 'the net'} over the run"
     figure = draw(panels, width=7.0, height=2.9)
     outputs.write({output: png(figure) if suffix == ".png" else svg(figure, title, " ".join(says))})
-    for said in says:
-        echo(f"{said}\n", err=outputs.prints_to_stderr)
+    for line in says:
+        echo(f"{line}\n", err=outputs.prints_to_stderr)
 
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:

@@ -90,7 +90,11 @@ class SolverState:
 def solver_state(
     file: str, iteration: int, current_step: int | None, learned_net: str | None, history: Blobs
 ) -> SolverState:
-    """A state whose counters Caffe can have written. Raises ``SnapshotError`` for others."""
+    """A state whose counters Caffe can have written.
+
+    Raises:
+        SnapshotError: A counter is negative, or larger than Caffe's ``int``.
+    """
     for name, count in (("iteration", iteration), ("step", current_step or 0)):
         if not 0 <= count <= _LARGEST_COUNT:
             raise SnapshotError(
@@ -103,13 +107,15 @@ def solver_state(
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_HDF5_PLACES = (0, 512, 1024, 2048)  # what lies before it is its user's
+_HDF5_PLACES = (0, 512, 1024, 2048)  # the bytes before it are its user's
 
 
 def open_snapshot(path: str | os.PathLike[str]) -> memoryview | None:
     """The file mapped into memory, or ``None`` when it is HDF5.
 
-    Raises ``InputError`` for what cannot be read, ``SnapshotError`` for what is plainly something else.
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is plainly something else.
     """
     place = Path(path)
     try:

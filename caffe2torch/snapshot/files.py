@@ -1,7 +1,7 @@
 """``.caffemodel`` and ``.solverstate`` to arrays: what a Caffe run left behind, binary or HDF5, of any fork.
 
 The two messages share a handful of fields among all forks (names, types, blobs); everything else, where forks clash,
-is passed over. Arrays are in the mapped file: reading costs no memory before the numbers are used, and the file must
+is skipped. Arrays are in the mapped file: reading costs no memory before the numbers are used, and the file must
 stay as it is until then.
 
 Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``SnapshotSolverStateTo...``).
@@ -22,8 +22,16 @@ __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_c
 def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
     """Read a ``.caffemodel``: binary of any fork and age (``layer``, V1 and V0 ``layers``), or HDF5.
 
-    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
-    else, ``MissingExtraError`` for HDF5 without h5py.
+    Args:
+        path: The file, which must stay as it is while the arrays are used.
+
+    Returns:
+        Its layers that have blobs, as float arrays in Caffe's shapes.
+
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is damaged, or something else.
+        MissingExtraError: It is HDF5, and h5py is not installed.
     """
     data = open_snapshot(path)
     if data is None:
@@ -57,8 +65,16 @@ def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
 def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
     """Read a ``.solverstate``, binary or HDF5; the weights that belong to it are in another file (``learned_net``).
 
-    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
-    else, ``MissingExtraError`` for HDF5 without h5py.
+    Args:
+        path: The file, which must stay as it is while the arrays are used.
+
+    Returns:
+        Its counters and its history.
+
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is damaged, or something else.
+        MissingExtraError: It is HDF5, and h5py is not installed.
     """
     data = open_snapshot(path)
     if data is None:
@@ -94,7 +110,8 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
 def find_learned_net(state: SolverState) -> Path:
     """Where the weights that belong to ``state`` are: at its own path, else beside the state file under that name.
 
-    Raises ``SnapshotError`` when the state names no file, or one that is at neither place.
+    Raises:
+        SnapshotError: The state names no file, or one that is at neither place.
     """
     if not state.learned_net:
         raise SnapshotError("names no file of weights", where=state.file, hint="say which .caffemodel belongs to it")

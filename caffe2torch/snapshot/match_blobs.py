@@ -31,18 +31,20 @@ def blob_weights(
     array. Caffe only lets a *missing* layer pass, silently. A blob that several layers share has what the last of
     them has in the file, as in Caffe.
 
-    Raises ``SnapshotError`` with every blob that differs, ``BindingError`` for a ``new_layers`` that matches nothing.
+    Raises:
+        SnapshotError: With every blob that differs.
+        BindingError: A ``new_layers`` matches nothing, or is no regular expression.
     """
     holders = {(layer, index): blob for blob in recipe.blobs for layer, index in _uses(blob)}
     sizes = Counter(layer for layer, _ in holders)
     new = _named(sizes, new_layers)
     found: dict[str, Array] = {}
     differing: dict[str, list[str]] = {}
-    passed_over: list[str] = []
+    skipped: list[str] = []
     notes: list[Note] = []
     for layer in weights.layers:
         if layer.name not in sizes:
-            passed_over.append(layer.name)
+            skipped.append(layer.name)
             continue
         problems = _differences(layer, sizes[layer.name], holders)
         if problems:
@@ -68,10 +70,10 @@ def blob_weights(
             where=weights.file,
             hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
         )
-    asked_for = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
-    if passed_over:
-        asked_for.append(f"passed over, since nothing here has them: {', '.join(passed_over)}")
-    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in asked_for]
+    expected = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
+    if skipped:
+        expected.append(f"skipped, since nothing here has them: {', '.join(skipped)}")
+    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in expected]
     return {name: array for name, array in found.items() if name.rpartition("/")[0] not in differing}, tuple(notes)
 
 
@@ -80,8 +82,9 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
 
     BatchNorm's statistics count, though no optimizer knows them: the order is Caffe's.
 
-    Raises ``SnapshotError`` when the state has another number of blobs or other shapes than this net with this
-    solver; Caffe itself only counts.
+    Raises:
+        SnapshotError: The state has another number of blobs or other shapes than this net with this solver; Caffe
+            itself only counts.
     """
     solver = recipe.solver
     if solver is None:
@@ -156,7 +159,10 @@ def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
     """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
     named: set[str] = set()
     for pattern in patterns:
-        matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
+        try:
+            matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise BindingError(f"{pattern!r} names no layer, and is no regular expression: {error}") from None
         if not matched:
             raise BindingError(f"{pattern!r} names no layer with learnable blobs", hint="layers: " + ", ".join(layers))
         named |= matched

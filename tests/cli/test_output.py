@@ -42,6 +42,13 @@ class Stops(Net):
     def forward(self, x):
         raise Stop("enough")
 
+class SilentStep(torch.optim.SGD):
+    def step(self, closure=None):
+        raise Silent
+
+def silent_step(model):
+    return SilentStep(model.parameters(), lr=0.001)
+
 def stop(*_):
     raise Stop("enough")
 
@@ -167,6 +174,13 @@ def test_whatever_a_factory_raises_is_one_error(factory: str, words: str) -> Non
 
 def test_what_a_forward_pass_raises_that_no_one_should_catch_is_one_error() -> None:
     assert "raises Stop: enough" in refused("translate", "net.prototxt", "solver.prototxt", "--model", "port.py:Stops")
+
+
+def test_a_step_whose_error_has_no_message_is_reported_by_its_name() -> None:
+    files = ("net.prototxt", "solver.prototxt")
+    status, stdout, _ = run("audit", *files, "--model", "port.py:Net", "--optimizer", "port.py:silent_step")
+    assert status == 1
+    assert "Silent" in stdout
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "a = " + "[" * 100_000, "a = " + "9" * 10_000])
