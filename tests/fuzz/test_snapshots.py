@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import snapshot_files as files
 from checkpoint_runs import CASES, load, save, small_run, train
-from fuzz import damaged, fuzz
+from fuzz import Feed, damaged
 from snapshot_runs import Run, unchanged_on_refusal
 
 from caffe2torch.binding.names_file import read_names
@@ -18,7 +18,6 @@ from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
 from caffe2torch.snapshot.solver_state import load_state
 from caffe2torch.snapshot.weights import load_weights
 
-SEED = 15
 FIELDS = (
     *(files.varint(number << 3 | wire) for number in (1, 2, 3, 4, 5, 7, 8, 10, 12, 100) for wire in range(8)),
     *(files.varint(value) for value in (0, 127, 128, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)),
@@ -67,7 +66,7 @@ def snapshots(run: Run, tmp_path: Path) -> tuple[list[bytes], list[bytes]]:
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["binary", "HDF5", "compressed HDF5"])
-def test_damaged_weights_are_loaded_or_refused_whole(run: Run, tmp_path: Path, seconds: float, kind: int) -> None:
+def test_damaged_weights_are_loaded_or_refused_whole(run: Run, tmp_path: Path, feed: Feed, kind: int) -> None:
     pytest.importorskip("h5py")
     whole = snapshots(run, tmp_path)[0][kind]
     path = tmp_path / "damaged"
@@ -77,12 +76,11 @@ def test_damaged_weights_are_loaded_or_refused_whole(run: Run, tmp_path: Path, s
         unchanged_on_refusal(run, lambda: load_weights(run.model, run.recipe, run.binding, read_caffemodel(path)))
 
     tokens = () if kind else FIELDS
-    tally = fuzz(lambda c: damaged(whole, c, tokens=tokens), read, seed=SEED, seconds=seconds, kept=tmp_path / "kept")
-    print(f"weights, {kind}: {dict(tally)}")
+    feed(lambda c: damaged(whole, c, tokens=tokens), read)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["binary", "HDF5", "compressed HDF5"])
-def test_damaged_states_are_loaded_or_refused_whole(run: Run, tmp_path: Path, seconds: float, kind: int) -> None:
+def test_damaged_states_are_loaded_or_refused_whole(run: Run, tmp_path: Path, feed: Feed, kind: int) -> None:
     pytest.importorskip("h5py")
     whole = snapshots(run, tmp_path)[1][kind]
     path = tmp_path / "damaged"
@@ -93,11 +91,10 @@ def test_damaged_states_are_loaded_or_refused_whole(run: Run, tmp_path: Path, se
         unchanged_on_refusal(run, lambda: load_state(*parts, read_solverstate(path)))
 
     tokens = () if kind else FIELDS
-    tally = fuzz(lambda c: damaged(whole, c, tokens=tokens), read, seed=SEED, seconds=seconds, kept=tmp_path / "kept")
-    print(f"states, {kind}: {dict(tally)}")
+    feed(lambda c: damaged(whole, c, tokens=tokens), read)
 
 
-def test_damaged_checkpoints_are_refused_and_nothing_changes(run: Run, tmp_path: Path, seconds: float) -> None:
+def test_damaged_checkpoints_are_refused_and_nothing_changes(run: Run, tmp_path: Path, feed: Feed) -> None:
     path = tmp_path / "run.pt"
     save(run, path)
     whole = path.read_bytes()
@@ -106,11 +103,10 @@ def test_damaged_checkpoints_are_refused_and_nothing_changes(run: Run, tmp_path:
         path.write_bytes(data)
         unchanged_on_refusal(run, lambda: load(run, path))
 
-    tally = fuzz(lambda c: damaged(whole, c), read, seed=SEED, seconds=seconds, kept=tmp_path / "kept")
-    print(f"checkpoints: {dict(tally)}")
+    feed(lambda c: damaged(whole, c), read)
 
 
-def test_damaged_names_files_are_read_or_refused(tmp_path: Path, seconds: float) -> None:
+def test_damaged_names_files_are_read_or_refused(tmp_path: Path, feed: Feed) -> None:
     whole = b'conv1 = "down.0.conv"\n\'conv(\\d)\' = \'up.\\1.conv\'\n"conv1/1" = "down.0.shift"\n'
     tokens = (b"[" * 3000, b"a = " + b"[" * 3000, b"9" * 5000, b'"""', b"\\u", b"[[", b"a.b.", b"= ", b"inf", b"\xff")
     path = tmp_path / "names.toml"
@@ -119,11 +115,10 @@ def test_damaged_names_files_are_read_or_refused(tmp_path: Path, seconds: float)
         path.write_bytes(data)
         read_names(path)
 
-    tally = fuzz(lambda c: damaged(whole, c, tokens=tokens), read, seed=SEED, seconds=seconds, kept=tmp_path / "kept")
-    print(f"names files: {dict(tally)}")
+    feed(lambda c: damaged(whole, c, tokens=tokens), read)
 
 
-def test_damaged_locks_are_read_or_refused(run: Run, tmp_path: Path, seconds: float) -> None:
+def test_damaged_locks_are_read_or_refused(run: Run, tmp_path: Path, feed: Feed) -> None:
     from caffe2torch.binding.plan import plan_groups
 
     whole = render_lock(lock_of(run.recipe, run.binding, plan_groups(run.recipe, run.binding))).encode()
@@ -144,5 +139,4 @@ def test_damaged_locks_are_read_or_refused(run: Run, tmp_path: Path, seconds: fl
         path.write_bytes(data)
         render_lock(read_lock(path))
 
-    tally = fuzz(values, read, seed=SEED, seconds=seconds, kept=tmp_path / "kept")
-    print(f"locks: {dict(tally)}")
+    feed(values, read)

@@ -15,6 +15,9 @@ from random import Random
 
 from caffe2torch.errors import Caffe2TorchError
 
+Feed = Callable[[Callable[[Random], bytes], Callable[[bytes], object]], None]
+"""What the fixture ``feed`` gives: what makes an input, and what reads it."""
+
 LONGEST = 5.0  # seconds that one input may take
 LARGEST = 1 << 30  # bytes that one input may add to the peak of the process
 
