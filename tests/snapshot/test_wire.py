@@ -236,10 +236,10 @@ def test_tags_that_alternate_cost_no_more_than_a_run(tmp_path: Path) -> None:
     # To look ahead to the end at each change of tag would be to read 36 GB: 120,000 times half of these 600 kB.
     pair = files.varint(5 << 3 | 5) + b"\0\0\0\0" + files.varint(6 << 3 | 5) + b"\0\0\0\0"
     path = model_of(tmp_path, files.shape((60_000,)) + pair * 60_000)
-    start = time.perf_counter()
+    start = time.process_time()
     (array,) = only_layer(read_caffemodel(path))
     assert array.shape == (60_000,)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.shared
