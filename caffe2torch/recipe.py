@@ -112,7 +112,7 @@ class LearnableBlob:
     """One learnable blob as Caffe's solver holds it (``net.cpp``, ``Net::AppendParam``).
 
     ``role`` is ``weight``, ``bias``, ``scale``, ``shift``, ``mean``, ``variance``, ``factor``, ``slope``, ... (the
-    table in ``net/layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
+    tables in ``net/bvlc_layers.py`` and ``net/fork_layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
     ``where`` is the ``param`` block that states the multipliers, or the layer where there is none.
     """
 

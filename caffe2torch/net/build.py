@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from caffe2torch.errors import NetError, Where
 from caffe2torch.net.forks import Dialect, read_dialect, unknown_names
-from caffe2torch.net.layer_context import Node
+from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
-from caffe2torch.net.layers import append_blobs, blob_rules
-from caffe2torch.net.learnable_blobs import Learnables
+from caffe2torch.net.layer_types import blob_rules, top_shapes
+from caffe2torch.net.learnable_blobs import Learnables, append_blobs
 from caffe2torch.net.phases import NetState, included
 from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, spell
-from caffe2torch.net.shapes import top_shapes
 from caffe2torch.net.upgrade import UpgradedLayer, upgrade
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
@@ -119,7 +118,7 @@ def _walk(
         )
         blobs = append_blobs(walk.learnables, walk.notes, node, layer)
         shapes = _shape_tops(walk, node, layer, inputs)
-        for text in dict.fromkeys(node.remarks):
+        for text in dict.fromkeys(node.assumptions):
             walk.notes.info(layer.where, text)
         for i, (name, shape) in enumerate(zip(tops, shapes, strict=True)):
             in_place = i < len(bottoms) and bottoms[i] == name

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from caffe2torch.errors import NetError, Where
-from caffe2torch.net.layer_context import BlobRule
+from caffe2torch.net.layer_rules import BlobRule, Node
+from caffe2torch.net.layer_types import blob_rules, layer_type
+from caffe2torch.net.porting_notes import Notes
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, product, spell
+from caffe2torch.net.upgrade import UpgradedLayer
+from caffe2torch.prototxt.parser import Block
 from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
 from caffe2torch.solver.float32 import format32, shortest
 
-__all__ = ["Learnables"]
+__all__ = ["Learnables", "append_blobs"]
 
 _DEFAULT = 1.0
 _PERMISSIVE = 1  # ParamSpec.DimCheckMode
 _shortest = lru_cache(maxsize=4096)(shortest)
+_SOUNDS_LEARNED = re.compile(
+    "conv|innerproduct|norm|lstm|gru|rnn|embed|scale|bias|prelu|dense|linear|bn|fc", re.IGNORECASE
+)
 
 
 @dataclass(slots=True)
@@ -168,3 +177,89 @@ def _shared(draft: _Draft, use: BlobUse, name: str, what: str, owner: _Multiplie
             hint=f"Caffe refuses it since rc3: state {what} in one of the two, or the same in both",
         )
     return owner
+
+
+# One layer's blobs, added to those of its net: what the table says, checked against the layer's ``param`` blocks.
+
+
+def append_blobs(learnables: Learnables, notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[int, ...]:
+    """Add a layer's blobs and say which of the net's learnable blobs they are.
+
+    Raises:
+        NetError: the layer has more ``param`` blocks than blobs, or settings that fit no blob.
+    """
+    specs = layer.message.param
+    rules = _rules(notes, node, layer)
+    if len(specs) > len(rules):
+        roles = ", ".join(rule.role for rule in rules)
+        dropped = len(rules) == 1 and node.settings.get("bias_term") is False
+        raise NetError(
+            f"too many params specified for layer {node.name!r}",
+            where=layer.params[len(rules)],
+            found=f"{len(specs)} param blocks",
+            expected=f"at most {len(rules)}: {roles}" if rules else f"none: a {node.type} layer has no learnable blobs",
+            hint="Caffe refuses this net" + ("; with bias_term: false there is no bias" if dropped else ""),
+        )
+    indices = []
+    for i, rule in enumerate(rules):
+        spec, where = (specs[i], layer.params[i]) if i < len(specs) else (None, layer.where)
+        use = BlobUse(node.name, node.type, i, where)
+        indices.append(learnables.append(use, rule, spec, _filler(node, rule, layer)))
+    return tuple(indices)
+
+
+def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ...]:
+    if not node.type:
+        hint = 'write type: "Convolution" or whatever it is'
+        raise NetError(f"the layer {node.name!r} has no type", where=layer.where, hint=hint)
+    try:
+        rules = blob_rules(node)
+    except MisfitError as misfit:
+        text = f"layer {node.name!r} ({node.type}): {misfit.message}"
+        raise NetError(text, where=layer.where, hint=misfit.hint) from None
+    if layer_type(node).counts_outputs and "num_output" not in node.settings:
+        text = f"layer {node.name!r} states no num_output; Caffe refuses it (DIGITS fills it in), its size is unknown"
+        notes.warn(layer.where, text)
+    return _assumed(notes, node, layer) if rules is None else rules
+
+
+def _assumed(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ...]:
+    """The blobs of a type that no table knows: as many as ``param`` blocks."""
+    count, said = node.param_blocks, f"a {node.type} layer's blobs are known to its own code alone; "
+    none = "it has no param blocks and is taken to have none"
+    if count:
+        notes.warn(layer.where, said + f"its {count} param blocks are taken for {count} blobs of unknown shape")
+    elif node.type != "Python" and _SOUNDS_LEARNED.search(node.type):
+        notes.warn(layer.where, said + none + ", though its name suggests some")
+    elif node.bottoms and node.top_names and "Loss" not in node.type:
+        notes.info(layer.where, said + none)
+    return (BlobRule("unknown", None, default=None),) * count
+
+
+def _filler(node: Node, rule: BlobRule, layer: UpgradedLayer) -> Filler | None:
+    stated = node.settings.get(rule.filler)
+    if not isinstance(stated, Mapping):
+        return rule.default
+    numbers = {
+        name: float(value)
+        for name in ("value", "min", "max", "mean", "std")
+        if isinstance(value := stated.get(name), int | float)
+    }
+    sparse = stated.get("sparse")
+    return Filler(
+        type=str(stated.get("type", "constant")),
+        sparse=sparse if isinstance(sparse, int) else -1,
+        variance_norm=str(stated.get("variance_norm", "FAN_IN")),
+        where=_place(layer.block, rule.filler) or layer.where,
+        **numbers,
+    )
+
+
+def _place(block: Block, name: str) -> Where | None:
+    """Where a layer states a filler: in its own parameter message, or in a V0 layer beside its other fields."""
+    fields = (*block.fields, *block.unknown)
+    for one in fields:
+        if one.name == name:
+            return one.where
+    inner = (one.value for one in fields if isinstance(one.value, Block) and one.name.endswith("_param"))
+    return next((f.where for value in inner for f in (*value.fields, *value.unknown) if f.name == name), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe2torch.errors import Where
-from caffe2torch.net.layer_settings import nested
+from caffe2torch.net.layer_rules import nested
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
 from caffe2torch.solver.float32 import format32
 

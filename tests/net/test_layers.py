@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 
 from caffe2torch.errors import NetError
 from caffe2torch.net.build import read_layers
-from caffe2torch.net.layer_types import BLOBLESS, BVLC_BLOBS
-from caffe2torch.net.layers import BLOBS
+from caffe2torch.net.bvlc_layers import BVLC_LAYERS
+from caffe2torch.net.forks import Dialect
+from caffe2torch.net.layer_rules import LayerType, Node, no_blobs
+from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, conv_length, deconv_length, pool_length, product
-from caffe2torch.net.shapes import TOPS
 from caffe2torch.prototxt.schema import parse_net
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source
 
@@ -409,16 +409,26 @@ def test_settings_that_fit_no_blob_are_refused_at_the_layer(kind: str, settings:
     assert str(error.value.where) == "net.prototxt:2:1"
 
 
-@pytest.mark.parametrize("kind", sorted(BLOBLESS))
+@pytest.mark.parametrize("kind", sorted(kind for kind, row in BVLC_LAYERS.items() if row.blobs is no_blobs))
 def test_no_bvlc_layer_without_blobs_takes_a_param_block(kind: str) -> None:
     with pytest.raises(NetError, match="too many params"):
         read(net_of(kind, "param { lr_mult: 1 }"))
 
 
+def blobless(row: LayerType) -> bool:
+    """Whether a type has no blobs whatever its settings: its rule says so of a layer without any."""
+    assert row.blobs is not None
+    try:
+        return row.blobs(Node("l", "", {}, (), (), (), 0, Dialect())) == ()
+    except MisfitError:
+        return False
+
+
 def test_every_known_layer_has_a_rule_for_its_tops() -> None:
     without = {"HDF5Output", "LSTMUnit", "Silence"}  # no tops, or only inside Caffe's own LSTM
-    assert {*BVLC_BLOBS, *BLOBLESS} - TOPS.keys() == without
-    assert {kind for kind in BLOBS if kind not in TOPS and "Loss" not in kind} == set()
+    assert {kind for kind, row in BVLC_LAYERS.items() if row.tops is None} == without
+    learned = {kind for kind, row in LAYER_TYPES.items() if row.blobs is not None and not blobless(row)}
+    assert {kind for kind in learned if LAYER_TYPES[kind].tops is None and "Loss" not in kind} == set()
 
 
 sizes = st.integers(1, 40)
@@ -500,8 +510,3 @@ def test_sizes_that_the_file_does_not_state_stay_unknown() -> None:
         ((None, 8, 1, 1),),
         ((None, 5),),
     ]
-
-
-def test_a_bvlc_layer_has_blobs_or_has_none() -> None:
-    assert not BVLC_BLOBS.keys() & BLOBLESS
-    assert all(re.fullmatch(r"[A-Z]\w+", kind) for kind in BLOBLESS)
