@@ -77,6 +77,11 @@ class Dialect:
         """
         return self.clues.get(fork)
 
+    @classmethod
+    def of_forks(cls, forks: Iterable[str], where: Where) -> Dialect:
+        """The dialect of a net whose forks are known by name alone."""
+        return cls({fork: Clue("read before", where) for fork in forks})
+
 
 def read_dialect(types: Iterable[tuple[str, Where]], unknown: Mapping[str, Where]) -> Dialect:
     """The forks that a net shows signs of, from its layer types and the fields that the schema does not know.

@@ -18,6 +18,7 @@ from caffe2torch.solver.float32 import shortest
 __all__ = ["layer_settings", "plain", "plain_fields"]
 
 _COMMON = {"transform_param", "loss_param"}  # messages that layers of many types may have besides their own
+_LONGEST = 24  # characters of a whole number that may be one of 64 bits
 _INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
@@ -102,7 +103,7 @@ def _token(value: str | Block) -> object:
         return string
     if value in ("true", "True", "t", "false", "False", "f"):
         return value[0] in "tT"
-    if _INT.fullmatch(value):
+    if len(value) <= _LONGEST and _INT.fullmatch(value):  # a longer one is no size, and slow to read as an int
         return int(value, 16 if "x" in value.lower() else 10)
     try:
         return float(value.rstrip("fF"))

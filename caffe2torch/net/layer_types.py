@@ -9,10 +9,10 @@ from caffe2torch.net.bvlc_layers import BVLC_LAYERS
 from caffe2torch.net.data_tops import images
 from caffe2torch.net.fork_layers import FORK_LAYERS
 from caffe2torch.net.layer_rules import BlobRule, LayerType, Node, TopRule, losses
-from caffe2torch.prototxt.descriptors import message
+from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.recipe import Shape
 
-__all__ = ["LAYER_TYPES", "blob_rules", "is_own", "layer_type", "own_field", "top_shapes"]
+__all__ = ["LAYER_TYPES", "blob_rules", "is_own", "layer_type", "misspelt_type", "own_field", "top_shapes"]
 
 LAYER_TYPES: Mapping[str, LayerType] = {**BVLC_LAYERS, **FORK_LAYERS}
 _UNKNOWN = LayerType()
@@ -69,6 +69,20 @@ def _in_place(node: Node) -> tuple[Shape | None, ...]:
     """What an unknown layer writes back to a bottom keeps that bottom's shape; of any other top nothing is known."""
     known = dict(zip(node.bottom_names, node.bottoms, strict=True))
     return tuple(known.get(name) for name in node.top_names)
+
+
+@cache
+def misspelt_type(kind: str) -> str | None:
+    """The type that a misspelt one means: BVLC's but for case and underscores, or a V1 enum's name; else ``None``.
+
+    >>> misspelt_type("INNER_PRODUCT"), misspelt_type("Batchnorm"), misspelt_type("ReLU"), misspelt_type("ReLU7")
+    ('InnerProduct', 'BatchNorm', None, None)
+    """
+    if kind in LAYER_TYPES:
+        return None
+    if kind in (facts("V1LayerParameter")["type"].values or ()):
+        return todays_type(kind) or None
+    return next((known for known in BVLC_LAYERS if known.casefold() == kind.replace("_", "").casefold()), None)
 
 
 @cache

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
-from caffe2torch.errors import NetError, Where
+from caffe2torch.errors import NetError, Where, shape_text
 from caffe2torch.net.layer_rules import BlobRule, Node
-from caffe2torch.net.layer_types import blob_rules, layer_type
+from caffe2torch.net.layer_types import blob_rules, layer_type, misspelt_type
 from caffe2torch.net.porting_notes import Notes
-from caffe2torch.net.shape_arithmetic import MisfitError, agree, product, spell
+from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree, product
 from caffe2torch.net.upgrade import UpgradedLayer
 from caffe2torch.prototxt.parser import Block
 from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
@@ -21,6 +22,7 @@ from caffe2torch.solver.float32 import format32, shortest
 __all__ = ["Learnables", "append_blobs"]
 
 _DEFAULT = 1.0
+_READABLE = 10**20
 _PERMISSIVE = 1  # ParamSpec.DimCheckMode
 _shortest = lru_cache(maxsize=4096)(shortest)
 _SOUNDS_LEARNED = re.compile(
@@ -157,8 +159,8 @@ def _share_shape(draft: _Draft, use: BlobUse, rule: BlobRule, spec: Any) -> None
         raise NetError(
             f"cannot share param {spec.name!r} owned by layer {draft.layer!r} with layer {use.layer!r}: shape mismatch",
             where=use.where,
-            found=f"{spell(rule.shape)}, as {use.layer!r} needs it",
-            expected=f"{spell(draft.shape)}, as {draft.layer!r} owns it ({draft.where})",
+            found=f"{shape_text(rule.shape)}, as {use.layer!r} needs it",
+            expected=f"{shape_text(draft.shape)}, as {draft.layer!r} owns it ({draft.where})",
         )
 
 
@@ -212,6 +214,12 @@ def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ..
     if not node.type:
         hint = 'write type: "Convolution" or whatever it is'
         raise NetError(f"the layer {node.name!r} has no type", where=layer.where, hint=hint)
+    if (meant := misspelt_type(node.type)) is not None:
+        raise NetError(
+            f"unknown layer type {node.type!r}",
+            where=next((one.where for one in layer.block.all("type")), layer.where),
+            hint=f'write type: "{meant}"; Caffe refuses any other spelling',
+        )
     try:
         rules = blob_rules(node)
     except MisfitError as misfit:
@@ -220,7 +228,24 @@ def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ..
     if layer_type(node).counts_outputs and "num_output" not in node.settings:
         text = f"layer {node.name!r} states no num_output; Caffe refuses it (DIGITS fills it in), its size is unknown"
         notes.warn(layer.where, text)
-    return _assumed(notes, node, layer) if rules is None else rules
+    if rules is None:
+        return _assumed(notes, node, layer)
+    for index, rule in enumerate(rules):
+        _check_size(node, index, rule, layer)
+    return rules
+
+
+def _check_size(node: Node, index: int, rule: BlobRule, layer: UpgradedLayer) -> None:
+    """Refuse, before anything is allocated, a blob that Caffe cannot hold either."""
+    sizes = [size for size in rule.shape or () if size is not None]
+    if prod(sizes) > MAX_COUNT and 0 not in sizes:
+        found = shape_text(rule.shape) if max(sizes) < _READABLE else "sizes beyond any tensor's"
+        raise NetError(
+            f"layer {node.name!r} ({node.type}): blob {index}, its {rule.role}, is too large",
+            where=layer.where,
+            found=found,
+            expected=f"at most {MAX_COUNT} numbers, as in Caffe",
+        )
 
 
 def _assumed(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ...]:

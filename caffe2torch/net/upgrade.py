@@ -14,7 +14,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from caffe2torch.errors import NetError, Where
-from caffe2torch.prototxt.descriptors import facts
+from caffe2torch.net.layer_types import misspelt_type
+from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
 from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.schema import Parsed
@@ -22,20 +23,6 @@ from caffe2torch.recipe import Note, Severity
 
 __all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
 
-_WORDS = {  # how the words of a V1 type are spelt today, where it is not their first letter that is large
-    "ABSVAL": "AbsVal",
-    "ARGMAX": "ArgMax",
-    "BN": "BN",
-    "BNLL": "BNLL",
-    "HDF5": "HDF5",
-    "LRN": "LRN",
-    "MVN": "MVN",
-    "PRELU": "PReLU",
-    "RELU": "ReLU",
-    "ROI": "ROI",
-    "SPP": "SPP",
-    "TANH": "TanH",
-}
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
@@ -164,25 +151,15 @@ def _stated(message: Any, block: Block, layer: Where) -> tuple[Where, ...]:
 def _v1_type(old: Any, block: Block, where: Where, notes: list[Note]) -> str:
     for field in block.unknown:
         if field.name == "type" and isinstance(field.value, str):
-            spelled = _spell(field.value.strip("\"'"))
+            spelled = todays_type(field.value.strip("\"'"))
+            spelled = misspelt_type(spelled) or spelled
             text = f"layer type {field.value} is none of BVLC Caffe's; read as a fork's '{spelled}'"
             notes.append(Note(field.where, Severity.INFO, text))
             return spelled
     if not old.HasField("type"):
         raise NetError("a layer without a type", where=where, hint="write type: CONVOLUTION or whatever it is")
     enum = old.DESCRIPTOR.fields_by_name["type"].enum_type
-    return _spell(enum.values_by_number[old.type].name)
-
-
-def _spell(old: str) -> str:
-    """A V1 type as today's name.
-
-    >>> _spell("INNER_PRODUCT"), _spell("HDF5_DATA"), _spell("SOFTMAX_LOSS"), _spell("DENSE_IMAGE_DATA")
-    ('InnerProduct', 'HDF5Data', 'SoftmaxWithLoss', 'DenseImageData')
-    """
-    if old == "SOFTMAX_LOSS":
-        return "SoftmaxWithLoss"
-    return "" if old == "NONE" else "".join(_WORDS.get(word, word.capitalize()) for word in old.split("_"))
+    return todays_type(enum.values_by_number[old.type].name)
 
 
 def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:

@@ -36,6 +36,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 WORD, NUMBER, STRING, _MARK, END = range(1, 6)
+_QUOTES = ("'", '"')
 
 
 def tokenise(text: str) -> tuple[list[int], list[str], list[int]]:
@@ -53,6 +54,11 @@ def tokenise(text: str) -> tuple[list[int], list[str], list[int]]:
         words.append(match[kind])
         starts.append(match.start(kind))
         if kind == END:
+            break
+        if kind == _MARK and words[-1] in _QUOTES:  # a string that is not closed: no text with it can be read on
+            kinds.append(END)
+            words.append("")
+            starts.append(len(text))
             break
     return kinds, words, starts
 
@@ -77,7 +83,6 @@ class Places:
 MAX_DEPTH = 64
 """Blocks inside blocks, at most. Caffe's own messages nest seven deep."""
 
-_SCALARS = (WORD, NUMBER, STRING)
 _CLOSERS = {"{": "}", "<": ">", "[": "]"}
 _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 
@@ -86,7 +91,8 @@ _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 class Field:
     """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
 
-    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string).
+    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string; between
+    a minus sign and its number no space is left).
     ``where`` is the place of the name; of a list's element, its own. ``span`` is the whole field in the text, from its
     name to its separator; the elements of a list (``listed``) share it.
     """
@@ -168,7 +174,7 @@ class _Frame:
 
 
 class _Reader:
-    """One walk over the tokens. At the bottom of the stack lies the file, which the end of the text closes."""
+    """One pass over the tokens. At the bottom of the stack is the file, which the end of the text closes."""
 
     def __init__(self, text: str, file: str) -> None:
         self.text = text
@@ -196,7 +202,7 @@ class _Reader:
         self.i += colon
         if self.words[self.i] in _CLOSERS:
             self._open(name, start, takes_scalars=colon)
-        elif colon and self.kinds[self.i] in _SCALARS:
+        elif colon and self._at_scalar():
             value = self._read_scalar()
             frame.fields.append(Field(name, value, self.place(start), self._span(start)))
         else:
@@ -214,10 +220,20 @@ class _Reader:
         self.i += 1
         return name
 
+    def _at_scalar(self) -> bool:
+        """Whether a scalar begins here; protobuf's format has a minus sign, also with space after it, and no plus."""
+        kind, word = self.kinds[self.i], self.words[self.i]
+        if word == "-":
+            return self.kinds[self.i + 1] in (WORD, NUMBER) and self.words[self.i + 1][0] not in "+-"
+        return kind in (WORD, STRING) or (kind == NUMBER and word[0] != "+")
+
     def _read_scalar(self) -> str:
-        """A scalar's source text: one token, or several strings side by side, which make one."""
+        """A scalar's source text: one token, a minus and a number, or several strings side by side, which make one."""
         start = self.starts[self.i]
         self.i += 1
+        if self.words[self.i - 1] == "-":
+            self.i += 1
+            return f"-{self.words[self.i - 1]}"
         if self.kinds[self.i - 1] == STRING:
             while self.kinds[self.i] == STRING:
                 self.i += 1
@@ -235,7 +251,7 @@ class _Reader:
         start = self.starts[self.i]
         if self.words[self.i] in ("{", "<"):
             self._open(frame.name, start)
-        elif frame.takes_scalars and self.kinds[self.i] in _SCALARS:
+        elif frame.takes_scalars and self._at_scalar():
             frame.elements.append((self._read_scalar(), start))
         else:
             raise self._wrong("a value" if frame.takes_scalars else f"'{{', or ':' between '{frame.name}' and '['")

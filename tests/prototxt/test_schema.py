@@ -307,7 +307,7 @@ def test_an_unknown_field_is_noted_with_its_place_and_the_name_that_was_meant() 
 )
 def test_a_name_is_suggested_only_when_it_is_close(name: str, meant: str | None) -> None:
     (note,) = net(f"layer {{ {name}: 1 }}").notes
-    assert note.message.endswith(f"; did you mean {meant!r}? ignored" if meant else "; ignored")
+    assert note.message.endswith(f"; did you mean {meant!r}? ignored" if meant else "; kept as written")
 
 
 def test_the_same_unknown_field_is_noted_at_each_of_its_places() -> None:
@@ -330,13 +330,13 @@ def test_an_unknown_enum_value_is_noted_by_name_or_number_and_its_field_is_left_
         layers { name: "d" type: 0x63 }
         """)
     assert notes(parsed) == [
-        ("net.prototxt:1:20", "unknown value SEG_ACCURACY of 'type' in V1LayerParameter; ignored"),
+        ("net.prototxt:1:20", "unknown value SEG_ACCURACY of 'type' in V1LayerParameter; kept as written"),
         ("net.prototxt:2:20", "unknown value RELU6 of 'type' in V1LayerParameter: a value of the fork mobilenet-yolo"),
         (
             "net.prototxt:3:20",
             "unknown value CONVOLUTON of 'type' in V1LayerParameter; did you mean 'CONVOLUTION'? ignored",
         ),
-        ("net.prototxt:4:20", "unknown value 0x63 of 'type' in V1LayerParameter; ignored"),
+        ("net.prototxt:4:20", "unknown value 0x63 of 'type' in V1LayerParameter; kept as written"),
     ]
     assert by_protobuf(" ".join(f'layers {{ name: "{name}" }}' for name in "abcd"), "NetParameter") == parsed.message
     assert_aligned(parsed.block, parsed.message)
@@ -580,7 +580,7 @@ def test_the_net_inside_a_solver_is_found_with_its_own_notes_and_places(name: st
     inner = inline_net(whole)
     assert inner is not None
     assert inner.message == by_protobuf(NET + "layer {}", "NetParameter")
-    assert notes(inner) == [("solver.prototxt:3:11", "unknown field 'foo' in LayerParameter; ignored")]
+    assert notes(inner) == [("solver.prototxt:3:11", "unknown field 'foo' in LayerParameter; kept as written")]
     assert [str(layer.where) for layer in inner.block.all("layer")] == ["solver.prototxt:2:13", "solver.prototxt:3:3"]
     assert_aligned(inner.block, inner.message)
     assert parse_net(Source("solver.prototxt", text)).message == inner.message
