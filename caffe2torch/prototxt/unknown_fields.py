@@ -159,8 +159,9 @@ def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
 @cache
 def _unknown_field(message: str, name: str, kind: str) -> str:
     """The note on a field that is unknown; ``kind`` is the type of the layer whose own settings it holds."""
-    whose = f": the settings of a fork's {kind} layer" if kind else _whose(message, message, name, facts(message), "a field")
-    return f"unknown field {name!r} in {message}{whose}"
+    if kind:
+        return f"unknown field {name!r} in {message}: the settings of a fork's {kind} layer"
+    return f"unknown field {name!r} in {message}{_whose(message, message, name, facts(message), 'a field')}"
 
 
 def _own_type(block: Block, name: str) -> str:
