@@ -159,7 +159,7 @@ def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
 @cache
 def _unknown_field(message: str, name: str, kind: str) -> str:
     """The note on a field that is unknown; ``kind`` is the type of the layer whose own settings it holds."""
-    if kind:
+    if kind and not forks_with(message, name):
         return f"unknown field {name!r} in {message}: the settings of a fork's {kind} layer"
     return f"unknown field {name!r} in {message}{_whose(message, message, name, facts(message), 'a field')}"
 
@@ -188,7 +188,7 @@ def _check_format(field: Field, message: str) -> None:
 def _unknown_use(field: Field, fact: Fact, message: str) -> str:
     """What the schema does not know about the way in which a known field is used; empty if there is nothing."""
     if field.listed and not fact.repeated and (message, field.name) in LISTED_IN_FORKS:
-        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; ignored"
+        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; {_fate(message)}"
     if fact.enum is None or fact.values is None or _may_be_known(field.value, fact.values):
         return ""
     whose = _whose(message, fact.enum, str(field.value), fact.values, "a value")
@@ -211,8 +211,13 @@ def _whose(message: str, owner: str, name: str, candidates: Collection[str], wha
         return f": {what} of the fork{'s' * (len(forks) > 1)} {', '.join(forks)}"
     if meant := close_name(name, candidates):
         return f"; did you mean {meant!r}? ignored"
+    return f"; {_fate(message)}"
+
+
+def _fate(message: str) -> str:
+    """What becomes of the unknown: ``layer_settings`` keeps what a layer's messages hold."""
     in_settings = message.endswith("Parameter") and message not in ("NetParameter", "SolverParameter")
-    return "; kept as written" if in_settings else "; ignored"  # layer_settings keeps what a layer's messages hold
+    return "kept as written" if in_settings else "ignored"
 
 
 def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -> None:

@@ -208,8 +208,8 @@ def test_a_sigmoid_with_a_negative_gamma_falls() -> None:
 
 
 FORKS_OWN = {
-    'lr_policy: "sgdr"': "lr_policy 'sgdr' is a rule of Caffe's forks and not translated: the rate follows a cosine and",
-    'lr_policy: "cosine"': "lr_policy 'cosine' is a rule of Caffe's forks and not translated: the rate follows a cosine",
+    'lr_policy: "sgdr"': "lr_policy 'sgdr' is a rule of Caffe's forks and not translated: the rate follows a",
+    'lr_policy: "cosine"': "lr_policy 'cosine' is a rule of Caffe's forks and not translated: the rate follows a",
     'lr_policy: "stepearly"': "lr_policy 'stepearly' is a rule of Caffe's forks and not translated: by its name",
     'type: "AMSGRAD" lr_policy: "fixed"': "type 'AMSGRAD' is a rule of Caffe's forks and not translated: Adam that",
     'solver_type: AMSGRAD lr_policy: "fixed"': "solver_type 'AMSGRAD' is a rule of Caffe's forks and not translated",
