@@ -38,9 +38,8 @@ def video(node: Node) -> tuple[Shape | None, ...]:
     """yjxiong's VideoData: the frames of all segments as channels. C3D's, with image_data_param: time is an axis."""
     image, _ = images(node)
     assert image is not None
-    if volume := nested(node.settings, "image_data_param"):
-        batch, length = (integer(volume, name, 0) or None for name in ("batch_size", "new_length"))
-        return (batch, 3, length, *image[2:]), (batch, 1, 1, 1, 1)
+    if "root_folder" in node.settings:  # one of ImageDataParameter's
+        return (*image[:1], 3, integer(node.settings, "new_length", 0) or None, *image[2:]), (image[0], 1, 1, 1, 1)
     frames = integer(node.settings, "new_length", 1) * integer(node.settings, "num_segments", 1)
     each = {"RGB": 3, "FLOW": 2}.get(text(node.settings, "modality"))
     channels = image[1] if each is None else each * frames
