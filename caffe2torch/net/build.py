@@ -150,10 +150,10 @@ class BlobShapes:
             self._sources.difference_update(node.top_names)
         else:
             self._sources.update(set(node.top_names) - self.inputs.keys())
-        kept = tuple(
-            tuple(self.inputs[name]) if name in self.inputs else top
-            for name, top in zip(node.top_names, tops, strict=True)
-        )
+        kept = tuple(tops)
+        if self.inputs:
+            named = zip(node.top_names, tops, strict=True)
+            kept = tuple(tuple(self.inputs[name]) if name in self.inputs else top for name, top in named)
         self.shapes.update(zip(node.top_names, kept, strict=True))
         return kept
 
@@ -206,11 +206,11 @@ def _shape_tops(built: _Built, node: Node, layer: UpgradedLayer) -> tuple[Shape 
         built.notes.warn(layer.where, text)
         found = (None,) * len(node.top_names)
     for name, shape in zip(node.top_names, found, strict=True):
-        if shape is not None and any(size is not None and size > MAX_COUNT for size in shape):
+        if (largest := max([size or 0 for size in shape or ()], default=0)) > MAX_COUNT:
             raise NetError(
                 f"layer {node.name!r} ({node.type}): blob {name!r} is too large",
                 where=layer.where,
-                found=f"an axis of {max(size or 0 for size in shape):.3g}",
+                found=f"an axis of {largest:.3g}",
                 expected=f"at most {MAX_COUNT}, as for every size in Caffe",
             )
         if name in inputs:

@@ -11,7 +11,7 @@ from typing import Any
 
 from caffe2torch.errors import NetError, Where, shape_text
 from caffe2torch.net.layer_rules import BlobRule, Node
-from caffe2torch.net.layer_types import blob_rules, layer_type, misspelt_type
+from caffe2torch.net.layer_types import layer_type, misspelt_type
 from caffe2torch.net.porting_notes import Notes
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree, product
 from caffe2torch.net.upgrade import UpgradedLayer
@@ -214,31 +214,33 @@ def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ..
     if not node.type:
         hint = 'write type: "Convolution" or whatever it is'
         raise NetError(f"the layer {node.name!r} has no type", where=layer.where, hint=hint)
-    if (meant := misspelt_type(node.type)) is not None:
+    row = layer_type(node)
+    if row.blobs is None and (meant := misspelt_type(node.type)) is not None:
         raise NetError(
             f"unknown layer type {node.type!r}",
             where=next((one.where for one in layer.block.all("type")), layer.where),
             hint=f'write type: "{meant}"; Caffe refuses any other spelling',
         )
     try:
-        rules = blob_rules(node)
+        rules = None if row.blobs is None else row.blobs(node)
     except MisfitError as misfit:
         text = f"layer {node.name!r} ({node.type}): {misfit.message}"
         raise NetError(text, where=layer.where, hint=misfit.hint) from None
-    if layer_type(node).counts_outputs and "num_output" not in node.settings:
+    if row.counts_outputs and "num_output" not in node.settings:
         text = f"layer {node.name!r} states no num_output; Caffe refuses it (DIGITS fills it in), its size is unknown"
         notes.warn(layer.where, text)
     if rules is None:
         return _assumed(notes, node, layer)
     for index, rule in enumerate(rules):
-        _check_size(node, index, rule, layer)
+        if rule.shape is not None and len(rule.shape) > 1:
+            _check_size(node, index, rule, layer)
     return rules
 
 
 def _check_size(node: Node, index: int, rule: BlobRule, layer: UpgradedLayer) -> None:
     """Refuse, before anything is allocated, a blob that Caffe cannot hold either."""
-    sizes = [size for size in rule.shape or () if size is not None]
-    if prod(sizes) > MAX_COUNT and 0 not in sizes:
+    sizes = [1 if size is None else size for size in rule.shape or ()]
+    if prod(sizes) > MAX_COUNT:
         found = shape_text(rule.shape) if max(sizes) < _READABLE else "sizes beyond any tensor's"
         raise NetError(
             f"layer {node.name!r} ({node.type}): blob {index}, its {rule.role}, is too large",

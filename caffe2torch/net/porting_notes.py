@@ -38,10 +38,14 @@ def _loss_weight(layer: Layer) -> str:
 
 
 def _loss_param(layer: Layer) -> str:
+    if "loss_param" not in layer.settings:
+        return ""
     return _stated(nested(layer.settings, "loss_param"), {"normalization": "VALID", "class_weighting": ()})
 
 
 def _transform(layer: Layer) -> str:
+    if "transform_param" not in layer.settings:
+        return ""
     neutral: dict[str, object] = {"scale": 1.0, "mirror": False, "crop_size": 0, "mean_value": ()}
     return _stated(nested(layer.settings, "transform_param"), neutral)
 

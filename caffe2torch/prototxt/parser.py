@@ -24,18 +24,20 @@ __all__ = ["MAX_DEPTH", "Block", "Field", "Places", "parse", "read_text", "unquo
 
 # The words and marks of protobuf's text format, and where in a file they stand.
 
-# Whitespace and words as google.protobuf.text_format cuts them. Every repetition is possessive: there is one way to
-# split a run of blanks, so that no text costs more than one look at each of its characters.
+# Whitespace and words as google.protobuf.text_format cuts them; but as in C++, no plus before a number. Each repetition
+# is possessive: there is one way to split a run of blanks, so that no text costs more than one look at each of its
+# characters.
 _TOKEN = re.compile(
     r"""(?:\s++|\#[^\n]*+)*+
         (?:([A-Za-z_][0-9A-Za-z_+-]*+)
-          |((?:[0-9+-]|\.[0-9])[0-9A-Za-z_.+-]*+)
+          |((?:[0-9-]|\.[0-9])[0-9A-Za-z_.+-]*+)
           |("[^"\n\\]*+(?:\\.[^"\n\\]*+)*+"|'[^'\n\\]*+(?:\\.[^'\n\\]*+)*+')
           |(.)
           |(\Z))""",
     re.VERBOSE,
 )
 WORD, NUMBER, STRING, _MARK, END = range(1, 6)
+_SCALARS = (WORD, NUMBER, STRING)
 _QUOTES = ("'", '"')
 
 
@@ -202,7 +204,7 @@ class _Reader:
         self.i += colon
         if self.words[self.i] in _CLOSERS:
             self._open(name, start, takes_scalars=colon)
-        elif colon and self._at_scalar():
+        elif colon and self.kinds[self.i] in _SCALARS:
             value = self._read_scalar()
             frame.fields.append(Field(name, value, self.place(start), self._span(start)))
         else:
@@ -220,20 +222,17 @@ class _Reader:
         self.i += 1
         return name
 
-    def _at_scalar(self) -> bool:
-        """Whether a scalar begins here; protobuf's format has a minus sign, also with space after it, and no plus."""
-        kind, word = self.kinds[self.i], self.words[self.i]
-        if word == "-":
-            return self.kinds[self.i + 1] in (WORD, NUMBER) and self.words[self.i + 1][0] not in "+-"
-        return kind in (WORD, STRING) or (kind == NUMBER and word[0] != "+")
-
     def _read_scalar(self) -> str:
         """A scalar's source text: one token, a minus and a number, or several strings side by side, which make one."""
         start = self.starts[self.i]
         self.i += 1
-        if self.words[self.i - 1] == "-":
+        if self.words[self.i - 1] == "-":  # C++'s parser lets it stand apart from its number
+            word = self.words[self.i]
+            if self.kinds[self.i] not in (WORD, NUMBER) or word[0] == "-":
+                self.i -= 1
+                raise self._wrong("a number after '-'")
             self.i += 1
-            return f"-{self.words[self.i - 1]}"
+            return f"-{word}"
         if self.kinds[self.i - 1] == STRING:
             while self.kinds[self.i] == STRING:
                 self.i += 1
@@ -251,7 +250,7 @@ class _Reader:
         start = self.starts[self.i]
         if self.words[self.i] in ("{", "<"):
             self._open(frame.name, start)
-        elif frame.takes_scalars and self._at_scalar():
+        elif frame.takes_scalars and self.kinds[self.i] in _SCALARS:
             frame.elements.append((self._read_scalar(), start))
         else:
             raise self._wrong("a value" if frame.takes_scalars else f"'{{', or ':' between '{frame.name}' and '['")

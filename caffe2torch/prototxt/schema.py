@@ -127,11 +127,13 @@ def _read(source: Source, block: Block, root: str) -> Parsed:
     return Parsed(result, known.block, notes, source)
 
 
+_LARGE = 1 << 18  # characters
 _BLANKS = re.compile(r"[^\S\n]{64,}+")
 
 
 def _merge(text: str, into: Message) -> None:
-    text = _BLANKS.sub(" ", text)  # of which protobuf's tokenizer keeps 150 bytes each, to be able to step back
+    if len(text) > _LARGE:
+        text = _BLANKS.sub(" ", text)  # of which protobuf's tokenizer keeps 150 bytes each, to be able to step back
     if "\\" not in text:
         text_format.Parse(text, into)
         return

@@ -36,6 +36,8 @@ def test_our_verdict_on_every_wrong_set_up_is_caffes(shared: Path) -> None:
         if case.name == "unknown_field":  # read and noted, so that a fork's file is not lost over one field
             (note,) = read_recipe(*files).notes
             assert (str(note.where), note.severity) == (f"{files[1]}:14:1", Severity.WARNING)
+        elif case.name == "sigmoid_negative_gamma":  # refused since December 2017 only: forks and DIGITS train with it
+            assert [note.message for note in read_recipe(*files).notes if "gamma is negative" in note.message]
         elif refused_by_caffe:
             with pytest.raises((NetError, PrototxtError, SolverError)) as caught:
                 read_recipe(*files)
