@@ -1,4 +1,4 @@
-"""Layer types of Caffe's forks: one row each. Every rule was read in the fork's own source; it says which fork's."""
+"""Layer types of Caffe's forks: one row each. Every rule was read in the fork's own source; it names the fork."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _bn(node: Node) -> tuple[BlobRule, ...]:
         node.assumptions.append(
             f"read as {'PSPNet' if pspnet else 'yjxiong'}'s BN (4 blobs), because of {why}"
             + (f" and {pspnet}" if pspnet else "")
-            + (": multipliers as the file says" if as_written else ": its statistics are at (0,0)")
+            + (": multipliers as the file states them" if as_written else ": its statistics are at (0,0)")
         )
         shape = (1, channels, 1, 1) if pspnet else (1, channels)
         own = FROZEN if flag(node.settings, "frozen") else None

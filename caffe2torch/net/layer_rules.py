@@ -71,7 +71,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Forced:
-    """Multipliers that Caffe sets whatever the file says; ``None`` leaves one to the file.
+    """Multipliers that Caffe sets whatever the file states; ``None`` leaves one to the file.
 
     ``refuses``: Caffe stops at a ``param`` block whose ``lr_mult`` is another one, instead of overriding it.
     """

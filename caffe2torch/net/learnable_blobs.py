@@ -118,7 +118,7 @@ class Learnables:
 
 
 def _multipliers(use: BlobUse, rule: BlobRule, spec: Any | None) -> tuple[_Multiplier, _Multiplier]:
-    """What the file says, or 1, or what the layer forces."""
+    """What the file states, or 1, or what the layer forces."""
     written = [
         _Multiplier(_shortest(getattr(spec, name)), Statement.EXPLICIT)
         if spec is not None and spec.HasField(name)
@@ -181,7 +181,7 @@ def _shared(draft: _Draft, use: BlobUse, name: str, what: str, owner: _Multiplie
     return owner
 
 
-# One layer's blobs, added to those of its net: what the table says, checked against the layer's ``param`` blocks.
+# One layer's blobs, added to those of its net: the table's, checked against the layer's ``param`` blocks.
 
 
 def append_blobs(learnables: Learnables, notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[int, ...]:
@@ -252,14 +252,14 @@ def _check_size(node: Node, index: int, rule: BlobRule, layer: UpgradedLayer) ->
 
 def _assumed(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ...]:
     """The blobs of a type that no table knows: as many as ``param`` blocks."""
-    count, said = node.param_blocks, f"a {node.type} layer's blobs are known to its own code alone; "
+    count, known = node.param_blocks, f"a {node.type} layer's blobs are known to its own code alone; "
     none = "it has no param blocks and is taken to have none"
     if count:
-        notes.warn(layer.where, said + f"its {count} param blocks are taken for {count} blobs of unknown shape")
+        notes.warn(layer.where, known + f"its {count} param blocks are taken for {count} blobs of unknown shape")
     elif node.type != "Python" and _SOUNDS_LEARNED.search(node.type):
-        notes.warn(layer.where, said + none + ", though its name suggests some")
+        notes.warn(layer.where, known + none + ", though its name suggests some")
     elif node.bottoms and node.top_names and "Loss" not in node.type:
-        notes.info(layer.where, said + none)
+        notes.info(layer.where, known + none)
     return (BlobRule("unknown", None, default=None),) * count
 
 

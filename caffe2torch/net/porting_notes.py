@@ -23,9 +23,9 @@ Detail = Callable[[Layer], str]
 def beyond_the_optimizer(layers: Sequence[Layer], notes: Notes) -> None:
     """Add a note for each kind of thing that the optimizer does not cover."""
     for detail, sentence in _KINDS:
-        found = [(layer, said) for layer in layers if (said := detail(layer))]
+        found = [(layer, text) for layer in layers if (text := detail(layer))]
         if found:
-            values = list(dict.fromkeys(said for _, said in found))
+            values = list(dict.fromkeys(text for _, text in found))
             count = f"{len(found)} layers" if len(found) > 1 else repr(found[0][0].name)
             notes.info(found[0][0].where, f"{sentence.format(listed(values, _SHOWN, '; '))} ({count})")
 
@@ -212,7 +212,7 @@ class Notes:
         self._places.setdefault((note.severity, note.message), []).append(note.where)
 
     def finish(self) -> tuple[Note, ...]:
-        """One note for each thing said, in the order in which they were first said.
+        """One note for each message, in the order in which they came first.
 
         >>> notes = Notes()
         >>> for line in (3, 9): notes.info(Where("n", line, 1), "so it is")

@@ -125,7 +125,7 @@ def deconv_length(size: Size, kernel: int, pad: int, stride: int, dilation: int)
 
 
 def pool_length(size: Size, kernel: int, pad: int, stride: int, *, ceil: bool, clip: bool) -> Size:
-    """Positions of a pooling window, rounded up unless the layer says otherwise (``pooling_layer.cpp``, ``Reshape``).
+    """Positions of a pooling window, rounded up unless the layer states otherwise (``pooling_layer.cpp``, ``Reshape``).
 
     ``clip``: a last window that would start outside the image is dropped; Caffe does so if there is any padding.
     """

@@ -125,8 +125,8 @@ def pooling(node: Node) -> tuple[Shape | None, ...]:
         raise MisfitError("kernel_size is missing")
     pads, strides = _per_axis(node, "pad", axes, 0), _per_axis(node, "stride", axes, 1)
     ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)  # ceil_mode: some forks
-    walk = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
-    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in walk))
+    windows = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
+    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in windows))
     return (shape,) * len(node.top_names)
 
 

@@ -23,7 +23,7 @@ _TYPES = {number: name.removeprefix("TYPE_").lower() for name, number in _FIELD.
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What the schema says of a field: its type (``float``, ..., ``enum``, ``message``), whether it repeats, which
+    """What the schema declares of a field: its type (``float``, ..., ``enum``, ``message``), whether it repeats, which
     message or which enum (``PoolingParameter.PoolMethod``) it holds, and that enum's values by name.
     """
 

@@ -1,4 +1,4 @@
-"""Text to fields with their places, without a schema: what protobuf's text format says, whatever the names mean.
+"""Text to fields with their places, without a schema: protobuf's text format, whatever the names mean.
 
 The grammar is the one of protobuf's own parser (``google.protobuf.text_format``), so that every text which it reads is
 read here too. Nesting is kept on a stack of our own and every token is looked at once: a file nested a thousand deep
@@ -136,7 +136,7 @@ def parse(text: str, file: str) -> Block:
     """Read a prototxt into fields with their places.
 
     Raises:
-        PrototxtError: the text is not in protobuf's text format; it says where, what was found, what was expected.
+        PrototxtError: the text is not in protobuf's text format: where, what was found, what was expected.
 
     >>> base_lr, = parse("base_lr: 0.1  # rate", "solver.prototxt").fields
     >>> base_lr.name, base_lr.value, str(base_lr.where), base_lr.span
@@ -146,7 +146,7 @@ def parse(text: str, file: str) -> Block:
 
 
 def unquote(value: str) -> str | None:
-    r"""What a scalar's source text says if it is a string (or several side by side), else ``None``.
+    r"""What a scalar's source text holds if it is a string (or several side by side), else ``None``.
 
     >>> unquote('"conv" \'1\\x41\'')
     'conv1A'

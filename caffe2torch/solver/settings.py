@@ -213,7 +213,7 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _meant(written: str, names: Iterable[str]) -> str:
-    """A hint at the name that was probably meant; Caffe tells upper case from lower."""
+    """A hint at the name that was probably meant; Caffe takes upper case and lower for different."""
     close = close_name(written, names)
     return f'did you mean "{close}"?' if close else ""
 

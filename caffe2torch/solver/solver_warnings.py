@@ -86,14 +86,14 @@ def _of_the_update(settings: SolverSettings) -> Iterator[Found]:
         yield "iter_size", f"iter_size is {settings.iter_size}: Caffe reads no batch, only decay and momentum act"
     if not 0 <= settings.momentum < 1:
         effect = ": Adam divides by 0, no weight stays finite" if kind is SolverType.ADAM else ""
-        yield "momentum", f"momentum is {format32(settings.momentum)}, which lies outside 0 to 1{effect}"
+        yield "momentum", f"momentum is {format32(settings.momentum)}, which is outside 0 to 1{effect}"
     elif kind in (SolverType.ADAM, SolverType.ADADELTA) and "momentum" not in stated:
         what = "beta1" if kind is SolverType.ADAM else "rho"
         yield "momentum", f"momentum is not stated, so {kind}'s {what} is 0"
     if kind is SolverType.ADAM and not 0 <= settings.momentum2 < 1:
         yield (
             "momentum2",
-            f"momentum2 is {format32(settings.momentum2)}, which lies outside 0 to 1: Adam's correction fails",
+            f"momentum2 is {format32(settings.momentum2)}, which is outside 0 to 1: Adam's correction fails",
         )
     if kind in _ADAPTIVE and settings.delta <= 0:
         text = f"delta is {format32(settings.delta)}: where a gradient is exactly 0 the weight can become NaN"
@@ -117,8 +117,8 @@ def _of_forks(settings: SolverSettings) -> Iterator[Found]:
         passed = [value for value in policy.stepvalues if value <= policy.warmup_iter]
         if len(passed) > 1:
             text = (
-                "several stepvalues lie within the warm-up: afterwards they act one an iteration; Intel's Caffe, which "
-                "asks for the rate once a blob, is faster"
+                "several stepvalues are within the warm-up: they act one an iteration afterwards; Intel's Caffe "
+                "asks for the rate once a blob, and is faster"
             )
             yield "stepvalue", text
 

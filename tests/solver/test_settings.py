@@ -255,17 +255,17 @@ ODD = {
     'lr_policy: "multistep" gamma: 1 stepvalue: [9, 5] base_lr: 1 max_iter: 9': "the stepvalues do not rise",
     PLAIN + "iter_size: 0": "iter_size is 0: Caffe reads no batch and divides by 0",
     PLAIN + "iter_size: -2": "iter_size is -2: Caffe reads no batch, only decay and momentum act",
-    PLAIN + 'type: "Adam" momentum: 1': "momentum is 1, which lies outside 0 to 1: Adam divides by 0",
-    PLAIN + "momentum: 1.5": "momentum is 1.5, which lies outside 0 to 1",
+    PLAIN + 'type: "Adam" momentum: 1': "momentum is 1, which is outside 0 to 1: Adam divides by 0",
+    PLAIN + "momentum: 1.5": "momentum is 1.5, which is outside 0 to 1",
     PLAIN + 'type: "Adam"': "momentum is not stated, so Adam's beta1 is 0",
     PLAIN + 'type: "AdaDelta"': "momentum is not stated, so AdaDelta's rho is 0",
-    PLAIN + 'type: "Adam" momentum: 0.9 momentum2: 1': "momentum2 is 1, which lies outside 0 to 1",
+    PLAIN + 'type: "Adam" momentum: 0.9 momentum2: 1': "momentum2 is 1, which is outside 0 to 1",
     PLAIN + 'type: "AdaGrad" delta: 0': "delta is 0: where a gradient is exactly 0",
     PLAIN + "clip_gradients: 0": "clip_gradients is 0: Caffe scales every gradient to 0",
     PLAIN + "weight_decay: -1": "weight_decay is -1: weights grow",
     PLAIN + 'momentum_policy: "poly" momentum_power: 1': "max_momentum is not stated, so Caffe takes 0",
     PLAIN + 'momentum_policy: "poly" max_momentum: 1': "momentum_power is not stated, so Caffe takes 0",
-    'lr_policy: "multistep" gamma: 1 stepvalue: [1, 2] base_lr: 1 max_iter: 9 warmup_iter: 5': "several stepvalues lie",
+    'lr_policy: "multistep" gamma: 1 stepvalue: [1, 2] base_lr: 1 max_iter: 9 warmup_iter: 5': "several stepvalues ar",
 }
 
 
@@ -289,7 +289,7 @@ def test_an_ordinary_solver_is_not_warned_of(text: str) -> None:
     assert warnings(text) == []
 
 
-def test_what_is_not_read_is_told() -> None:
+def test_what_is_not_read_is_noted() -> None:
     _, notes = read(PLAIN + "gamma: 0.1 power: 1 stepsize: 5 stepvalue: 5 momentum2: 0.9 delta: 1")
     assert [(note.where.column if note.where else 0, note.message) for note in notes] == [
         (54, "lr_policy 'fixed' does not read gamma"),
