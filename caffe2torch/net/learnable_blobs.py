@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -42,37 +42,24 @@ class _Multiplier:
         return self.stated is not Statement.DEFAULTED
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A learnable blob that later layers may still share, and by sharing change."""
-
-    layer: str
-    layer_type: str
-    index: int
-    role: str
-    shape: Shape | None
-    lr_mult: _Multiplier
-    decay_mult: _Multiplier
-    where: Where
-    filler: Filler | None
-    uses: list[BlobUse] = field(default_factory=list)
-
-
 class Learnables:
     """Collects the blobs of one layer after the other."""
 
     def __init__(self) -> None:
-        self._drafts: list[_Draft] = []
+        self._blobs: list[LearnableBlob] = []
         self._owners: dict[str, int] = {}
 
-    def append(
-        self,
-        use: BlobUse,
-        rule: BlobRule,
-        spec: Any | None,
-        filler: Filler | None,
-    ) -> int:
-        """Add a layer's blob, or find the one that its name shares; the index among the learnable blobs.
+    def append(self, use: BlobUse, rule: BlobRule, spec: Any | None, filler: Filler | None) -> int:
+        """Add a layer's blob, or find the one that its name shares.
+
+        Args:
+            use: The layer's use of the blob.
+            rule: What the layer's type makes of it.
+            spec: Its ``param`` block, if it has one.
+            filler: What fills it.
+
+        Returns:
+            The index among the learnable blobs.
 
         Raises:
             NetError: a ``param`` block that the layer refuses, or a shared blob of another shape or other multipliers.
@@ -82,39 +69,42 @@ class Learnables:
         owner = self._owners.get(name) if name else None
         if owner is None:
             if name:
-                self._owners[name] = len(self._drafts)
-            draft = _Draft(
-                use.layer, use.layer_type, use.index, rule.role, rule.shape, lr_mult, decay_mult, use.where, filler
+                self._owners[name] = len(self._blobs)
+            stated = Stated(lr_mult.stated, decay_mult.stated)
+            self._blobs.append(
+                LearnableBlob(
+                    use.layer,
+                    use.layer_type,
+                    use.index,
+                    rule.role,
+                    rule.shape,
+                    lr_mult.value,
+                    decay_mult.value,
+                    stated,
+                    use.where,
+                    filler=filler,
+                )
             )
-            self._drafts.append(draft)
-            return len(self._drafts) - 1
-        draft = self._drafts[owner]
+            return len(self._blobs) - 1
+        blob = self._blobs[owner]
         assert spec is not None
-        _share_shape(draft, use, rule, spec)
-        draft.lr_mult = _shared(draft, use, name, "lr_mult", draft.lr_mult, lr_mult)
-        draft.decay_mult = _shared(draft, use, name, "decay_mult", draft.decay_mult, decay_mult)
-        stated = _shortest(spec.lr_mult) if spec.HasField("lr_mult") else None
-        draft.uses.append(replace(use, lr_mult=stated))
+        shape = _share_shape(blob, use, rule, spec)
+        lr_mult = _shared(blob, use, name, "lr_mult", lr_mult)
+        decay_mult = _shared(blob, use, name, "decay_mult", decay_mult)
+        own = _shortest(spec.lr_mult) if spec.HasField("lr_mult") else None
+        self._blobs[owner] = replace(
+            blob,
+            shape=shape,
+            lr_mult=lr_mult.value,
+            decay_mult=decay_mult.value,
+            stated=Stated(lr_mult.stated, decay_mult.stated),
+            shared_with=(*blob.shared_with, replace(use, lr_mult=own)),
+        )
         return owner
 
     def finish(self) -> tuple[LearnableBlob, ...]:
         """The blobs in Caffe's order, which is also that of ``.solverstate``."""
-        return tuple(
-            LearnableBlob(
-                d.layer,
-                d.layer_type,
-                d.index,
-                d.role,
-                d.shape,
-                d.lr_mult.value,
-                d.decay_mult.value,
-                Stated(d.lr_mult.stated, d.decay_mult.stated),
-                d.where,
-                tuple(d.uses),
-                d.filler,
-            )
-            for d in self._drafts
-        )
+        return tuple(self._blobs)
 
 
 def _multipliers(use: BlobUse, rule: BlobRule, spec: Any | None) -> tuple[_Multiplier, _Multiplier]:
@@ -145,27 +135,27 @@ def _multipliers(use: BlobUse, rule: BlobRule, spec: Any | None) -> tuple[_Multi
     return lr_mult, decay_mult
 
 
-def _share_shape(draft: _Draft, use: BlobUse, rule: BlobRule, spec: Any) -> None:
-    if spec.share_mode == _PERMISSIVE:
-        counts = [None if shape is None else product(shape) for shape in (draft.shape, rule.shape)]
-        differ = None not in counts and counts[0] != counts[1]
-    else:
-        try:
-            draft.shape = agree(draft.shape, rule.shape)
-            differ = False
-        except MisfitError:
-            differ = True
-    if differ:
-        raise NetError(
-            f"cannot share param {spec.name!r} owned by layer {draft.layer!r} with layer {use.layer!r}: shape mismatch",
-            where=use.where,
-            found=f"{shape_text(rule.shape)}, as {use.layer!r} needs it",
-            expected=f"{shape_text(draft.shape)}, as {draft.layer!r} owns it ({draft.where})",
-        )
+def _share_shape(blob: LearnableBlob, use: BlobUse, rule: BlobRule, spec: Any) -> Shape | None:
+    """The shape of a shared blob, each of its uses knowing what another may not."""
+    try:
+        if spec.share_mode != _PERMISSIVE:
+            return agree(blob.shape, rule.shape)
+        counts = {product(shape) for shape in (blob.shape, rule.shape) if shape is not None} - {None}
+        if len(counts) < 2:
+            return blob.shape
+    except MisfitError:
+        pass
+    raise NetError(
+        f"cannot share param {spec.name!r} owned by layer {blob.layer!r} with layer {use.layer!r}: shape mismatch",
+        where=use.where,
+        found=f"{shape_text(rule.shape)}, as {use.layer!r} needs it",
+        expected=f"{shape_text(blob.shape)}, as {blob.layer!r} owns it ({blob.where})",
+    )
 
 
-def _shared(draft: _Draft, use: BlobUse, name: str, what: str, owner: _Multiplier, sharer: _Multiplier) -> _Multiplier:
+def _shared(blob: LearnableBlob, use: BlobUse, name: str, what: str, sharer: _Multiplier) -> _Multiplier:
     """The owner's multiplier, or the sharer's where only that one states it. Two that differ are fatal in Caffe."""
+    owner = _Multiplier(getattr(blob, what), getattr(blob.stated, what))
     if not sharer.has:
         return owner
     if not owner.has:
@@ -175,7 +165,7 @@ def _shared(draft: _Draft, use: BlobUse, name: str, what: str, owner: _Multiplie
             f"shared param {name!r} has mismatched {what}",
             where=use.where,
             found=f"{format32(sharer.value)} for {use.layer!r}",
-            expected=f"{format32(owner.value)}, as for {draft.layer!r} ({draft.where})",
+            expected=f"{format32(owner.value)}, as for {blob.layer!r} ({blob.where})",
             hint=f"Caffe refuses it since rc3: state {what} in one of the two, or the same in both",
         )
     return owner
