@@ -38,7 +38,7 @@ def video(node: Node) -> tuple[Shape | None, ...]:
     """yjxiong's VideoData: the frames of all segments as channels. C3D's, with image_data_param: time is an axis."""
     image, _ = images(node)
     assert image is not None
-    if "root_folder" in node.settings:  # one of ImageDataParameter's
+    if "is_color" in node.settings and "modality" not in node.settings:  # ImageDataParameter's, by its default
         return (*image[:1], 3, integer(node.settings, "new_length", 0) or None, *image[2:]), (image[0], 1, 1, 1, 1)
     frames = integer(node.settings, "new_length", 1) * integer(node.settings, "num_segments", 1)
     each = {"RGB": 3, "FLOW": 2}.get(text(node.settings, "modality"))
