@@ -23,13 +23,18 @@ _INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
 def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, object]:
-    """The settings of a layer of type ``kind``: its own parameter message flattened, any other one under its name.
+    """The settings of a layer.
 
-    ``loss_weight`` and ``propagate_down`` stand beside them where the layer states them.
+    Args:
+        layer: The layer's message.
+        kind: Its type.
+        block: The layer in the text, for the fields that the schema did not know; ``None`` if there are none.
 
-    Scalars that the layer does not state have the schema's default where the schema declares one, and are absent where
-    not; repeated fields are tuples, enum values names, floats the shortest decimals of their float32. ``block`` is the
-    layer in the text, for the fields that the schema did not know; ``None`` if there are none.
+    Returns:
+        Its own parameter message flattened, any other one under its name, and ``loss_weight`` and ``propagate_down``
+        where the layer states them. Scalars that the layer does not state have the schema's default where the schema
+        declares one, and are absent where not; repeated fields are tuples, enum values names, floats the shortest
+        decimals of their float32.
     """
     result: dict[str, object] = {}
     own = own_field(kind)

@@ -59,6 +59,12 @@ class Upgraded:
 def upgrade(parsed: Parsed) -> Upgraded:
     """Bring a net into today's terms.
 
+    Args:
+        parsed: A net in any of Caffe's formats.
+
+    Returns:
+        Its layers as today's messages, each with its place, and notes.
+
     Raises:
         NetError: an old net that Caffe cannot upgrade: a type it never had, ``input`` fields without their sizes.
 

@@ -135,6 +135,13 @@ class Block:
 def parse(text: str, file: str) -> Block:
     """Read a prototxt into fields with their places.
 
+    Args:
+        text: The whole text.
+        file: Its name, for places.
+
+    Returns:
+        The fields of the file, as they are written.
+
     Raises:
         PrototxtError: the text is not in protobuf's text format: where, what was found, what was expected.
 

@@ -43,7 +43,13 @@ class Parsed:
 
 
 def parse_net(source: Source) -> Parsed:
-    """Read a net (``NetParameter``); of a solver that holds its training net itself, that net.
+    """Read a net (``NetParameter``).
+
+    Args:
+        source: The text of a net, or of a solver that holds its training net itself.
+
+    Returns:
+        The net's message, its fields with their places, and notes on what the schema does not know.
 
     Raises:
         PrototxtError: the text is not in protobuf's text format, gives a field a value that it cannot take or a single
@@ -66,6 +72,12 @@ def parse_net(source: Source) -> Parsed:
 
 def parse_solver(source: Source) -> Parsed:
     """Read a solver (``SolverParameter``).
+
+    Args:
+        source: The text of a solver.
+
+    Returns:
+        As for ``parse_net``.
 
     Raises:
         PrototxtError: as for ``parse_net``, or the text is a net.

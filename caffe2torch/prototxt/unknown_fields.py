@@ -285,10 +285,13 @@ _ODD = re.compile(
 def parse_warnings(block: Block, message: Any, text: str) -> tuple[Note, ...]:
     """Notes on odd strings and on required fields that are missing.
 
-    ``block`` is what the schema knows of ``text``, ``message`` the protobuf message that it gave (the type stubs leave
-    out a method that is called here).
+    Args:
+        block: What the schema knows of the text.
+        message: The protobuf message that it gave (the type stubs leave out a method that is called here).
+        text: The text without what the schema does not know.
     """
-    odd = _odd_strings(block) if _ODD.search(text) is not None else ()
+    may_be_odd = any(mark in text for mark in "$@\\") and _ODD.search(text) is not None
+    odd = _odd_strings(block) if may_be_odd else ()
     missing = () if message.IsInitialized() else _missing(block, message.FindInitializationErrors())
     return (*odd, *missing)
 
