@@ -180,15 +180,18 @@ def _build(drafts: Sequence[_Draft], dialect: Dialect, shapes: BlobShapes) -> _B
     for draft in drafts:
         layer, message = draft.layer, draft.layer.message
         bottoms, tops = tuple(message.bottom), tuple(message.top)
-        built.missing += [(name, message.name, layer.where) for name in bottoms if name not in shapes.shapes]
+        absent = dict.fromkeys(name for name in bottoms if name not in shapes.shapes)
+        built.missing += [(name, message.name, layer.where) for name in absent]
         sizes, count = shapes.bottoms(bottoms), len(message.param)
         node = Node(message.name, layer.type, draft.settings, sizes, bottoms, tops, count, dialect)
         blobs = append_blobs(built.learnables, built.notes, node, layer)
-        twice = {name for name in tops if name in shapes.shapes and name not in bottoms}
+        twice = [
+            name for i, name in enumerate(tops) if name not in bottoms and (name in shapes.shapes or name in tops[:i])
+        ]
         found = _shape_tops(built, node, layer)
         for text in dict.fromkeys(node.assumptions):
             built.notes.info(layer.where, text)
-        for name in sorted(twice):
+        for name in twice:
             built.notes.warn(layer.where, f"blob {name!r} is made by more than one layer; Caffe refuses this net")
         built.layers.append(
             Layer(node.name, node.type, bottoms, tops, node.settings, found, blobs, layer.where, count, forks)

@@ -608,3 +608,13 @@ def test_resnet_152_is_read_in_a_moment(shared: Path) -> None:
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_a_blob_that_is_missing_or_made_twice_is_named_once() -> None:
+    layers = """
+        layer { name: "sum" type: "Eltwise" bottom: "gone" bottom: "gone" top: "a" }
+        layer { name: "cut" type: "Slice" bottom: "a" top: "b" top: "b" top: "c" }"""
+    _, _, _, notes = read_layers(parse_net(Source("net.prototxt", layers)))
+    messages = [note.message for note in notes]
+    assert sum("takes blob 'gone'" in message for message in messages) == 1
+    assert messages.count("blob 'b' is made by more than one layer; Caffe refuses this net") == 1
