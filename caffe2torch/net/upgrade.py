@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from caffe2torch.errors import NetError, Where
-from caffe2torch.net.layer_types import misspelt_type
+from caffe2torch.net.layer_types import misspelt_type, own_field
 from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
 from caffe2torch.prototxt.parser import Block, Field
@@ -171,7 +171,7 @@ def _v1_type(old: Any, block: Block, where: Where, notes: list[Note]) -> str:
 def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
     """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
     moved = ("scale", "mean_file", "crop_size", "mirror")
-    pairs = [(layer.message, _data_param(layer)) for layer in layers if layer.type in _TRANSFORMED]
+    pairs = [(layer.message, _own(layer.message)) for layer in layers if layer.type in _TRANSFORMED]
     if not any(own.HasField(name) for _, own in pairs for name in moved):
         return
     for layer, own in pairs:
@@ -183,9 +183,9 @@ def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
                 own.ClearField(name)
 
 
-def _data_param(layer: UpgradedLayer) -> Any:
-    names = dict(zip(_TRANSFORMED, ("data_param", "image_data_param", "window_data_param"), strict=True))
-    return getattr(layer.message, names[layer.type])
+def _own(message: Any) -> Any:
+    """The parameter message of a layer's own type."""
+    return getattr(message, own_field(message.type) or "")
 
 
 def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
@@ -224,33 +224,33 @@ def _freeze_statistics(layer: UpgradedLayer) -> UpgradedLayer:
 
 # The oldest nets, ``layers { layer { type: "conv" ... } }``, as today's layers (``util/upgrade_proto.cpp``).
 
-_TYPES: Mapping[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", ""),
-    "bnll": ("BNLL", ""),
-    "concat": ("Concat", "concat_param"),
-    "conv": ("Convolution", "convolution_param"),
-    "data": ("Data", "data_param"),
-    "dropout": ("Dropout", "dropout_param"),
-    "euclidean_loss": ("EuclideanLoss", ""),
-    "flatten": ("Flatten", ""),
-    "hdf5_data": ("HDF5Data", "hdf5_data_param"),
-    "hdf5_output": ("HDF5Output", "hdf5_output_param"),
-    "im2col": ("Im2col", ""),
-    "images": ("ImageData", "image_data_param"),
-    "infogain_loss": ("InfogainLoss", "infogain_loss_param"),
-    "innerproduct": ("InnerProduct", "inner_product_param"),
-    "lrn": ("LRN", "lrn_param"),
-    "multinomial_logistic_loss": ("MultinomialLogisticLoss", ""),
-    "pool": ("Pooling", "pooling_param"),
-    "relu": ("ReLU", ""),
-    "sigmoid": ("Sigmoid", ""),
-    "softmax": ("Softmax", ""),
-    "softmax_loss": ("SoftmaxWithLoss", ""),
-    "split": ("Split", ""),
-    "tanh": ("TanH", ""),
-    "window_data": ("WindowData", "window_data_param"),
+_TYPES: Mapping[str, str] = {
+    "accuracy": "Accuracy",
+    "bnll": "BNLL",
+    "concat": "Concat",
+    "conv": "Convolution",
+    "data": "Data",
+    "dropout": "Dropout",
+    "euclidean_loss": "EuclideanLoss",
+    "flatten": "Flatten",
+    "hdf5_data": "HDF5Data",
+    "hdf5_output": "HDF5Output",
+    "im2col": "Im2col",
+    "images": "ImageData",
+    "infogain_loss": "InfogainLoss",
+    "innerproduct": "InnerProduct",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MultinomialLogisticLoss",
+    "pool": "Pooling",
+    "relu": "ReLU",
+    "sigmoid": "Sigmoid",
+    "softmax": "Softmax",
+    "softmax_loss": "SoftmaxWithLoss",
+    "split": "Split",
+    "tanh": "TanH",
+    "window_data": "WindowData",
 }
-"""V0 type to today's and the message that its settings go to."""
+"""V0 type to today's."""
 
 _ANY = ("scale", "meanfile", "cropsize", "mirror")  # go to transform_param, whatever the layer
 _FIELDS: Mapping[str, tuple[str, str]] = {
@@ -319,7 +319,7 @@ def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, 
         new.bottom.extend(bottoms)
         new.top.extend(connection.top)
         if pad is not None:
-            _set(getattr(new, _TYPES[old.type][1]), "pad", pad)
+            _set(_own(new), "pad", pad)
         yield new, inner, field.where
 
 
@@ -341,10 +341,9 @@ def _layer(old: Any, block: Block, where: Where, notes: list[Note]) -> Any:
             where=where,
             expected="one of " + ", ".join(sorted(_TYPES)),
         )
-    new: Any = message_class("LayerParameter")(type=_TYPES[kind][0])
+    new: Any = message_class("LayerParameter")(type=_TYPES[kind])
     if old.HasField("name"):
         new.name = old.name
-    own = _TYPES[kind][1]
     for descriptor, value in old.ListFields():
         name = descriptor.name
         if name in _FIELDS:
@@ -352,7 +351,7 @@ def _layer(old: Any, block: Block, where: Where, notes: list[Note]) -> Any:
             if name in _ANY:
                 setattr(new.transform_param, today, value)
             elif kind in types.split():
-                _set(getattr(new, own), today, value)
+                _set(_own(new), today, value)
             else:
                 place = next((field.where for field in block.all(name)), where)
                 notes.append(Note(place, Severity.WARNING, f"{name} means nothing to a {kind!r} layer; Caffe drops it"))
