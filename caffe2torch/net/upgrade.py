@@ -48,13 +48,6 @@ class Upgraded:
     layers: tuple[UpgradedLayer, ...]
     notes: tuple[Note, ...]
 
-    def message(self) -> Any:
-        """The whole net as one message, as Caffe's own upgrade tool would write it."""
-        whole: Any = message_class("NetParameter")()
-        whole.CopyFrom(self.net)
-        whole.layer.extend(layer.message for layer in self.layers)
-        return whole
-
 
 def upgrade(parsed: Parsed) -> Upgraded:
     """Bring a net into today's terms.
