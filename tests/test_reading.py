@@ -354,7 +354,7 @@ layer { name: "bn" type: "BN" bottom: "b" top: "b" }
 """
 
 
-def test_where_segnets_caffe_differs_is_said(folder: Path) -> None:
+def test_where_segnets_caffe_differs_is_noted(folder: Path) -> None:
     net = write(folder / "net.prototxt", SEGNET)
     solver = write(folder / "solver.prototxt", SOLVER + "iter_size: 3")
     warnings = [note for note in read_recipe(net, solver).notes if note.severity is Severity.WARNING]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from caffe2torch.errors import NetError
 from caffe2torch.net.build import read_layers, with_inputs
 from caffe2torch.net.bvlc_layers import BVLC_LAYERS
+from caffe2torch.net.fork_layers import FORK_LAYERS
 from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import LayerType, Node, no_blobs
 from caffe2torch.net.layer_types import LAYER_TYPES
@@ -422,6 +423,10 @@ def blobless(row: LayerType) -> bool:
         return row.blobs(Node("l", "", {}, (), (), (), 0, Dialect())) == ()
     except MisfitError:
         return False
+
+
+def test_a_type_has_one_row() -> None:
+    assert not BVLC_LAYERS.keys() & FORK_LAYERS.keys()
 
 
 def test_every_known_layer_has_a_rule_for_its_tops() -> None:

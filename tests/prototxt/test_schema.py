@@ -546,7 +546,7 @@ NET = 'name: "n" layer { name: "ip" type: "InnerProduct" }'
 SOLVER = 'net: "n.prototxt" base_lr: 0.1 lr_policy: "fixed"'
 
 
-def test_a_net_and_a_solver_swapped_are_told_apart() -> None:
+def test_a_net_and_a_solver_swapped_are_recognised() -> None:
     with pytest.raises(PrototxtError, match="this is a solver, not a net") as caught:
         net(SOLVER)
     assert str(caught.value.where) == "net.prototxt:1:1"
