@@ -95,7 +95,7 @@ def test_a_damaged_prototxt_is_read_or_refused(what: str, seconds: float, tmp_pa
     def read(data: bytes) -> None:
         target.write_bytes(data)
         recipe = read_recipe(net, solver)
-        for style in ("text", "md"):
+        for style in ("text", "json", "md"):
             assert render_recipe(recipe, style)
 
     tally = fuzz(make, read, seed=SEED, seconds=seconds, kept=tmp_path / "failing.prototxt")
