@@ -112,8 +112,9 @@ class LearnableBlob:
     """One learnable blob as Caffe's solver holds it (``net.cpp``, ``Net::AppendParam``).
 
     ``role`` is ``weight``, ``bias``, ``scale``, ``shift``, ``mean``, ``variance``, ``factor``, ``slope``, ... (the
-    table in ``net/layers.py``). ``shape`` is Caffe's own; ``None`` when not even the number of axes is known.
-    ``where`` is the ``param`` block that states the multipliers, or the layer where there is none.
+    tables in ``net/bvlc_layers.py`` and ``net/fork_layers.py``). ``shape`` is Caffe's own; ``None`` when not even the
+    number of axes is known. ``where`` is the ``param`` block that states the multipliers, or the layer where there is
+    none.
     """
 
     layer: str
@@ -150,7 +151,9 @@ class Layer:
     ``settings`` is the layer's own parameter message (``convolution_param``, ...) as plain Python: scalars, strings
     (enum values by name), tuples for repeated fields, nested mappings; schema defaults are filled in for scalars.
     ``top_shapes`` has one shape per top (``None``: unknown). ``blobs`` are this layer's blobs, as indices into
-    ``TrainingRecipe.blobs`` (two layers that share a blob hold the same index).
+    ``TrainingRecipe.blobs`` (two layers that share a blob hold the same index). ``param_blocks`` counts the file's
+    ``param`` blocks, and ``forks`` are the forks of Caffe that the net shows signs of: both decide how a layer whose
+    type has several meanings is read.
     """
 
     name: str
@@ -161,6 +164,8 @@ class Layer:
     top_shapes: tuple[Shape | None, ...]
     blobs: tuple[int, ...]
     where: Where
+    param_blocks: int = 0
+    forks: tuple[str, ...] = ()
 
 
 class SolverType(StrEnum):

@@ -1,4 +1,4 @@
-"""The door of the west wing: files in, a recipe or one clear error out."""
+"""Reading: files in, a recipe or one clear error out."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_inputs_are_handed_to_the_net(folder: Path) -> None:
         (SOLVER, NET, PrototxtError, "solver.prototxt:1:1: this is a net, not a solver"),
         (SOLVER, SOLVER, PrototxtError, "net.prototxt:1:1: this is a solver, not a net"),
         (SOLVER, None, SolverError, "net.prototxt:1:1: the solver names no net"),
-        (NET, 'lr_policy: "cosine"', SolverError, "solver.prototxt:1:1: unknown lr_policy"),
+        (NET, 'lr_policy: "linear"', SolverError, "solver.prototxt:1:1: unknown lr_policy"),
         (NET + "layer { type: 7 }", SOLVER, PrototxtError, "net.prototxt:5:9:"),
         ("layer {", SOLVER, PrototxtError, "net.prototxt:1:8"),
         ("", SOLVER, InputError, "net.prototxt: the file is empty"),
@@ -235,6 +235,114 @@ def assert_read_or_refused(net: Path | None, solver: Path | None) -> None:
     assert refusal is None or refusal.where is not None
 
 
+# ---- Templates
+
+TEMPLATE = NET.replace("num_output: 4", "num_output: ${NUM_LABELS}").replace("dim: 3", "dim: @WIDTH@")
+
+
+def test_a_template_is_filled_in_by_what_is_defined(folder: Path) -> None:
+    net = write(folder / "net.prototxt", TEMPLATE)
+    solver = write(folder / "solver.prototxt", SOLVER.replace("0.1", "${LR}"))
+    recipe = read_recipe(net, solver, defines={"NUM_LABELS": 21, "WIDTH": "7", "LR": 0.5})
+    assert [blob.shape for blob in recipe.blobs] == [(21, 7), (21,)]
+    assert recipe.solver is not None
+    assert recipe.solver.policy.base_lr == 0.5
+
+
+def test_a_template_that_is_not_filled_in_names_every_placeholder_of_both_files(folder: Path) -> None:
+    net = write(folder / "net.prototxt", TEMPLATE + '# "${EXP}"')
+    solver = write(folder / "solver.prototxt", SOLVER.replace("0.1", "${LR}"))
+    with pytest.raises(PrototxtError) as error:
+        read_recipe(net, solver, defines={"LR": 1})
+    assert str(error.value.where) == f"{net}:2:82"
+    assert error.value.found == "the placeholder @WIDTH@"
+    assert error.value.hint == (
+        "state a value for each of WIDTH, NUM_LABELS, EXP: --define WIDTH=VALUE, or defines={...}"
+    )
+
+
+def test_a_value_for_a_placeholder_that_no_file_has_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no file has the placeholder \$\{NUM_LABLES\}") as error:
+        read_recipe(write(folder / "net.prototxt", TEMPLATE), defines={"NUM_LABELS": 2, "WIDTH": 3, "NUM_LABLES": 2})
+    assert error.value.found == "placeholders WIDTH, NUM_LABELS"
+
+
+# ---- What the solver's environment changes
+
+
+def messages(net: Path, solver: Path) -> list[str]:
+    return [note.message for note in read_recipe(net, solver).notes]
+
+
+def test_the_level_of_a_train_state_is_used_and_noted_as_what_caffe_train_overrides(folder: Path) -> None:
+    net = write(folder / "net.prototxt", NET.replace('"ip" bottom', '"ip" include { min_level: 1 } bottom'))
+    solver = write(folder / "solver.prototxt", SOLVER + "train_state { level: 1 }")
+    recipe = read_recipe(net, solver)
+    assert len(recipe.blobs) == 2
+    (note,) = [note for note in recipe.notes if "level" in note.message]
+    assert (note.severity, str(note.where)) == (Severity.INFO, f"{solver}:2:1")
+    assert note.message.startswith("train_state's level 1 is used; 'caffe train' puts its own --level in its place")
+    assert not [note for note in read_recipe(net, solver, level=1).notes if "level" in note.message]
+
+
+def test_the_net_of_a_windows_path_is_found_beside_the_solver(folder: Path) -> None:
+    write(folder / "a" / "train.prototxt", NET)
+    solver = write(folder / "a" / "solver.prototxt", SOLVER + 'net: "D:\\\\x\\\\train.prototxt"')
+    assert len(read_recipe(None, solver).blobs) == 2
+
+
+DATA = """layer { name: "data" type: "Data" top: "data" top: "label" data_param { batch_size: 8 } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" inner_product_param { num_output: 3 } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("", "one update sees 8 samples (batch_size 8); 'caffe train' on several GPUs, as many times more"),
+        ("iter_size: 4", "one update sees 32 samples (batch_size 8 x iter_size 4); 'caffe train' on several GPUs, as"),
+    ],
+)
+def test_a_note_says_how_many_samples_one_update_sees(folder: Path, more: str, words: str) -> None:
+    net, solver = write(folder / "net.prototxt", DATA), write(folder / "solver.prototxt", SOLVER + more)
+    (note,) = [text for text in messages(net, solver) if "one update sees" in text]
+    assert note.startswith(words)
+
+
+def test_several_devices_multiply_what_an_update_sees(folder: Path) -> None:
+    solver = write(folder / "solver.prototxt", SOLVER + "device_id: [0, 1, 2, 3]")
+    said = messages(write(folder / "net.prototxt", DATA), solver)
+    assert "device_id is yjxiong's field, an update sees as many times the samples as it lists devices" in said
+
+
+TWO_HEADS = (
+    DATA
+    + """
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 3 } %s }
+layer { name: "c" type: "InnerProduct" bottom: "%s" top: "c" inner_product_param { num_output: 3 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" %s top: "loss" }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("net", "left"),
+    [
+        (TWO_HEADS % ("", "a", ""), ["'c/0', 'c/1' (2 blobs)"]),  # c reaches no loss
+        (TWO_HEADS % ("propagate_down: false", "a", ""), ["'a/0', 'a/1', 'c/0', ... (4 blobs)"]),
+        (TWO_HEADS % ("", "b", "loss_weight: 0"), []),  # no loss at all: nothing is known
+        (TWO_HEADS.replace('bottom: "b" bottom: "label"', 'bottom: "c"') % ("", "b", ""), []),
+        (TWO_HEADS.replace("InnerProduct", "Unheard") % ("", "a", ""), []),
+    ],
+)
+def test_blobs_that_no_gradient_reaches_and_that_decay_are_noted(folder: Path, net: str, left: list[str]) -> None:
+    file, solver = write(folder / "net.prototxt", net), write(folder / "solver.prototxt", SOLVER + "weight_decay: 0.1")
+    found = [text for text in messages(file, solver) if "no gradient reaches" in text]
+    assert [text.removeprefix("no gradient reaches ").partition(":")[0] for text in found] == left
+    without_decay = write(folder / "plain.prototxt", SOLVER)
+    assert not [text for text in messages(file, without_decay) if "no gradient reaches" in text]
+
+
 # ---- SegNet's own ways
 
 SEGNET = """layer { name: "data" type: "DenseImageData" top: "data" top: "label" }
@@ -246,7 +354,7 @@ layer { name: "bn" type: "BN" bottom: "b" top: "b" }
 """
 
 
-def test_where_segnets_caffe_differs_is_said(folder: Path) -> None:
+def test_where_segnets_caffe_differs_is_noted(folder: Path) -> None:
     net = write(folder / "net.prototxt", SEGNET)
     solver = write(folder / "solver.prototxt", SOLVER + "iter_size: 3")
     warnings = [note for note in read_recipe(net, solver).notes if note.severity is Severity.WARNING]

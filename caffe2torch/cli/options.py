@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accumulation_option",
     "assignment",
+    "definition",
     "input_shape",
     "model_options",
     "multipliers",
@@ -50,6 +51,20 @@ def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return key, shape
 
 
+def definition(text: str) -> tuple[str, str]:
+    """``NAME=VALUE``; the value may hold ``=`` itself."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE, such as NUM_LABELS=21")
+    return name, value
+
+
+def _keep_defines(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, str], ...]) -> None:
+    """Kept with the command rather than handed through every verb to ``read_files``."""
+    del param
+    ctx.meta["defines"] = dict(value)
+
+
 def multipliers(text: str) -> tuple[float, float]:
     """``lr_mult=N,decay_mult=N``."""
     try:
@@ -65,8 +80,17 @@ def one_or_two_files(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def net_state(function: Callable[..., object]) -> Callable[..., object]:
-    """The options that decide which layers take part, and the sizes that the file leaves open."""
+    """The options that decide which layers take part, and what the files leave open: sizes, and a template's values."""
     for option in (
+        click.option(
+            "--define",
+            multiple=True,
+            type=definition,
+            metavar="NAME=VALUE",
+            expose_value=False,
+            callback=_keep_defines,
+            help="The value of a template's placeholder ${NAME}.",
+        ),
         click.option(
             "--input",
             "inputs",
@@ -168,4 +192,5 @@ def read_files(
 
     if not 1 <= len(files) <= 2:
         raise click.UsageError(f"expected a net and a solver prototxt, got {len(files)} files")
-    return read_recipe(*files, phase=phase, stages=stages, level=level, inputs=dict(inputs))
+    defines = click.get_current_context().meta.get("defines")
+    return read_recipe(*files, phase=phase, stages=stages, level=level, inputs=dict(inputs), defines=defines)

@@ -96,7 +96,7 @@ def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, wi
     first = recipe.sources[-1].file
     if versus is None:
         return [Run(recipe.solver, iterations or _max_iter(recipe.solver, first))]
-    other, _ = read_solver(parse_solver(read_text(versus)))
+    other, _ = read_solver(parse_solver(read_text(versus, expected="a solver as text")))
     refuse_unsupported(other)
     ours, theirs = _told_apart(first, versus)
     return [

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
-from caffe2torch.errors import NetError, Where
+from caffe2torch.errors import NetError, Where, shape_text
 from caffe2torch.net.forks import Dialect, read_dialect, unknown_names
-from caffe2torch.net.layer_context import Node
+from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
-from caffe2torch.net.layers import append_blobs, blob_rules
-from caffe2torch.net.learnable_blobs import Learnables
+from caffe2torch.net.layer_types import blob_rules, top_shapes
+from caffe2torch.net.learnable_blobs import Learnables, append_blobs
 from caffe2torch.net.phases import NetState, included
 from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer
-from caffe2torch.net.shape_arithmetic import MisfitError, agree, spell
-from caffe2torch.net.shapes import top_shapes
+from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, upgrade
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
 
 __all__ = ["NetState", "read_layers", "with_inputs"]
 
-_KEPT = re.compile(r"^((?!.* in (?:Net|Solver)Parameter\b).* in \w+Parameter\b.*); ignored$")
-"""What the schema does not know of a layer is not lost: it stands in the layer's settings."""
+Inputs = Mapping[str, Sequence[int]]
 
 
 def read_layers(
-    parsed: Parsed, state: NetState | None = None, inputs: Mapping[str, tuple[int, ...]] | None = None
+    parsed: Parsed, state: NetState | None = None, inputs: Inputs | None = None
 ) -> tuple[str, tuple[Layer, ...], tuple[LearnableBlob, ...], tuple[Note, ...]]:
-    """A net's name, the layers of this state, its learnable blobs in Caffe's order, and notes.
+    """Read a net's layers of one state, and its learnable blobs.
 
-    ``inputs`` gives shapes of blobs that the file does not state, by blob name; they win over what it states.
+    Args:
+        parsed: The net.
+        state: Phase, level and stages, which decide which layers take part; phase TRAIN if absent.
+        inputs: Shapes of blobs that the file does not state, by blob name; they win over what it states.
+
+    Returns:
+        The net's name, its layers, its learnable blobs in Caffe's order, and notes.
 
     Raises:
         NetError: a net that Caffe refuses: a layer with more ``param`` blocks than blobs, a shared blob whose shape or
@@ -44,12 +48,13 @@ def read_layers(
     >>> [(blob.name, blob.shape) for blob in blobs]
     [('ip/0', (2, 3)), ('ip/1', (2,))]
     """
-    state = state or NetState()
+    state, inputs = state or NetState(), inputs or {}
+    _check_inputs(inputs)
     notes = Notes()
     upgraded = upgrade(parsed)
     renamed = {note.where for note in upgraded.notes}
     for note in (*upgraded.notes, *(note for note in parsed.notes if note.where not in renamed)):
-        notes.add(replace(note, message=_KEPT.sub(r"\1; kept as written", note.message)))
+        notes.add(note)
     names: dict[str, Where] = {}
     unknown_names(parsed.block, "net", names)
     dialect = read_dialect([(layer.type, layer.where) for layer in upgraded.layers], names)
@@ -58,22 +63,99 @@ def read_layers(
         for layer in upgraded.layers
         if included(layer.message, layer.where, state)
     ]
-    walk = _walk(drafts, dialect, inputs or {}, {})
-    while walk.learned:  # sizes that an Eltwise showed of a data blob: walk again with them
-        walk = _walk(drafts, dialect, inputs or {}, {**walk.known, **walk.learned})
-    if strangers := set(inputs or {}) - walk.shapes.keys():
-        made = [top for draft in drafts if not draft.layer.message.bottom for top in draft.layer.message.top]
-        raise NetError(
-            f"the net has no blob {min(strangers)!r} to give a shape to",
-            where=parsed.source.file,
-            hint="its data blobs: " + (", ".join(map(repr, made)) or "none"),
-        )
-    for note in walk.notes.finish():
+    built = _build(drafts, dialect, BlobShapes(inputs))
+    while built.shapes.learned:
+        built = _build(drafts, dialect, built.shapes.again())
+    layers = tuple(built.layers)
+    _check_made(layers, inputs, parsed.source.file)
+    for note in built.notes.finish():
         notes.add(note)
-    _explain_missing(walk, upgraded.layers, state, notes)
-    layers, blobs = tuple(walk.layers), walk.learnables.finish()
+    _explain_missing(built, upgraded.layers, state, notes)
     beyond_the_optimizer(layers, notes)
-    return upgraded.net.name, layers, blobs, notes.finish()
+    return upgraded.net.name, layers, built.learnables.finish(), notes.finish()
+
+
+def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:
+    """Fill in the sizes of a recipe that follow from the shapes of its inputs.
+
+    ``read_recipe(..., inputs=...)`` does the same while it reads.
+
+    Args:
+        recipe: A recipe that was read without these shapes.
+        inputs: Shapes by blob name.
+
+    Returns:
+        The recipe with every size that follows; those that it has are kept.
+
+    Raises:
+        NetError: a blob that the net does not have, or shapes that contradict what the file states.
+    """
+    _check_inputs(inputs)
+    _check_made(recipe.layers, inputs)
+    stated = {top: shape for layer in recipe.layers if not layer.bottoms for top, shape in _tops(layer)}
+    shapes = BlobShapes(inputs, {top: shape for top, shape in stated.items() if shape is not None})
+    filled = _fill(recipe, shapes)
+    while shapes.learned:
+        shapes = shapes.again()
+        filled = _fill(recipe, shapes)
+    return filled
+
+
+@dataclass(slots=True)
+class BlobShapes:
+    """The shapes of the blobs that layers pass on, inferred in one pass over the layers.
+
+    Attributes:
+        inputs: Shapes that the user gave.
+        known: Sizes of data blobs that are known before the pass.
+        shapes: What the pass found so far, by blob.
+        learned: Sizes of data blobs that an Eltwise showed, since its bottoms must be equal: for another pass.
+    """
+
+    inputs: Inputs
+    known: Mapping[str, Shape] = field(default_factory=dict)
+    shapes: dict[str, Shape | None] = field(default_factory=dict)
+    learned: dict[str, Shape] = field(default_factory=dict)
+    _sources: set[str] = field(default_factory=set)
+
+    def again(self) -> BlobShapes:
+        """A new pass, which knows what this one learned."""
+        return BlobShapes(self.inputs, {**self.known, **self.learned})
+
+    def bottoms(self, names: Iterable[str]) -> tuple[Shape | None, ...]:
+        """The shapes of a layer's bottoms."""
+        found = []
+        for name in names:
+            if name not in self.shapes:
+                given = self.inputs.get(name)
+                self.shapes[name] = None if given is None else tuple(given)
+            found.append(self.shapes[name])
+        return tuple(found)
+
+    def tops(self, node: Node) -> tuple[Shape | None, ...]:
+        """The shapes of a layer's tops. Raises ``MisfitError``."""
+        found = list(top_shapes(node))
+        if node.type == "Eltwise" and found and found[0] is not None:
+            for name, bottom in zip(node.bottom_names, node.bottoms, strict=True):
+                if name in self._sources and bottom != found[0] and self.known.get(name) != found[0]:
+                    self.learned[name] = found[0]
+        for i, name in enumerate(node.top_names):
+            if not node.bottoms and name in self.known and name not in self.inputs:
+                found[i] = agree(found[i], self.known[name])
+        return tuple(found)
+
+    def keep(self, node: Node, tops: Sequence[Shape | None]) -> tuple[Shape | None, ...]:
+        """Take these as the shapes of a layer's tops, but for those that the user gave; they are returned."""
+        if node.bottoms:
+            self._sources.difference_update(node.top_names)
+        else:
+            self._sources.update(set(node.top_names) - self.inputs.keys())
+        kept = tuple(tops)
+        if self.inputs:
+            named = zip(node.top_names, tops, strict=True)
+            kept = tuple(tuple(self.inputs[name]) if name in self.inputs else top for name, top in named)
+        self.shapes.update(zip(node.top_names, kept, strict=True))
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,97 +165,94 @@ class _Draft:
 
 
 @dataclass(slots=True)
-class _Walk:
-    """One pass over the layers. ``known`` are the hints that it began with, ``learned`` those that it found."""
+class _Built:
+    """What one pass over the layers gives."""
 
-    known: Mapping[str, Shape]
-    shapes: dict[str, Shape | None] = field(default_factory=dict)
-    learned: dict[str, Shape] = field(default_factory=dict)
-    sources: set[str] = field(default_factory=set)
+    shapes: BlobShapes
     missing: list[tuple[str, str, Where]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     learnables: Learnables = field(default_factory=Learnables)
     notes: Notes = field(default_factory=Notes)
 
 
-def _walk(
-    drafts: Sequence[_Draft], dialect: Dialect, inputs: Mapping[str, tuple[int, ...]], known: dict[str, Shape]
-) -> _Walk:
-    walk = _Walk(known)
+def _build(drafts: Sequence[_Draft], dialect: Dialect, shapes: BlobShapes) -> _Built:
+    built, forks = _Built(shapes), tuple(dialect.clues)
     for draft in drafts:
         layer, message = draft.layer, draft.layer.message
         bottoms, tops = tuple(message.bottom), tuple(message.top)
-        for name in bottoms:
-            if name not in walk.shapes:
-                walk.missing.append((name, message.name, layer.where))
-                walk.shapes[name] = inputs.get(name)
-        node = Node(
-            message.name,
-            layer.type,
-            draft.settings,
-            tuple(walk.shapes[name] for name in bottoms),
-            bottoms,
-            tops,
-            len(message.param),
-            dialect,
+        absent = dict.fromkeys(name for name in bottoms if name not in shapes.shapes)
+        built.missing += [(name, message.name, layer.where) for name in absent]
+        sizes, count = shapes.bottoms(bottoms), len(message.param)
+        node = Node(message.name, layer.type, draft.settings, sizes, bottoms, tops, count, dialect)
+        blobs = append_blobs(built.learnables, built.notes, node, layer)
+        twice = [
+            name for i, name in enumerate(tops) if name not in bottoms and (name in shapes.shapes or name in tops[:i])
+        ]
+        found = _shape_tops(built, node, layer)
+        for text in dict.fromkeys(node.assumptions):
+            built.notes.info(layer.where, text)
+        for name in twice:
+            built.notes.warn(layer.where, f"blob {name!r} is made by more than one layer; Caffe refuses this net")
+        built.layers.append(
+            Layer(node.name, node.type, bottoms, tops, node.settings, found, blobs, layer.where, count, forks)
         )
-        blobs = append_blobs(walk.learnables, walk.notes, node, layer)
-        shapes = _shape_tops(walk, node, layer, inputs)
-        for text in dict.fromkeys(node.remarks):
-            walk.notes.info(layer.where, text)
-        for i, (name, shape) in enumerate(zip(tops, shapes, strict=True)):
-            in_place = i < len(bottoms) and bottoms[i] == name
-            if name in walk.shapes and not in_place and name not in bottoms:
-                walk.notes.warn(layer.where, f"blob {name!r} is made by more than one layer; Caffe refuses this net")
-            walk.shapes[name] = shape
-        walk.layers.append(Layer(message.name, layer.type, bottoms, tops, draft.settings, shapes, blobs, layer.where))
-    return walk
+    return built
 
 
-def _shape_tops(
-    walk: _Walk, node: Node, layer: UpgradedLayer, inputs: Mapping[str, tuple[int, ...]]
-) -> tuple[Shape | None, ...]:
+def _shape_tops(built: _Built, node: Node, layer: UpgradedLayer) -> tuple[Shape | None, ...]:
     """The shapes of a layer's tops. What Caffe refuses for sizes alone does not change what is learned: a warning."""
+    inputs = built.shapes.inputs
     try:
-        shapes = list(top_shapes(node))
-        if node.type == "Eltwise" and shapes and shapes[0] is not None:
-            _learn(walk, node, shapes[0])
-        for i, name in enumerate(node.top_names):
-            if not node.bottoms and name in walk.known:
-                shapes[i] = agree(shapes[i], walk.known[name])
+        found = built.shapes.tops(node)
     except MisfitError as misfit:
         text = f"layer {node.name!r} ({node.type}): {misfit.message}; shapes after it are unknown"
-        walk.notes.warn(layer.where, text)
-        shapes = [None] * len(node.top_names)
-    if node.bottoms:
-        walk.sources.difference_update(node.top_names)
-    else:
-        walk.sources.update(set(node.top_names) - inputs.keys())
-    for i, name in enumerate(node.top_names):
+        built.notes.warn(layer.where, text)
+        found = (None,) * len(node.top_names)
+    for name, shape in zip(node.top_names, found, strict=True):
+        if (largest := max([size or 0 for size in shape or ()], default=0)) > MAX_COUNT:
+            raise NetError(
+                f"layer {node.name!r} ({node.type}): blob {name!r} is too large",
+                where=layer.where,
+                found=f"an axis of {largest:.3g}",
+                expected=f"at most {MAX_COUNT}, as for every size in Caffe",
+            )
         if name in inputs:
-            given = inputs[name]
+            given = tuple(inputs[name])
             try:
-                agree(shapes[i], given)
+                agree(shape, given)
             except MisfitError:
-                walk.notes.warn(
-                    layer.where, f"blob {name!r} is {spell(shapes[i])} in the file, and taken as {spell(given)}"
-                )
-            shapes[i] = given
-    return tuple(shapes)
+                text = f"blob {name!r} is {shape_text(shape)} in the file, and taken as {shape_text(given)}"
+                built.notes.warn(layer.where, text)
+    return built.shapes.keep(node, found)
 
 
-def _learn(walk: _Walk, node: Node, shape: Shape) -> None:
-    """An Eltwise whose bottoms must be equal tells the size of a data blob that the file does not state."""
-    for name, bottom in zip(node.bottom_names, node.bottoms, strict=True):
-        if name in walk.sources and bottom != shape and walk.known.get(name) != shape:
-            walk.learned[name] = shape
+def _check_inputs(inputs: Inputs) -> None:
+    for name, shape in inputs.items():
+        if any(size < 1 for size in shape) or prod(shape) > MAX_COUNT:
+            raise NetError(
+                f"the shape given for blob {name!r} is none that a blob can have",
+                found=shape_text(tuple(shape)) if max(shape, default=0) <= MAX_COUNT else f"a size of {max(shape):.6g}",
+                expected=f"sizes of at least 1, at most {MAX_COUNT} numbers together",
+            )
 
 
-def _explain_missing(walk: _Walk, layers: Sequence[UpgradedLayer], state: NetState, notes: Notes) -> None:
+def _check_made(layers: Sequence[Layer], inputs: Inputs, file: str | None = None) -> None:
+    """Refuse shapes for blobs that the net does not have."""
+    made = {name for layer in layers for name in (*layer.bottoms, *layer.tops)}
+    if foreign := inputs.keys() - made:
+        sources = [top for layer in layers if not layer.bottoms for top in layer.tops]
+        raise NetError(
+            f"the net has no blob {min(foreign)!r} to give a shape to",
+            where=file,
+            hint=f"its data blobs: {', '.join(map(repr, sources)) or 'none'}",
+        )
+
+
+def _explain_missing(built: _Built, layers: Sequence[UpgradedLayer], state: NetState, notes: Notes) -> None:
     """Bottoms that no layer of this state makes: Caffe refuses the net; we know its blobs all the same."""
     rules = [rule for layer in layers for rule in (*layer.message.include, *layer.message.exclude)]
     stages = {stage for rule in rules for stage in rule.stage}
-    for name, layer, where in walk.missing:
+    for name, layer, where in built.missing:
         text = f"layer {layer!r} takes blob {name!r}, which no layer before it makes in phase {state.phase}"
         if stages - set(state.stages):
             given = ", ".join(state.stages) or "none"
@@ -181,50 +260,28 @@ def _explain_missing(walk: _Walk, layers: Sequence[UpgradedLayer], state: NetSta
         notes.warn(where, text + "; Caffe refuses this net")
 
 
-# A recipe whose open sizes are filled in from the shapes of its inputs, after the files were read.
+def _tops(layer: Layer) -> Iterable[tuple[str, Shape | None]]:
+    return zip(layer.tops, layer.top_shapes, strict=True)
 
 
-def with_inputs(recipe: TrainingRecipe, inputs: Mapping[str, Sequence[int]]) -> TrainingRecipe:
-    """The recipe with every size that follows from ``inputs`` (blob name to shape); sizes it has are kept.
-
-    What ``read_recipe(..., inputs=...)`` does while reading, for a recipe that was read without. Raises ``NetError``
-    for a blob that the net does not have, and for shapes that contradict what the file states.
-    """
-    made = {name for layer in recipe.layers for name in (*layer.bottoms, *layer.tops)}
-    for name in inputs:
-        if name not in made:
-            sources = [top for layer in recipe.layers if not layer.bottoms for top in layer.tops]
-            hint = f"its data blobs: {', '.join(map(repr, sources)) or 'none'}"
-            raise NetError(f"the net has no blob {name!r} to give a shape to", hint=hint)
-    shapes: dict[str, Shape | None] = {name: tuple(shape) for name, shape in inputs.items()}
+def _fill(recipe: TrainingRecipe, shapes: BlobShapes) -> TrainingRecipe:
+    """One pass over a recipe's layers, which adds sizes to those that it has."""
     sizes: dict[int, Shape | None] = {number: blob.shape for number, blob in enumerate(recipe.blobs)}
     layers = []
     for layer in recipe.layers:
+        bottoms, dialect = shapes.bottoms(layer.bottoms), Dialect.of_forks(layer.forks, layer.where)
+        node = Node(
+            layer.name, layer.type, layer.settings, bottoms, layer.bottoms, layer.tops, layer.param_blocks, dialect
+        )
         try:
-            found = _visit(layer, shapes, sizes, inputs)
+            for number, rule in zip(layer.blobs, blob_rules(node) or (), strict=False):
+                sizes[number] = _filled(sizes[number], rule.shape)
+            found = [_filled(old, new) for (_, old), new in zip(_tops(layer), shapes.tops(node), strict=True)]
         except MisfitError as misfit:
             raise NetError(f"layer {layer.name!r}: {misfit.message}", where=layer.where, hint=misfit.hint) from None
-        shapes.update(zip(layer.tops, found, strict=True))
-        layers.append(replace(layer, top_shapes=found))
+        layers.append(replace(layer, top_shapes=shapes.keep(node, found)))
     blobs = tuple(replace(blob, shape=sizes[number]) for number, blob in enumerate(recipe.blobs))
     return replace(recipe, blobs=blobs, layers=tuple(layers))
-
-
-def _visit(
-    layer: Layer,
-    shapes: Mapping[str, Shape | None],
-    sizes: dict[int, Shape | None],
-    inputs: Mapping[str, Sequence[int]],
-) -> tuple[Shape | None, ...]:
-    """Fill in the sizes of a layer's blobs; returns the shapes of its tops."""
-    bottoms = tuple(shapes.get(name) for name in layer.bottoms)
-    node = Node(layer.name, layer.type, layer.settings, bottoms, layer.bottoms, layer.tops, 0, Dialect())
-    rules = blob_rules(node) or ()
-    if len(rules) == len(layer.blobs):  # else a fork's layer, whose blobs the reader knew better
-        for number, rule in zip(layer.blobs, rules, strict=True):
-            sizes[number] = _filled(sizes[number], rule.shape)
-    found = [_filled(old, new) for old, new in zip(layer.top_shapes, top_shapes(node), strict=True)]
-    return tuple(tuple(inputs[top]) if top in inputs else shape for top, shape in zip(layer.tops, found, strict=True))
 
 
 def _filled(known: Shape | None, found: Shape | None) -> Shape | None:

@@ -1,7 +1,7 @@
 """Which fork of Caffe a net was written for, from what stands in the file.
 
 Forks gave one type name different meanings: ``BN`` has two blobs in SegNet's Caffe and four in three others. The file
-itself is the evidence: fields and types that only one fork knows. Who reads a layer by such evidence says so in a note.
+itself is the evidence: fields and types that only one fork knows. A note names the evidence by which a layer is read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CLUES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """What gave a fork away, and where it stands first."""
+    """What only this fork has, and where it stands first."""
 
     what: str
     where: Where
@@ -76,6 +76,11 @@ class Dialect:
         True
         """
         return self.clues.get(fork)
+
+    @classmethod
+    def of_forks(cls, forks: Iterable[str], where: Where) -> Dialect:
+        """The dialect of a net whose forks are known by name alone."""
+        return cls({fork: Clue("read before", where) for fork in forks})
 
 
 def read_dialect(types: Iterable[tuple[str, Where]], unknown: Mapping[str, Where]) -> Dialect:

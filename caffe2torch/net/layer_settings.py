@@ -9,41 +9,32 @@ from functools import cache, lru_cache
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from caffe2torch.net.shape_arithmetic import MisfitError
+from caffe2torch.net.layer_types import is_own, own_field
 from caffe2torch.prototxt.descriptors import facts
 from caffe2torch.prototxt.descriptors import message as message_class
 from caffe2torch.prototxt.parser import Block, Field, unquote
 from caffe2torch.solver.float32 import shortest
 
-__all__ = ["Settings", "flag", "integer", "integers", "layer_settings", "own_field", "plain", "plain_fields", "text"]
+__all__ = ["layer_settings", "plain", "plain_fields"]
 
-Settings = Mapping[str, object]
-
-_OWN = {  # layers whose parameter message is not named after them
-    "BatchNormInference": "batchnorm",
-    "BilateralInterp": "interp",
-    "Deconvolution": "convolution",
-    "DeformableConvolution": "deformableconvolution",
-    "DepthwiseConvolution": "convolution",
-    "ConvolutionDepthwise": "convolution",
-    "Im2col": "convolution",
-    "LSTM": "recurrent",
-    "RNN": "recurrent",
-    "Normalize": "norm",
-    "SoftmaxWithLoss": "softmax",
-}
 _COMMON = {"transform_param", "loss_param"}  # messages that layers of many types may have besides their own
+_LONGEST = 24  # characters of a whole number that may be one of 64 bits
 _INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
 def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, object]:
-    """The settings of a layer of type ``kind``: its own parameter message flattened, any other one under its name.
+    """The settings of a layer.
 
-    ``loss_weight`` and ``propagate_down`` stand beside them where the layer states them.
+    Args:
+        layer: The layer's message.
+        kind: Its type.
+        block: The layer in the text, for the fields that the schema did not know; ``None`` if there are none.
 
-    Scalars that the layer does not state have the schema's default where the schema declares one, and are absent where
-    not; repeated fields are tuples, enum values names, floats the shortest decimals of their float32. ``block`` is the
-    layer in the text, for the fields that the schema did not know; ``None`` if there are none.
+    Returns:
+        Its own parameter message flattened, any other one under its name, and ``loss_weight`` and ``propagate_down``
+        where the layer states them. Scalars that the layer does not state have the schema's default where the schema
+        declares one, and are absent where not; repeated fields are tuples, enum values names, floats the shortest
+        decimals of their float32.
     """
     result: dict[str, object] = {}
     own = own_field(kind)
@@ -61,7 +52,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
                 result[name] = value
     special = [name for name in stated if name not in _COMMON]
     if own not in stated:
-        alike = [name for name in special if _squashed(name) in (_OWN.get(kind), kind.lower())]
+        alike = [name for name in special if is_own(kind, name)]
         unnamed = special if own is None and len(special) == 1 else []
         own = next(iter(alike or unnamed), own)
     for name, values in stated.items():
@@ -72,22 +63,6 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
     if own is not None and own not in stated:
         result.update(_defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type))
     return result
-
-
-@cache
-def own_field(kind: str) -> str | None:
-    """The field of ``LayerParameter`` that holds the settings of this type; ``None`` where the schema has none.
-
-    >>> own_field("InnerProduct"), own_field("Deconvolution"), own_field("Python"), own_field("DenseBlock")
-    ('inner_product_param', 'convolution_param', 'python_param', None)
-    """
-    wanted = _OWN.get(kind, kind.lower())
-    names = message_class("LayerParameter").DESCRIPTOR.fields_by_name
-    return next((name for name in names if name.endswith("_param") and _squashed(name) == wanted), None)
-
-
-def _squashed(field: str) -> str:
-    return field.removesuffix("_param").replace("_", "")
 
 
 def plain(message: Message, block: Block | None = None) -> dict[str, object]:
@@ -133,7 +108,7 @@ def _token(value: str | Block) -> object:
         return string
     if value in ("true", "True", "t", "false", "False", "f"):
         return value[0] in "tT"
-    if _INT.fullmatch(value):
+    if len(value) <= _LONGEST and _INT.fullmatch(value):  # a longer one is no size, and slow to read as an int
         return int(value, 16 if "x" in value.lower() else 10)
     try:
         return float(value.rstrip("fF"))
@@ -163,42 +138,3 @@ def _defaults(descriptor: Descriptor) -> dict[str, object]:
 
 def _inner(block: Block, name: str) -> Block | None:
     return next((f.value for f in block.all(name) if isinstance(f.value, Block)), None)
-
-
-def integer(settings: Settings, name: str, default: int | None = None) -> int:
-    """A whole number that a layer states, or the default. Raises ``MisfitError`` if it is missing or something else."""
-    value = settings.get(name, default)
-    if value is None:
-        raise MisfitError(f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise MisfitError(f"{name} should be one whole number, not {value!r}")
-    return value
-
-
-def integers(settings: Settings, name: str) -> tuple[int, ...]:
-    """The whole numbers of a field that may stand more than once."""
-    value = settings.get(name, ())
-    values = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
-        raise MisfitError(f"{name} should be whole numbers, not {value!r}")
-    return tuple(values)
-
-
-def flag(settings: Settings, name: str, default: bool = False) -> bool:
-    """A switch; 0 and 1 are read as false and true."""
-    value = settings.get(name, default)
-    if not isinstance(value, int) or value not in (0, 1):
-        raise MisfitError(f"{name} should be true or false, not {value!r}")
-    return bool(value)
-
-
-def text(settings: Settings, name: str) -> str:
-    """A string or the name of an enum value; empty where there is none."""
-    value = settings.get(name, "")
-    return value if isinstance(value, str) else ""
-
-
-def nested(settings: Settings, name: str) -> Settings:
-    """The settings of an inner message; empty where there is none."""
-    value = settings.get(name)
-    return value if isinstance(value, Mapping) else {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from caffe2torch.errors import Where
-from caffe2torch.net.layer_settings import nested
+from caffe2torch.errors import Where, listed
+from caffe2torch.net.layer_rules import losses, nested
+from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
 from caffe2torch.solver.float32 import format32
 
-__all__ = ["Notes", "beyond_the_optimizer", "segnet_peculiarities"]
+__all__ = ["Notes", "beyond_the_optimizer", "of_an_update", "segnet_peculiarities", "without_gradient"]
 
 _SHOWN = 3
 Detail = Callable[[Layer], str]
@@ -22,12 +23,11 @@ Detail = Callable[[Layer], str]
 def beyond_the_optimizer(layers: Sequence[Layer], notes: Notes) -> None:
     """Add a note for each kind of thing that the optimizer does not cover."""
     for detail, sentence in _KINDS:
-        found = [(layer, said) for layer in layers if (said := detail(layer))]
+        found = [(layer, text) for layer in layers if (text := detail(layer))]
         if found:
-            values = list(dict.fromkeys(said for _, said in found))
-            listed = "; ".join(values[:_SHOWN]) + ("; ..." if len(values) > _SHOWN else "")
+            values = list(dict.fromkeys(text for _, text in found))
             count = f"{len(found)} layers" if len(found) > 1 else repr(found[0][0].name)
-            notes.info(found[0][0].where, f"{sentence.format(listed)} ({count})")
+            notes.info(found[0][0].where, f"{sentence.format(listed(values, _SHOWN, '; '))} ({count})")
 
 
 def _loss_weight(layer: Layer) -> str:
@@ -38,10 +38,14 @@ def _loss_weight(layer: Layer) -> str:
 
 
 def _loss_param(layer: Layer) -> str:
+    if "loss_param" not in layer.settings:
+        return ""
     return _stated(nested(layer.settings, "loss_param"), {"normalization": "VALID", "class_weighting": ()})
 
 
 def _transform(layer: Layer) -> str:
+    if "transform_param" not in layer.settings:
+        return ""
     neutral: dict[str, object] = {"scale": 1.0, "mirror": False, "crop_size": 0, "mean_value": ()}
     return _stated(nested(layer.settings, "transform_param"), neutral)
 
@@ -128,7 +132,65 @@ def segnet_peculiarities(
         )
 
 
-# Notes of one file: what is said of many layers in the same words is said once, at the first of them.
+def of_an_update(layers: Sequence[Layer], solver: SolverSettings) -> Iterator[Note]:
+    """How many samples one update sees."""
+    for layer in layers:
+        size = None if layer.bottoms else _batch_size(layer)
+        if size is not None and solver.iter_size > 0:
+            times = f" x iter_size {solver.iter_size}" if solver.iter_size > 1 else ""
+            yield Note(
+                solver.places.get("iter_size", layer.where),
+                Severity.INFO,
+                f"one update sees {size * solver.iter_size} samples (batch_size {size}{times}); 'caffe train' on "
+                "several GPUs, as many times more",
+            )
+            return
+
+
+def _batch_size(layer: Layer) -> int | None:
+    messages = (layer.settings, *(value for value in layer.settings.values() if isinstance(value, Mapping)))
+    sizes = (message.get("batch_size") for message in messages)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def without_gradient(layers: Sequence[Layer], blobs: Sequence[LearnableBlob], solver: SolverSettings) -> Iterator[Note]:
+    """Blobs that learn by their multipliers and get no gradient: Caffe's update decays them all the same."""
+    if not any(map(_is_loss, layers)):  # a net for deployment, or one whose loss is not known
+        return
+    reached: set[str] = set()  # blobs that a gradient comes back to (``net.cpp``, ``Net::Init``)
+    trained: set[int] = set()
+    for layer in reversed(layers):
+        if _is_loss(layer) or not reached.isdisjoint(layer.tops):
+            trained.update(layer.blobs)
+            passes = layer.settings.get("propagate_down")
+            open_to = passes if isinstance(passes, tuple) else ()
+            reached.difference_update(layer.tops)
+            reached.update(name for i, name in enumerate(layer.bottoms) if i >= len(open_to) or open_to[i] is not False)
+    left = [
+        blob
+        for number, blob in enumerate(blobs)
+        if number not in trained and blob.lr_mult and solver.weight_decay and blob.decay_mult
+    ]
+    if left:
+        yield Note(
+            left[0].where,
+            Severity.WARNING,
+            "no gradient reaches "
+            + listed([repr(blob.name) for blob in left], _SHOWN)
+            + f" ({len(left)} blobs): Caffe decays them all the same, torch skips a parameter whose grad is None",
+        )
+
+
+def _is_loss(layer: Layer) -> bool:
+    """Whether a layer adds to the loss: by its loss_weight, else by its type. An unknown type may."""
+    weights = layer.settings.get("loss_weight")
+    if isinstance(weights, tuple) and weights:
+        return any(weights)
+    row = LAYER_TYPES.get(layer.type)
+    return "Loss" in layer.type or (layer.type != "Python" if row is None else row.tops is losses)
+
+
+# Notes of one file: what holds for many layers in the same words becomes one note, at the first of them.
 
 
 class Notes:
@@ -150,7 +212,7 @@ class Notes:
         self._places.setdefault((note.severity, note.message), []).append(note.where)
 
     def finish(self) -> tuple[Note, ...]:
-        """One note for each thing said, in the order in which they were first said.
+        """One note for each message, in the order in which they came first.
 
         >>> notes = Notes()
         >>> for line in (3, 9): notes.info(Where("n", line, 1), "so it is")
@@ -166,5 +228,4 @@ class Notes:
 def _more(lines: list[int]) -> str:
     if not lines:
         return ""
-    shown = ", ".join(map(str, lines[:3])) + (", ..." if len(lines) > 3 else "")
-    return f" (and {len(lines)} more like it, line{'s' * (len(lines) > 1)} {shown})"
+    return f" (and {len(lines)} more like it, line{'s' * (len(lines) > 1)} {listed(lines)})"

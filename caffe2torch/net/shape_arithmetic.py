@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from caffe2torch.errors import shape_text
 from caffe2torch.recipe import Shape
 
 __all__ = [
     "MAX_AXES",
+    "MAX_COUNT",
     "MisfitError",
     "agree",
     "canonical",
@@ -26,6 +28,9 @@ Size = int | None
 
 MAX_AXES = 32
 """A blob's axes, at most (``blob.hpp``, ``kMaxBlobAxes``)."""
+
+MAX_COUNT = 2**31 - 1
+"""A blob's numbers, at most, and so each of its sizes (``blob.cpp``, ``Reshape``)."""
 
 
 class MisfitError(Exception):
@@ -93,24 +98,13 @@ def agree(first: Shape | None, second: Shape | None) -> Shape | None:
     if len(first) != len(second) or any(
         a != b and a is not None and b is not None for a, b in zip(first, second, strict=True)
     ):
-        raise MisfitError(f"shapes {spell(first)} and {spell(second)} differ where they must be equal")
+        raise MisfitError(f"shapes {shape_text(first)} and {shape_text(second)} differ where they must be equal")
     return tuple(b if a is None else a for a, b in zip(first, second, strict=True))
 
 
 def replace_axis(shape: Shape, axis: int, size: Size) -> Shape:
     """The shape with one size changed."""
     return (*shape[:axis], size, *shape[axis + 1 :])
-
-
-def spell(shape: Shape | None) -> str:
-    """A shape as people write it.
-
-    >>> spell((64, None, 3, 3)), spell(()), spell(None)
-    ('64x?x3x3', '()', '?')
-    """
-    if shape is None:
-        return "?"
-    return "x".join("?" if size is None else str(size) for size in shape) or "()"
 
 
 def conv_length(size: Size, kernel: int, pad: int, stride: int, dilation: int) -> Size:
@@ -131,7 +125,7 @@ def deconv_length(size: Size, kernel: int, pad: int, stride: int, dilation: int)
 
 
 def pool_length(size: Size, kernel: int, pad: int, stride: int, *, ceil: bool, clip: bool) -> Size:
-    """Positions of a pooling window, rounded up unless the layer says otherwise (``pooling_layer.cpp``, ``Reshape``).
+    """Positions of a pooling window, rounded up unless the layer states otherwise (``pooling_layer.cpp``, ``Reshape``).
 
     ``clip``: a last window that would start outside the image is dropped; Caffe does so if there is any padding.
     """

@@ -14,7 +14,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from caffe2torch.errors import NetError, Where
-from caffe2torch.prototxt.descriptors import facts
+from caffe2torch.net.layer_types import misspelt_type, own_field
+from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
 from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.schema import Parsed
@@ -22,20 +23,6 @@ from caffe2torch.recipe import Note, Severity
 
 __all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
 
-_WORDS = {  # how the words of a V1 type are spelt today, where it is not their first letter that is large
-    "ABSVAL": "AbsVal",
-    "ARGMAX": "ArgMax",
-    "BN": "BN",
-    "BNLL": "BNLL",
-    "HDF5": "HDF5",
-    "LRN": "LRN",
-    "MVN": "MVN",
-    "PRELU": "PReLU",
-    "RELU": "ReLU",
-    "ROI": "ROI",
-    "SPP": "SPP",
-    "TANH": "TanH",
-}
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
@@ -61,16 +48,15 @@ class Upgraded:
     layers: tuple[UpgradedLayer, ...]
     notes: tuple[Note, ...]
 
-    def message(self) -> Any:
-        """The whole net as one message, as Caffe's own upgrade tool would write it."""
-        whole: Any = message_class("NetParameter")()
-        whole.CopyFrom(self.net)
-        whole.layer.extend(layer.message for layer in self.layers)
-        return whole
-
 
 def upgrade(parsed: Parsed) -> Upgraded:
     """Bring a net into today's terms.
+
+    Args:
+        parsed: A net in any of Caffe's formats.
+
+    Returns:
+        Its layers as today's messages, each with its place, and notes.
 
     Raises:
         NetError: an old net that Caffe cannot upgrade: a type it never had, ``input`` fields without their sizes.
@@ -164,31 +150,21 @@ def _stated(message: Any, block: Block, layer: Where) -> tuple[Where, ...]:
 def _v1_type(old: Any, block: Block, where: Where, notes: list[Note]) -> str:
     for field in block.unknown:
         if field.name == "type" and isinstance(field.value, str):
-            spelled = _spell(field.value.strip("\"'"))
+            spelled = todays_type(field.value.strip("\"'"))
+            spelled = misspelt_type(spelled) or spelled
             text = f"layer type {field.value} is none of BVLC Caffe's; read as a fork's '{spelled}'"
             notes.append(Note(field.where, Severity.INFO, text))
             return spelled
     if not old.HasField("type"):
         raise NetError("a layer without a type", where=where, hint="write type: CONVOLUTION or whatever it is")
     enum = old.DESCRIPTOR.fields_by_name["type"].enum_type
-    return _spell(enum.values_by_number[old.type].name)
-
-
-def _spell(old: str) -> str:
-    """A V1 type as today's name.
-
-    >>> _spell("INNER_PRODUCT"), _spell("HDF5_DATA"), _spell("SOFTMAX_LOSS"), _spell("DENSE_IMAGE_DATA")
-    ('InnerProduct', 'HDF5Data', 'SoftmaxWithLoss', 'DenseImageData')
-    """
-    if old == "SOFTMAX_LOSS":
-        return "SoftmaxWithLoss"
-    return "" if old == "NONE" else "".join(_WORDS.get(word, word.capitalize()) for word in old.split("_"))
+    return todays_type(enum.values_by_number[old.type].name)
 
 
 def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
     """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
     moved = ("scale", "mean_file", "crop_size", "mirror")
-    pairs = [(layer.message, _data_param(layer)) for layer in layers if layer.type in _TRANSFORMED]
+    pairs = [(layer.message, _own(layer.message)) for layer in layers if layer.type in _TRANSFORMED]
     if not any(own.HasField(name) for _, own in pairs for name in moved):
         return
     for layer, own in pairs:
@@ -200,9 +176,9 @@ def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
                 own.ClearField(name)
 
 
-def _data_param(layer: UpgradedLayer) -> Any:
-    names = dict(zip(_TRANSFORMED, ("data_param", "image_data_param", "window_data_param"), strict=True))
-    return getattr(layer.message, names[layer.type])
+def _own(message: Any) -> Any:
+    """The parameter message of a layer's own type."""
+    return getattr(message, own_field(message.type) or "")
 
 
 def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
@@ -241,33 +217,33 @@ def _freeze_statistics(layer: UpgradedLayer) -> UpgradedLayer:
 
 # The oldest nets, ``layers { layer { type: "conv" ... } }``, as today's layers (``util/upgrade_proto.cpp``).
 
-_TYPES: Mapping[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", ""),
-    "bnll": ("BNLL", ""),
-    "concat": ("Concat", "concat_param"),
-    "conv": ("Convolution", "convolution_param"),
-    "data": ("Data", "data_param"),
-    "dropout": ("Dropout", "dropout_param"),
-    "euclidean_loss": ("EuclideanLoss", ""),
-    "flatten": ("Flatten", ""),
-    "hdf5_data": ("HDF5Data", "hdf5_data_param"),
-    "hdf5_output": ("HDF5Output", "hdf5_output_param"),
-    "im2col": ("Im2col", ""),
-    "images": ("ImageData", "image_data_param"),
-    "infogain_loss": ("InfogainLoss", "infogain_loss_param"),
-    "innerproduct": ("InnerProduct", "inner_product_param"),
-    "lrn": ("LRN", "lrn_param"),
-    "multinomial_logistic_loss": ("MultinomialLogisticLoss", ""),
-    "pool": ("Pooling", "pooling_param"),
-    "relu": ("ReLU", ""),
-    "sigmoid": ("Sigmoid", ""),
-    "softmax": ("Softmax", ""),
-    "softmax_loss": ("SoftmaxWithLoss", ""),
-    "split": ("Split", ""),
-    "tanh": ("TanH", ""),
-    "window_data": ("WindowData", "window_data_param"),
+_TYPES: Mapping[str, str] = {
+    "accuracy": "Accuracy",
+    "bnll": "BNLL",
+    "concat": "Concat",
+    "conv": "Convolution",
+    "data": "Data",
+    "dropout": "Dropout",
+    "euclidean_loss": "EuclideanLoss",
+    "flatten": "Flatten",
+    "hdf5_data": "HDF5Data",
+    "hdf5_output": "HDF5Output",
+    "im2col": "Im2col",
+    "images": "ImageData",
+    "infogain_loss": "InfogainLoss",
+    "innerproduct": "InnerProduct",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MultinomialLogisticLoss",
+    "pool": "Pooling",
+    "relu": "ReLU",
+    "sigmoid": "Sigmoid",
+    "softmax": "Softmax",
+    "softmax_loss": "SoftmaxWithLoss",
+    "split": "Split",
+    "tanh": "TanH",
+    "window_data": "WindowData",
 }
-"""V0 type to today's and the message that its settings go to."""
+"""V0 type to today's."""
 
 _ANY = ("scale", "meanfile", "cropsize", "mirror")  # go to transform_param, whatever the layer
 _FIELDS: Mapping[str, tuple[str, str]] = {
@@ -336,7 +312,7 @@ def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, 
         new.bottom.extend(bottoms)
         new.top.extend(connection.top)
         if pad is not None:
-            _set(getattr(new, _TYPES[old.type][1]), "pad", pad)
+            _set(_own(new), "pad", pad)
         yield new, inner, field.where
 
 
@@ -358,10 +334,9 @@ def _layer(old: Any, block: Block, where: Where, notes: list[Note]) -> Any:
             where=where,
             expected="one of " + ", ".join(sorted(_TYPES)),
         )
-    new: Any = message_class("LayerParameter")(type=_TYPES[kind][0])
+    new: Any = message_class("LayerParameter")(type=_TYPES[kind])
     if old.HasField("name"):
         new.name = old.name
-    own = _TYPES[kind][1]
     for descriptor, value in old.ListFields():
         name = descriptor.name
         if name in _FIELDS:
@@ -369,7 +344,7 @@ def _layer(old: Any, block: Block, where: Where, notes: list[Note]) -> Any:
             if name in _ANY:
                 setattr(new.transform_param, today, value)
             elif kind in types.split():
-                _set(getattr(new, own), today, value)
+                _set(_own(new), today, value)
             else:
                 place = next((field.where for field in block.all(name)), where)
                 notes.append(Note(place, Severity.WARNING, f"{name} means nothing to a {kind!r} layer; Caffe drops it"))

@@ -1,4 +1,4 @@
-"""The compiled ``proto/caffe.proto``: message classes, and the facts about their fields that sifting a text needs.
+"""The compiled ``proto/caffe.proto``: message classes, and facts about their fields.
 
 The descriptors live in a pool of their own. protobuf keeps one default pool per process and refuses a second file or
 message of the same name there, so that a process which imports pycaffe's ``caffe_pb2`` could not import us.
@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-__all__ = ["Fact", "facts", "message"]
+__all__ = ["Fact", "facts", "message", "todays_type"]
 
 _PACKAGE = "caffe"
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -23,7 +23,7 @@ _TYPES = {number: name.removeprefix("TYPE_").lower() for name, number in _FIELD.
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What the schema says of a field: its type (``float``, ..., ``enum``, ``message``), whether it repeats, which
+    """What the schema declares of a field: its type (``float``, ..., ``enum``, ``message``), whether it repeats, which
     message or which enum (``PoolingParameter.PoolMethod``) it holds, and that enum's values by name.
     """
 
@@ -86,3 +86,32 @@ def facts(name: str) -> dict[str, Fact]:
     Fact(type='float', repeated=False, message=None, enum=None, values=None)
     """
     return {field.name: _fact(field) for field in _declared()[0][name].field}
+
+
+_WORDS = {  # how the words of a V1 type are spelt today, where it is not their first letter that is large
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BN": "BN",
+    "BNLL": "BNLL",
+    "CONVOLUTION3D": "Convolution3D",
+    "HDF5": "HDF5",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "POOLING3D": "Pooling3D",
+    "PRELU": "PReLU",
+    "RELU": "ReLU",
+    "ROI": "ROI",
+    "SPP": "SPP",
+    "TANH": "TanH",
+}
+
+
+def todays_type(old: str) -> str:
+    """A layer type of V1, by its enum's name, as today's Caffe spells it.
+
+    >>> todays_type("INNER_PRODUCT"), todays_type("HDF5_DATA"), todays_type("SOFTMAX_LOSS")
+    ('InnerProduct', 'HDF5Data', 'SoftmaxWithLoss')
+    """
+    if old == "SOFTMAX_LOSS":
+        return "SoftmaxWithLoss"
+    return "" if old == "NONE" else "".join(_WORDS.get(word, word.capitalize()) for word in old.split("_"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from caffe2torch.errors import PrototxtError, Where
+from caffe2torch.prototxt.templates import TemplateError
 
 __all__ = ["Open", "diagnose", "shown", "too_deep"]
 
@@ -55,7 +56,7 @@ def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, o
         )
     for placeholder in _PLACEHOLDER.finditer(line):
         if placeholder.start() < where.column <= placeholder.end():
-            return PrototxtError(
+            return TemplateError(
                 "the file is a template",
                 where=place(begin + placeholder.start()),
                 found=f"the placeholder {placeholder[0]}",

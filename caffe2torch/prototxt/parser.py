@@ -1,4 +1,4 @@
-"""Text to fields with their places, without a schema: what protobuf's text format says, whatever the names mean.
+"""Text to fields with their places, without a schema: protobuf's text format, whatever the names mean.
 
 The grammar is the one of protobuf's own parser (``google.protobuf.text_format``), so that every text which it reads is
 read here too. Nesting is kept on a stack of our own and every token is looked at once: a file nested a thousand deep
@@ -24,18 +24,21 @@ __all__ = ["MAX_DEPTH", "Block", "Field", "Places", "parse", "read_text", "unquo
 
 # The words and marks of protobuf's text format, and where in a file they stand.
 
-# Whitespace and words as google.protobuf.text_format cuts them. Every repetition is possessive: there is one way to
-# split a run of blanks, so that no text costs more than one look at each of its characters.
+# Whitespace and words as google.protobuf.text_format cuts them; but as in C++, no plus before a number. Each repetition
+# is possessive: there is one way to split a run of blanks, so that no text costs more than one look at each of its
+# characters.
 _TOKEN = re.compile(
     r"""(?:\s++|\#[^\n]*+)*+
         (?:([A-Za-z_][0-9A-Za-z_+-]*+)
-          |((?:[0-9+-]|\.[0-9])[0-9A-Za-z_.+-]*+)
+          |((?:[0-9-]|\.[0-9])[0-9A-Za-z_.+-]*+)
           |("[^"\n\\]*+(?:\\.[^"\n\\]*+)*+"|'[^'\n\\]*+(?:\\.[^'\n\\]*+)*+')
           |(.)
           |(\Z))""",
     re.VERBOSE,
 )
 WORD, NUMBER, STRING, _MARK, END = range(1, 6)
+_SCALARS = (WORD, NUMBER, STRING)
+_QUOTES = ("'", '"')
 
 
 def tokenise(text: str) -> tuple[list[int], list[str], list[int]]:
@@ -53,6 +56,11 @@ def tokenise(text: str) -> tuple[list[int], list[str], list[int]]:
         words.append(match[kind])
         starts.append(match.start(kind))
         if kind == END:
+            break
+        if kind == _MARK and words[-1] in _QUOTES:  # a string that is not closed: no text with it can be read on
+            kinds.append(END)
+            words.append("")
+            starts.append(len(text))
             break
     return kinds, words, starts
 
@@ -77,7 +85,6 @@ class Places:
 MAX_DEPTH = 64
 """Blocks inside blocks, at most. Caffe's own messages nest seven deep."""
 
-_SCALARS = (WORD, NUMBER, STRING)
 _CLOSERS = {"{": "}", "<": ">", "[": "]"}
 _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 
@@ -86,7 +93,8 @@ _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 class Field:
     """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
 
-    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string).
+    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string; between
+    a minus sign and its number no space is left).
     ``where`` is the place of the name; of a list's element, its own. ``span`` is the whole field in the text, from its
     name to its separator; the elements of a list (``listed``) share it.
     """
@@ -127,8 +135,15 @@ class Block:
 def parse(text: str, file: str) -> Block:
     """Read a prototxt into fields with their places.
 
+    Args:
+        text: The whole text.
+        file: Its name, for places.
+
+    Returns:
+        The fields of the file, as they are written.
+
     Raises:
-        PrototxtError: the text is not in protobuf's text format; it says where, what was found, what was expected.
+        PrototxtError: the text is not in protobuf's text format: where, what was found, what was expected.
 
     >>> base_lr, = parse("base_lr: 0.1  # rate", "solver.prototxt").fields
     >>> base_lr.name, base_lr.value, str(base_lr.where), base_lr.span
@@ -138,7 +153,7 @@ def parse(text: str, file: str) -> Block:
 
 
 def unquote(value: str) -> str | None:
-    r"""What a scalar's source text says if it is a string (or several side by side), else ``None``.
+    r"""What a scalar's source text holds if it is a string (or several side by side), else ``None``.
 
     >>> unquote('"conv" \'1\\x41\'')
     'conv1A'
@@ -168,7 +183,7 @@ class _Frame:
 
 
 class _Reader:
-    """One walk over the tokens. At the bottom of the stack lies the file, which the end of the text closes."""
+    """One pass over the tokens. At the bottom of the stack is the file, which the end of the text closes."""
 
     def __init__(self, text: str, file: str) -> None:
         self.text = text
@@ -215,9 +230,16 @@ class _Reader:
         return name
 
     def _read_scalar(self) -> str:
-        """A scalar's source text: one token, or several strings side by side, which make one."""
+        """A scalar's source text: one token, a minus and a number, or several strings side by side, which make one."""
         start = self.starts[self.i]
         self.i += 1
+        if self.words[self.i - 1] == "-":  # C++'s parser lets it stand apart from its number
+            word = self.words[self.i]
+            if self.kinds[self.i] not in (WORD, NUMBER) or word[0] == "-":
+                self.i -= 1
+                raise self._wrong("a number after '-'")
+            self.i += 1
+            return f"-{word}"
         if self.kinds[self.i - 1] == STRING:
             while self.kinds[self.i] == STRING:
                 self.i += 1

@@ -7,6 +7,7 @@ exactly protobuf's message.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from google.protobuf.message import Message
 
 from caffe2torch.errors import PrototxtError, Where
 from caffe2torch.prototxt import parser as prototxt
-from caffe2torch.prototxt.descriptors import facts, message
+from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.prototxt.diagnosis import shown
 from caffe2torch.prototxt.parser import Block, Field, Places
-from caffe2torch.prototxt.unknown_fields import doubts, expected, sift
+from caffe2torch.prototxt.unknown_fields import expected, mixed_formats, parse_warnings, separate_unknown
 from caffe2torch.recipe import Note, Source
 
 __all__ = ["Parsed", "inline_net", "is_solver", "message", "parse_net", "parse_solver"]
@@ -42,7 +43,13 @@ class Parsed:
 
 
 def parse_net(source: Source) -> Parsed:
-    """Read a net (``NetParameter``); of a solver that holds its training net itself, that net.
+    """Read a net (``NetParameter``).
+
+    Args:
+        source: The text of a net, or of a solver that holds its training net itself.
+
+    Returns:
+        The net's message, its fields with their places, and notes on what the schema does not know.
 
     Raises:
         PrototxtError: the text is not in protobuf's text format, gives a field a value that it cannot take or a single
@@ -65,6 +72,12 @@ def parse_net(source: Source) -> Parsed:
 
 def parse_solver(source: Source) -> Parsed:
     """Read a solver (``SolverParameter``).
+
+    Args:
+        source: The text of a solver.
+
+    Returns:
+        As for ``parse_net``.
 
     Raises:
         PrototxtError: as for ``parse_net``, or the text is a net.
@@ -116,16 +129,23 @@ def _swapped(got: str, wanted: str, block: Block) -> PrototxtError:
 
 
 def _read(source: Source, block: Block, root: str) -> Parsed:
-    sifted = sift(block, root, source.text)
+    known = separate_unknown(block, root, source.text)
     result = message(root)()
     try:
-        _merge(sifted.text, result)
+        _merge(known.text, result)
     except text_format.ParseError as error:
-        raise _refusal(error, sifted.block, root, source) from None
-    return Parsed(result, sifted.block, (*sifted.notes, *doubts(sifted.block, result, sifted.text)), source)
+        raise _refusal(error, known.block, root, source) from None
+    notes = (*known.notes, *parse_warnings(known.block, result, known.text))
+    return Parsed(result, known.block, notes, source)
+
+
+_LARGE = 1 << 18  # characters
+_BLANKS = re.compile(r"[^\S\n]{64,}+")
 
 
 def _merge(text: str, into: Message) -> None:
+    if len(text) > _LARGE:
+        text = _BLANKS.sub(" ", text)  # of which protobuf's tokenizer keeps 150 bytes each, to be able to step back
     if "\\" not in text:
         text_format.Parse(text, into)
         return
@@ -147,6 +167,8 @@ def _refusal(error: text_format.ParseError, block: Block, root: str, source: Sou
 
 def _unfit(field: Field, message_name: str) -> PrototxtError:
     fact, value = facts(message_name)[field.name], str(field.value)
+    if (message_name, field.name) == ("V1LayerParameter", "type") and value[0] in "\"'":
+        return mixed_formats(field)
     takes, hint = expected(fact), None
     if value[0] in "\"'":
         if fact.type in ("string", "bytes"):
@@ -154,7 +176,9 @@ def _unfit(field: Field, message_name: str) -> PrototxtError:
         elif fact.type == "enum":
             hint = "an enum's value stands without quotes"
     elif fact.type == "string":
-        hint = f'{field.name}: "{value}"'
+        old_types = facts("V1LayerParameter")["type"].values or {}
+        name = todays_type(value) if field.name == "type" and value in old_types else value
+        hint = f'{field.name}: "{name}"'
     return PrototxtError(
         f"{field.name!r} in {message_name} cannot be {shown(value)}", where=field.where, expected=takes, hint=hint
     )

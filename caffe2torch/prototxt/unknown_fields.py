@@ -1,4 +1,4 @@
-"""Fields against the schema: what it knows stays, what it does not know becomes a note and is cut out of the text."""
+"""Unknown fields: what the schema does not know becomes a note and is cut out of the text."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from caffe2torch.errors import PrototxtError
+from caffe2torch.errors import PrototxtError, close_name
 from caffe2torch.prototxt.descriptors import Fact, facts
-from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.prototxt.parser import Block, Field, unquote
 from caffe2torch.recipe import Note, Severity
 
-__all__ = ["LISTED_IN_FORKS", "doubts", "expected", "forks_with", "sift"]
+__all__ = ["LISTED_IN_FORKS", "expected", "forks_with", "mixed_formats", "parse_warnings", "separate_unknown"]
 
 LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
     ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
 }
 """Single for BVLC and repeated in yjxiong's forks (pooling in OpenCL's too): a list there is a fork's, no mistake."""
 
-_SHORT = 5  # two letters swapped in "type" leave difflib a likeness of 0.75, in a long name far more
+_DETACHED_SIGN = re.compile(r"-[\s#]")
 
 _TAKES = {
     "float": "a number",
@@ -40,7 +39,7 @@ _TAKES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
+class Separated:
     """``block`` with the unknown moved to each block's ``unknown``; ``text`` without it, for protobuf's own parser."""
 
     block: Block
@@ -48,16 +47,25 @@ class Sifted:
     notes: tuple[Note, ...]
 
 
-def sift(block: Block, message: str, text: str) -> Sifted:
-    """Separate what ``message`` knows from what it does not.
+def separate_unknown(block: Block, message: str, text: str) -> Separated:
+    """Separate what a message's schema knows from what it does not.
+
+    Args:
+        block: The fields of ``text``.
+        message: The name of the message that the text is.
+        text: The whole text.
+
+    Returns:
+        The two parts, and a note for each field that is unknown.
 
     Raises:
         PrototxtError: a single field is stated twice or as a list, a block stands where a value belongs or the other
-            way round. protobuf's parsers, C++'s and Python's, refuse these too.
+            way round. protobuf's parsers, C++'s and Python's, refuse these too. So is a field of the old format in
+            today's ``layer``, where Caffe has none of the name.
     """
-    sieve = _Sieve()
-    kept = sieve.keep(block, message)
-    return Sifted(kept, _cut(text, sieve.cuts), tuple(sieve.notes.values()))
+    separation = _Separation(text)
+    kept = separation.keep(block, message)
+    return Separated(kept, _cut(text, separation.cuts), tuple(separation.notes.values()))
 
 
 def expected(fact: Fact) -> str:
@@ -69,12 +77,13 @@ def expected(fact: Fact) -> str:
     return _TAKES[fact.type] if fact.values is None else f"one of {', '.join(fact.values)}"
 
 
-class _Sieve:
-    """One walk over the blocks: collects notes, and the spans to cut with what takes their place."""
+class _Separation:
+    """One pass over the blocks: collects notes, and the spans to cut with what takes their place."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         self.notes: dict[tuple[tuple[int, int], str], Note] = {}  # once per list, not once per element
         self.cuts: dict[tuple[int, int], str] = {}
+        self.has_detached_signs = _DETACHED_SIGN.search(text) is not None
 
     def keep(self, block: Block, message: str) -> Block:
         """The block without what ``message`` does not know; the very same one where it knows everything."""
@@ -84,10 +93,14 @@ class _Sieve:
         singles: dict[str, Field] = {}
         for field in block.fields:
             fact = known.get(field.name)
-            remark = _unknown_field(message, field.name) if fact is None else _unknown_use(field, fact, message)
-            if fact is None or remark:
+            if fact is None:
+                _check_format(field, message)
+                note = _unknown_field(message, field.name, _own_type(block, field.name))
+            else:
+                note = _unknown_use(field, fact, message)
+            if fact is None or note:
                 unknown.append(field)
-                self.notes.setdefault((field.span, remark), Note(field.where, Severity.WARNING, remark))
+                self.notes.setdefault((field.span, note), Note(field.where, Severity.WARNING, note))
                 continue
             if not fact.repeated:
                 _check_single(field, fact, message, singles.get(field.name))
@@ -103,6 +116,8 @@ class _Sieve:
                     raise _misfit(field, fact, message, "a block")
                 inner = self.keep(field.value, fact.message)
                 kept.append(field if inner is field.value else replace(field, value=inner))
+        if self.has_detached_signs:
+            self._attach_signs(kept)
         if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
             return block
         self._cut_out(unknown, kept)
@@ -118,6 +133,18 @@ class _Sieve:
             values = left[field.span]
             self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
 
+    def _attach_signs(self, kept: list[Field]) -> None:
+        """``- 2``, which C++'s parser reads and Python's does not, as ``-2``."""
+        lists: dict[tuple[int, int], list[str]] = {}
+        for field in kept:
+            if isinstance(field.value, str) and not field.listed and field.value.startswith("-"):
+                self.cuts[field.span] = f"{field.name}:{field.value}"
+            elif isinstance(field.value, str) and field.listed:
+                lists.setdefault(field.span, [field.name]).append(field.value)
+        for span, (name, *values) in lists.items():
+            if any(value.startswith("-") for value in values):
+                self.cuts[span] = f"{name}:[{','.join(values)}]"
+
 
 def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
     """Replace spans by what is left of them, padded with blanks: all the rest keeps its line and column."""
@@ -130,17 +157,41 @@ def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
 
 
 @cache
-def _unknown_field(message: str, name: str) -> str:
-    return f"unknown field {name!r} in {message}{_whose(message, name, facts(message), 'a field')}"
+def _unknown_field(message: str, name: str, kind: str) -> str:
+    """The note on a field that is unknown; ``kind`` is the type of the layer whose own settings it holds."""
+    if kind and not forks_with(message, name):
+        return f"unknown field {name!r} in {message}: the settings of a fork's {kind} layer"
+    return f"unknown field {name!r} in {message}{_whose(message, message, name, facts(message), 'a field')}"
+
+
+def _own_type(block: Block, name: str) -> str:
+    """The layer type that a field ``TYPE_param`` is named after, if the block is a layer of that type; else empty."""
+    if not name.endswith("_param"):
+        return ""
+    kinds = (unquote(field.value) or "" for field in block.all("type") if isinstance(field.value, str))
+    return next((kind for kind in kinds if kind.casefold() == name.removesuffix("_param").replace("_", "")), "")
+
+
+def _check_format(field: Field, message: str) -> None:
+    """Refuse the old format's multipliers in today's format, where no Caffe reads them."""
+    today = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult"}.get(field.name)
+    if message == "LayerParameter" and today is not None:
+        raise PrototxtError(
+            f"{field.name!r} belongs to the old format, 'layers', and has no effect in 'layer'",
+            where=field.where,
+            found=f"{field.name}: {field.value}" if isinstance(field.value, str) else None,
+            expected=f"param {{ {today}: ... }}, one block for each blob",
+            hint="Caffe refuses this too",
+        )
 
 
 def _unknown_use(field: Field, fact: Fact, message: str) -> str:
     """What the schema does not know about the way in which a known field is used; empty if there is nothing."""
     if field.listed and not fact.repeated and (message, field.name) in LISTED_IN_FORKS:
-        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; ignored"
+        return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; {_fate(message)}"
     if fact.enum is None or fact.values is None or _may_be_known(field.value, fact.values):
         return ""
-    whose = _whose(fact.enum, str(field.value), fact.values, "a value")
+    whose = _whose(message, fact.enum, str(field.value), fact.values, "a value")
     return f"unknown value {field.value} of {field.name!r} in {message}{whose}"
 
 
@@ -154,13 +205,19 @@ def _may_be_known(value: str | Block, values: Mapping[str, int]) -> bool:
         return not value[:1].isalpha() and value[:1] != "_"
 
 
-def _whose(owner: str, name: str, candidates: Collection[str], what: str) -> str:
-    """The forks that know a name (whoever reads the recipe may know what it does), or the name perhaps meant."""
+def _whose(message: str, owner: str, name: str, candidates: Collection[str], what: str) -> str:
+    """The forks that know a name (whoever reads the recipe may know what it does), or what becomes of it."""
     if forks := forks_with(owner, name):
         return f": {what} of the fork{'s' * (len(forks) > 1)} {', '.join(forks)}"
-    cutoff = 0.7 if len(name) <= _SHORT else 0.85
-    meant = get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return f"; did you mean {meant[0]!r}? ignored" if meant else "; ignored"
+    if meant := close_name(name, candidates):
+        return f"; did you mean {meant!r}? ignored"
+    return f"; {_fate(message)}"
+
+
+def _fate(message: str) -> str:
+    """What becomes of the unknown: ``layer_settings`` keeps what a layer's messages hold."""
+    in_settings = message.endswith("Parameter") and message not in ("NetParameter", "SolverParameter")
+    return "kept as written" if in_settings else "ignored"
 
 
 def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -> None:
@@ -177,7 +234,19 @@ def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -
 
 
 def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
+    if message == "V1LayerParameter" and field.name == "param":
+        return mixed_formats(field)
     return PrototxtError(f"{field.name!r} in {message} cannot be {found}", where=field.where, expected=expected(fact))
+
+
+def mixed_formats(field: Field) -> PrototxtError:
+    """The error for today's fields in a layer of the old format."""
+    return PrototxtError(
+        "this layer mixes the two formats: 'layers' is the old one, with type: CONVOLUTION and blobs_lr",
+        where=field.where,
+        found=f"{field.name}: {field.value}" if isinstance(field.value, str) else f"{field.name} {{ ... }}",
+        hint="write 'layer' instead of 'layers'",
+    )
 
 
 # What our schema does not know but a fork's does: ``fork_names.csv``, facts gathered from 28 forks' caffe.proto.
@@ -213,13 +282,16 @@ _ODD = re.compile(
 )
 
 
-def doubts(block: Block, message: Any, text: str) -> tuple[Note, ...]:
+def parse_warnings(block: Block, message: Any, text: str) -> tuple[Note, ...]:
     """Notes on odd strings and on required fields that are missing.
 
-    ``block`` is what the schema knows of ``text``, ``message`` the protobuf message that it gave (the type stubs leave
-    out a method that is called here).
+    Args:
+        block: What the schema knows of the text.
+        message: The protobuf message that it gave (the type stubs leave out a method that is called here).
+        text: The text without what the schema does not know.
     """
-    odd = _odd_strings(block) if _ODD.search(text) is not None else ()
+    may_be_odd = any(mark in text for mark in "$@\\") and _ODD.search(text) is not None
+    odd = _odd_strings(block) if may_be_odd else ()
     missing = () if message.IsInitialized() else _missing(block, message.FindInitializationErrors())
     return (*odd, *missing)
 

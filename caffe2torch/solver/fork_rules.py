@@ -7,7 +7,7 @@ and of NVIDIA's 0.17. No run of these was recorded: each rule is tested against 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
@@ -21,7 +21,7 @@ from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.recipe import Note, PolicyType, Ramp, Severity, SolverSettings, SolverType, Unsupported
 from caffe2torch.solver.float32 import format32, shortest
 
-__all__ = ["FORK_FIELDS", "Meaning", "apply_fork_rules"]
+__all__ = ["FORK_FIELDS", "FORK_POLICIES", "FORK_SOLVERS", "ForkField", "Meaning", "apply_fork_rules"]
 
 Stated = Mapping[str, Sequence[Field]]
 
@@ -29,8 +29,13 @@ Stated = Mapping[str, Sequence[Field]]
 def apply_fork_rules(settings: SolverSettings, unknown: Sequence[Field]) -> tuple[SolverSettings, tuple[Note, ...]]:
     """Add to BVLC's settings what the fields that its schema does not know mean in the forks that do.
 
-    A rule that is a plain formula joins the policy, the momentum or the decay; one that is not joins ``unsupported``.
-    Every field of the table gets a note; fields that are not in the table are left to their schema's note.
+    Args:
+        settings: What BVLC's Caffe reads.
+        unknown: The fields that it does not know. Those that are not in the table are left to their schema's note.
+
+    Returns:
+        The settings, and a note for each field. A rule that is a plain formula joins the policy, the momentum or the
+        decay; one that is not joins ``unsupported``.
 
     Raises:
         SolverError: where the fork itself refuses, or a value is not what its field takes.
@@ -40,7 +45,8 @@ def apply_fork_rules(settings: SolverSettings, unknown: Sequence[Field]) -> tupl
         if field.name in FORK_FIELDS:
             stated.setdefault(field.name, []).append(field)
     settings = _with_decay_policy(_with_momentum_policy(_with_rates(settings, stated), stated), stated)
-    in_force = _rules_in_force(settings, stated)
+    rules = {row.rule for name in stated if (row := FORK_FIELDS[name]).rule}
+    in_force = {rule for rule in rules if _in_force(rule, settings, stated)}
 
     refused = {one.name: one for one in settings.unsupported}
     if settings.policy.type is PolicyType.PLATEAU:
@@ -56,7 +62,7 @@ def apply_fork_rules(settings: SolverSettings, unknown: Sequence[Field]) -> tupl
         row = FORK_FIELDS[name]
         severity, consequence = Severity.INFO, "translated"
         if row.meaning is Meaning.HARMLESS:
-            consequence = "it does not change what is learned"
+            consequence = row.reason or "it does not change what is learned"
         elif row.meaning is Meaning.PRECISION:
             consequence = f"Caffe computed in {fields[0].value}, torch computes in the model's own number format"
         elif row.rule not in in_force:
@@ -70,30 +76,23 @@ def apply_fork_rules(settings: SolverSettings, unknown: Sequence[Field]) -> tupl
     return replace(settings, unsupported=tuple(refused.values())), tuple(notes)
 
 
-def _rules_in_force(settings: SolverSettings, stated: Stated) -> set[str]:
-    policy = settings.policy
-    rules = {
-        "multifixed": policy.type is PolicyType.MULTIFIXED,
-        "plateau": policy.type is PolicyType.PLATEAU,
-        "warmup_iter": policy.warmup_iter is not None,
-        "rampup_interval": policy.rampup_interval is not None,
-        "min_lr": policy.min_lr is not None,
-        "momentum_policy": settings.momentum_ramp is not None or settings.momentum_from_rate is not None,
-        "weight_decay_policy": _value(stated, "weight_decay_policy", StringValue, "") == "poly",
-        "momentum_start": any(FORK_FIELDS[name].rule == "momentum_start" for name in stated),
-        "stepearly": "stepearly" in stated,
-        "update_interval": _value(stated, "update_interval", Int32Value, 1) != 1,
-        **{name: _value(stated, name, BoolValue, False) for name in ("larc", "local_lr_auto", "disabled_update")},
-    }
-    return {rule for rule, is_on in rules.items() if is_on}
+def _in_force(rule: str, settings: SolverSettings, stated: Stated) -> bool:
+    if rule in tuple(PolicyType):
+        return settings.policy.type == rule
+    if rule == "momentum_policy" and settings.type not in (SolverType.SGD, SolverType.NESTEROV):
+        return False
+    row = FORK_FIELDS[rule]
+    if row.kind is None:  # a rule of which no more is known
+        return any(FORK_FIELDS[name].rule == rule for name in stated)
+    return row.on(_value(stated, rule))
 
 
 def _with_rates(settings: SolverSettings, stated: Stated) -> SolverSettings:
     """Intel's stages and warm-up, NVIDIA's ramp-up and floor."""
     policy = settings.policy
     if policy.type is PolicyType.MULTIFIXED:
-        lrs = tuple(shortest(_read(field, FloatValue)) for field in stated.get("stagelr", ()))
-        iters = tuple(_read(field, Int32Value) for field in stated.get("stageiter", ()))
+        lrs = tuple(map(_read, stated.get("stagelr", ())))
+        iters = tuple(map(_read, stated.get("stageiter", ())))
         if not lrs or len(lrs) != len(iters):
             raise SolverError(
                 "lr_policy 'multifixed' needs a stageiter for each stagelr, and at least one of them",
@@ -102,11 +101,11 @@ def _with_rates(settings: SolverSettings, stated: Stated) -> SolverSettings:
                 hint="write for each stage its rate and its last iteration",
             )
         policy = replace(policy, stage_lrs=lrs, stage_iters=iters)
-    if (length := _value(stated, "warmup_iter", Int32Value, 0)) > 0:
-        start = shortest(_value(stated, "warmup_start_lr", FloatValue, 0.0))
+    if (length := _value(stated, "warmup_iter")) > 0:
+        start = _value(stated, "warmup_start_lr")
         policy = replace(policy, warmup_iter=length, warmup_start_lr=start)
-    if (length := _value(stated, "rampup_interval", Int32Value, 0)) > 0:
-        start = shortest(_value(stated, "rampup_lr", FloatValue, 0.0))
+    if (length := _value(stated, "rampup_interval")) > 0:
+        start = _value(stated, "rampup_lr")
         policy = replace(policy, rampup_interval=length, rampup_lr=start)
     if policy.warmup_iter is not None and policy.rampup_interval is not None:
         raise SolverError(
@@ -115,7 +114,7 @@ def _with_rates(settings: SolverSettings, stated: Stated) -> SolverSettings:
             hint="keep the one that the net was trained with",
         )
     if "min_lr" in stated:
-        policy = replace(policy, min_lr=shortest(_value(stated, "min_lr", FloatValue, 0.0)))
+        policy = replace(policy, min_lr=_value(stated, "min_lr"))
         most = policy.base_lr if policy.type is PolicyType.POLY else math.inf
         if not 0.0 <= (policy.min_lr or 0.0) <= most:
             raise SolverError(
@@ -129,15 +128,15 @@ def _with_rates(settings: SolverSettings, stated: Stated) -> SolverSettings:
 
 def _with_momentum_policy(settings: SolverSettings, stated: Stated) -> SolverSettings:
     """NVIDIA's ``momentum_policy``, which only its SGD and Nesterov read."""
-    kind = _value(stated, "momentum_policy", StringValue, "fixed")
+    kind = _value(stated, "momentum_policy")
     if settings.type not in (SolverType.SGD, SolverType.NESTEROV):
         return settings
-    maximum = shortest(_value(stated, "max_momentum", FloatValue, 0.0))
+    maximum = _value(stated, "max_momentum")
     match kind:
         case "fixed":
             return settings
         case "poly":
-            power = shortest(_value(stated, "momentum_power", FloatValue, 0.0))
+            power = _value(stated, "momentum_power")
             return replace(settings, momentum_ramp=Ramp(maximum, power, settings.max_iter))
         case "opt":
             return replace(settings, momentum_from_rate=maximum if "max_momentum" in stated else math.inf)
@@ -150,19 +149,19 @@ def _with_momentum_policy(settings: SolverSettings, stated: Stated) -> SolverSet
 
 def _with_decay_policy(settings: SolverSettings, stated: Stated) -> SolverSettings:
     """NVIDIA's ``weight_decay_policy``, of which only ``poly`` does anything."""
-    if _value(stated, "weight_decay_policy", StringValue, "fixed") != "poly":
+    if _value(stated, "weight_decay_policy") != "poly":
         return settings
     if "max_weight_decay" not in stated or "weight_decay_power" not in stated:
         reason = "NVIDIA's releases disagree on it unless max_weight_decay and weight_decay_power are both stated"
         refused = Unsupported("weight_decay_policy", settings.places["weight_decay_policy"], reason)
         return replace(settings, unsupported=(*settings.unsupported, refused))
-    maximum = shortest(_value(stated, "max_weight_decay", FloatValue, 0.0))
-    power = shortest(_value(stated, "weight_decay_power", FloatValue, 0.0))
+    maximum = _value(stated, "max_weight_decay")
+    power = _value(stated, "weight_decay_power")
     return replace(settings, weight_decay_ramp=Ramp(maximum, power, settings.max_iter))
 
 
-def _value(stated: Stated, name: str, wrapper: type[Message], default: Any) -> Any:
-    """The value of a field that may stand once, or ``default``."""
+def _value(stated: Stated, name: str) -> Any:
+    """The value of a field that may stand once, or its default; floats as the shortest decimals of their float32."""
     fields = stated.get(name, ())
     if len(fields) > 1:
         raise SolverError(
@@ -170,11 +169,13 @@ def _value(stated: Stated, name: str, wrapper: type[Message], default: Any) -> A
             where=fields[1].where,
             hint=f"remove all but one; the first is at {fields[0].where}",
         )
-    return _read(fields[0], wrapper) if fields else default
+    return _read(fields[0]) if fields else FORK_FIELDS[name].default
 
 
-def _read(field: Field, wrapper: type[Message]) -> Any:
+def _read(field: Field) -> Any:
     """A field's value, read by protobuf's own parser as if its schema knew the field."""
+    wrapper = FORK_FIELDS[field.name].kind
+    assert wrapper is not None
     kind = {FloatValue: "a number", Int32Value: "a whole number", BoolValue: "true or false", StringValue: "a string"}
     try:
         if isinstance(field.value, Block):
@@ -185,7 +186,7 @@ def _read(field: Field, wrapper: type[Message]) -> Any:
         raise SolverError(
             f"{field.name} takes {kind[wrapper]}", where=field.where, found=found, expected=kind[wrapper]
         ) from None
-    return parsed.value
+    return shortest(parsed.value) if wrapper is FloatValue else parsed.value
 
 
 # The solver fields that only forks of Caffe know, and what each does to the training.
@@ -204,51 +205,93 @@ class Meaning(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ForkField:
-    """A row of the table: whose field it is, what it means, and the rule that must be in force for it to be read.
+    """A row of the table.
 
-    ``rule`` is also the name by which a user accepts to go without one that is refused.
+    Attributes:
+        forks: Whose field it is.
+        meaning: What it does.
+        rule: The rule that reads it: by this name a user accepts to go without a rule that is refused.
+        reason: Why a rule is refused, or what a harmless field is for where that needs saying.
+        kind: What the field takes, as protobuf's wrapper message; ``None`` where its type is not known.
+        default: Its value where it is not stated.
+        on: Whether the rule of the same name as the field is in force, from the field's value.
     """
 
     forks: str
     meaning: Meaning
-    rule: str | None = None
+    rule: str = ""
     reason: str = ""
+    kind: type[Message] | None = None
+    default: Any = None
+    on: Callable[[Any], bool] = bool
 
 
 _LARC = "each blob's rate follows from the norms of its weights and of its gradient"
 _PRIVATE = "by its name it changes how the net learns, and the rule behind it is not known"
+_DEEPDETECT = "DeepDetect's"
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+def _stated(value: object) -> bool:
+    return value is not None
+
 
 _T, _R, _P, _H = Meaning.TRANSLATED, Meaning.REFUSED, Meaning.PRECISION, Meaning.HARMLESS
 FORK_FIELDS: Mapping[str, ForkField] = {
     # the rate
-    "stagelr": ForkField("Intel's and MobileNet-YOLO's", _T, "multifixed"),
-    "stageiter": ForkField("Intel's and MobileNet-YOLO's", _T, "multifixed"),
-    "warmup_iter": ForkField("Intel's", _T, "warmup_iter"),
-    "warmup_start_lr": ForkField("Intel's", _T, "warmup_iter"),
-    "rampup_interval": ForkField("NVIDIA's", _T, "rampup_interval"),
-    "rampup_lr": ForkField("NVIDIA's", _T, "rampup_interval"),
-    "min_lr": ForkField("NVIDIA's", _T, "min_lr"),
+    "stagelr": ForkField("Intel's and MobileNet-YOLO's", _T, "multifixed", kind=FloatValue),
+    "stageiter": ForkField("Intel's and MobileNet-YOLO's", _T, "multifixed", kind=Int32Value),
+    "warmup_iter": ForkField("Intel's", _T, "warmup_iter", kind=Int32Value, default=0, on=_positive),
+    "warmup_start_lr": ForkField("Intel's", _T, "warmup_iter", kind=FloatValue, default=0.0),
+    "rampup_interval": ForkField("NVIDIA's", _T, "rampup_interval", kind=Int32Value, default=0, on=_positive),
+    "rampup_lr": ForkField("NVIDIA's", _T, "rampup_interval", kind=FloatValue, default=0.0),
+    "min_lr": ForkField("NVIDIA's", _T, "min_lr", kind=FloatValue, on=_stated),
     "plateau_winsize": ForkField("Intel's and SSD's", _R, "plateau", "the rate follows the smoothed loss"),
     "stepearly": ForkField("a private fork's", _R, "stepearly", _PRIVATE),
     # momentum and decay
-    "momentum_policy": ForkField("NVIDIA's", _T, "momentum_policy"),
-    "max_momentum": ForkField("NVIDIA's", _T, "momentum_policy"),
-    "momentum_power": ForkField("NVIDIA's", _T, "momentum_policy"),
-    "weight_decay_policy": ForkField("NVIDIA's", _T, "weight_decay_policy"),
-    "max_weight_decay": ForkField("NVIDIA's", _T, "weight_decay_policy"),
-    "weight_decay_power": ForkField("NVIDIA's", _T, "weight_decay_policy"),
+    "momentum_policy": ForkField(
+        "NVIDIA's", _T, "momentum_policy", kind=StringValue, default="fixed", on=lambda kind: kind != "fixed"
+    ),
+    "max_momentum": ForkField("NVIDIA's", _T, "momentum_policy", kind=FloatValue, default=0.0),
+    "momentum_power": ForkField("NVIDIA's", _T, "momentum_policy", kind=FloatValue, default=0.0),
+    "weight_decay_policy": ForkField(
+        "NVIDIA's", _T, "weight_decay_policy", kind=StringValue, default="fixed", on=lambda kind: kind == "poly"
+    ),
+    "max_weight_decay": ForkField("NVIDIA's", _T, "weight_decay_policy", kind=FloatValue, default=0.0),
+    "weight_decay_power": ForkField("NVIDIA's", _T, "weight_decay_policy", kind=FloatValue, default=0.0),
     "momentum_start": ForkField("a private fork's", _R, "momentum_start", _PRIVATE),
     "momentum_end": ForkField("a private fork's", _R, "momentum_start", _PRIVATE),
     "terminal_epoch_number": ForkField("a private fork's", _R, "momentum_start", _PRIVATE),
+    "decoupled": ForkField(
+        _DEEPDETECT, _R, "decoupled", "weight decay acts on the weights, not on the gradient", BoolValue, False
+    ),
     # the update
-    "larc": ForkField("NVIDIA's", _R, "larc", _LARC),
+    "larc": ForkField("NVIDIA's", _R, "larc", _LARC, BoolValue, False),
     "larc_policy": ForkField("NVIDIA's", _R, "larc", _LARC),
     "larc_eta": ForkField("NVIDIA's", _R, "larc", _LARC),
     "larc_turbo": ForkField("NVIDIA's", _R, "larc", _LARC),
-    "local_lr_auto": ForkField("Intel's", _R, "local_lr_auto", _LARC),
+    "local_lr_auto": ForkField("Intel's", _R, "local_lr_auto", _LARC, BoolValue, False),
     "local_gw_ratio": ForkField("Intel's", _R, "local_lr_auto", _LARC),
-    "update_interval": ForkField("a private fork's", _R, "update_interval", _PRIVATE),
-    "disabled_update": ForkField("Intel's", _R, "disabled_update", "the solver itself updates no weight"),
+    "update_interval": ForkField(
+        "a private fork's", _R, "update_interval", _PRIVATE, Int32Value, 1, on=lambda interval: interval != 1
+    ),
+    "disabled_update": ForkField(
+        "Intel's", _R, "disabled_update", "the solver itself updates no weight", BoolValue, False
+    ),
+    "amsgrad": ForkField(
+        _DEEPDETECT, _R, "amsgrad", "Adam divides by the largest second moment so far", BoolValue, False
+    ),
+    "rectified": ForkField(
+        _DEEPDETECT, _R, "rectified", "Adam's first steps are damped by their variance (RAdam)", BoolValue, False
+    ),
+    "lookahead": ForkField(
+        _DEEPDETECT, _R, "lookahead", "slow weights follow the fast ones every few steps", BoolValue, False
+    ),
+    "lookahead_steps": ForkField(_DEEPDETECT, _R, "lookahead", "slow weights follow the fast ones every few steps"),
+    "lookahead_alpha": ForkField(_DEEPDETECT, _R, "lookahead", "slow weights follow the fast ones every few steps"),
     # number formats
     "solver_data_type": ForkField("NVIDIA's", _P),
     "data_type": ForkField("the OpenCL branch's", _P),
@@ -256,7 +299,9 @@ FORK_FIELDS: Mapping[str, ForkField] = {
     "ap_version": ForkField("SSD's", _H),
     "debug_display": ForkField("a private fork's", _H),
     "device": ForkField("the OpenCL branch's", _H),
-    "device_id": ForkField("yjxiong's", _H),  # there a list, so that it is unknown only where it is one
+    "device_id": ForkField(  # there a list, so that it is unknown only where it is one
+        "yjxiong's", _H, reason="an update sees as many times the samples as it lists devices"
+    ),
     "engine": ForkField("Intel's", _H),
     "eval_type": ForkField("SSD's", _H),
     "group_id": ForkField("yjxiong's", _H),
@@ -269,3 +314,22 @@ FORK_FIELDS: Mapping[str, ForkField] = {
     "test_before_snapshot": ForkField("weiliu's", _H),
     "test_offset": ForkField("Intel's", _H),
 }
+
+FORK_POLICIES: Mapping[str, str] = {
+    "cosine": "the rate follows a cosine down to a floor, and forks disagree about its settings",
+    "sgdr": "the rate follows a cosine and restarts, by a fork's own stepsize, mult_factor and min_lr",
+    "stepearly": _PRIVATE,
+}
+"""Rate policies that forks have and that are not translated, and why."""
+
+FORK_SOLVERS: Mapping[str, str] = {
+    "adamw": "Adam whose weight decay acts on the weights, not on the gradient",
+    "amsgrad": "Adam that divides by the largest second moment so far",
+    "amsgradw": "AMSGrad whose weight decay acts on the weights, not on the gradient",
+    "radam": "Adam whose first steps are damped by their variance",
+    "ranger": "RAdam with slow weights that follow the fast ones",
+    "ranger_plus": "Ranger with further rules of its own",
+    "sag": "the stochastic average gradient of NVIDIA's Caffe",
+    "sgdw": "SGD whose weight decay acts on the weights, not on the gradient",
+}
+"""Solver types that forks have and that are not translated, in lower case, and what they are."""

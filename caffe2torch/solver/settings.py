@@ -1,4 +1,4 @@
-"""A solver prototxt to settings: refused where Caffe refuses it, remarked upon where Caffe lets the odd pass.
+"""A solver prototxt to settings: refused where Caffe refuses it, with a note where Caffe accepts what is odd.
 
 Sources: BVLC's ``UpgradeSolverType`` (``upgrade_proto.cpp``), ``SolverRegistry`` (``solver_factory.hpp``),
 ``InitTrainNet`` and ``InitTestNets`` (``solver.cpp``), ``constructor_sanity_check`` (``sgd_solvers.hpp``),
@@ -9,32 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
-from caffe2torch.errors import SolverError, Where
+from caffe2torch.errors import SolverError, UnsupportedError, Where, close_name
 from caffe2torch.prototxt.parser import Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
 from caffe2torch.solver.float32 import shortest
-from caffe2torch.solver.fork_rules import FORK_FIELDS, apply_fork_rules
-from caffe2torch.solver.solver_warnings import oddities
+from caffe2torch.solver.fork_rules import FORK_FIELDS, FORK_POLICIES, FORK_SOLVERS, apply_fork_rules
+from caffe2torch.solver.lr_policy import POLICIES
+from caffe2torch.solver.solver_warnings import solver_warnings
 
 __all__ = ["read_solver"]
 
 _NETS = ("net", "net_param", "train_net", "train_net_param")
-_READS_GAMMA = {PolicyType.STEP, PolicyType.EXP, PolicyType.INV, PolicyType.MULTISTEP, PolicyType.SIGMOID}
-_READS_STEPSIZE = {PolicyType.STEP, PolicyType.SIGMOID}
 
 
 def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
-    """Read a solver as Caffe would, the rules of its forks included, and say what a person should know about it.
+    """Read a solver as Caffe would, the rules of its forks included.
 
-    The notes are the schema's, without those on fields that a fork is known to read, and our own. ``force_backward``
-    is a field of the net and stays ``False``. A solver that names no net is let through: the net may come from
-    elsewhere.
+    Args:
+        parsed: The solver. One that names no net is read, too: the net may come from elsewhere.
+
+    Returns:
+        The settings, and notes: the schema's, without those on fields that a fork is known to read, and our own.
+        ``force_backward`` is a field of the net and stays ``False``.
 
     Raises:
+        UnsupportedError: a rate policy or solver type of a fork that is not translated.
         SolverError: Caffe (or the fork whose rule it is) refuses the solver, when it reads it, builds it or makes its
             first step. Caffe looks at the regularization type where it decays a blob; here that is wherever
             ``weight_decay`` is not 0.
@@ -72,20 +74,20 @@ def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
         places={name: field.where for name, field in stated.fields.items()},
     )
     settings, fork_notes = apply_fork_rules(settings, parsed.block.unknown)
-    settings = replace(settings, unsupported=(*settings.unsupported, *_strangers(parsed)))
+    settings = replace(settings, unsupported=(*settings.unsupported, *_unknown_fields(parsed)))
     understood = {field.where for field in parsed.block.unknown if field.name in FORK_FIELDS}
     left = tuple(note for note in parsed.notes if note.where not in understood)
-    return settings, (*left, *fork_notes, *oddities(settings, message.regularization_type))
+    return settings, (*left, *fork_notes, *solver_warnings(settings, message))
 
 
-def _strangers(parsed: Parsed) -> Iterator[Unsupported]:
+def _unknown_fields(parsed: Parsed) -> Iterator[Unsupported]:
     """Fields that no Caffe known to us has. Caffe stops at them, since a misspelt field is a setting that is lost."""
     names = parsed.message.DESCRIPTOR.fields_by_name
     for field in parsed.block.unknown:
         if field.name not in FORK_FIELDS:
             what = "has a value" if field.name in names else "is a field"
-            close = get_close_matches(field.name, names, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close and field.name not in names else ""
+            close = None if field.name in names else close_name(field.name, names)
+            meant = f"; did you mean {close!r}?" if close else ""
             yield Unsupported(field.name, field.where, f"it {what} that no Caffe we know of reads{meant}")
 
 
@@ -109,8 +111,8 @@ class _Stated:
         else:
             where = self.fields[because].where if because in self.fields else Where(self.file, 1, 1)
             found = f"no {name}"
-            if misspelt := get_close_matches(name, self.fields, n=1, cutoff=0.85):
-                found += f", but {misspelt[0]} at {self.fields[misspelt[0]].where}"
+            if misspelt := close_name(name, self.fields):
+                found += f", but {misspelt} at {self.fields[misspelt].where}"
         return SolverError(text, where=where, found=found, expected=expected or None, hint=hint or None)
 
 
@@ -126,11 +128,14 @@ def _solver_type(message: Any, stated: _Stated) -> SolverType:
         if message.HasField("solver_type"):
             descriptor = message.DESCRIPTOR.fields_by_name["solver_type"].enum_type
             return old[descriptor.values_by_number[message.solver_type].name]
-        hint = _meant(str(stated.fields["solver_type"].value), old)
+        written = str(stated.fields["solver_type"].value)
+        _refuse_forks(written, "solver_type", FORK_SOLVERS, stated)
+        hint = _meant(written, old)
         raise stated.error("unknown solver_type", "solver_type", expected=_either(old), hint=hint)
     try:
         return SolverType(message.type)
     except ValueError:
+        _refuse_forks(message.type, "type", FORK_SOLVERS, stated)
         hint = _meant(message.type, SolverType)
         raise stated.error("unknown solver type", "type", expected=_either(SolverType), hint=hint) from None
 
@@ -142,7 +147,7 @@ def _check_nets(message: Any, stated: _Stated) -> None:
     if len(nets) > 1:
         raise stated.error(f"{nets[0]} and {nets[1]} both name the net to train", nets[1], hint="keep one of them")
     iters, tests = len(message.test_iter), len(message.test_net) + len(message.test_net_param)
-    if iters < tests or (iters > tests and nets[0].startswith("train")):
+    if iters < tests:
         raise stated.error(
             "each test net needs its test_iter",
             "test_iter",
@@ -165,10 +170,12 @@ def _policy(message: Any, stated: _Stated) -> LrPolicy:
     try:
         kind = PolicyType(message.lr_policy)
     except ValueError:
+        _refuse_forks(message.lr_policy, "lr_policy", FORK_POLICIES, stated)
         text = "unknown lr_policy" if message.lr_policy else "Caffe needs an lr_policy"
         hint = _meant(message.lr_policy, PolicyType) or 'lr_policy: "fixed" trains with base_lr all the time'
         raise stated.error(text, "lr_policy", expected=_either(PolicyType), hint=hint) from None
-    if kind in _READS_STEPSIZE and message.stepsize <= 0:
+    reads = POLICIES[kind].fields
+    if "stepsize" in reads and message.stepsize <= 0:
         raise stated.error(
             f"lr_policy '{kind}' needs a stepsize above 0",
             "stepsize",
@@ -176,7 +183,8 @@ def _policy(message: Any, stated: _Stated) -> LrPolicy:
             expected="stepsize > 0",
             hint="state a number of iterations, such as stepsize: 10000",
         )
-    if kind in _READS_GAMMA and not message.gamma >= 0:  # a NaN is no more welcome than a negative number
+    falls = kind is PolicyType.SIGMOID and message.gamma < 0  # refused since 2017 only, and what DIGITS writes
+    if "gamma" in reads and kind is not PolicyType.PLATEAU and not message.gamma >= 0 and not falls:
         raise stated.error(f"lr_policy '{kind}' takes no negative gamma", "gamma", expected="gamma >= 0")
     return LrPolicy(
         type=kind,
@@ -205,7 +213,17 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _meant(written: str, names: Iterable[str]) -> str:
-    """A hint at the name that was probably meant; Caffe tells upper case from lower."""
-    folded = {name.casefold(): name for name in names}
-    close = get_close_matches(written.casefold(), folded, n=1)
-    return f'did you mean "{folded[close[0]]}"?' if close else ""
+    """A hint at the name that was probably meant; Caffe takes upper case and lower for different."""
+    close = close_name(written, names)
+    return f'did you mean "{close}"?' if close else ""
+
+
+def _refuse_forks(written: str, field: str, known: Mapping[str, str], stated: _Stated) -> None:
+    """Refuse by name what is a fork's, whatever its case."""
+    reason = known.get(written.casefold())
+    if reason is not None:
+        raise UnsupportedError(
+            f"{field} {written!r} is a rule of Caffe's forks and not translated: {reason}",
+            where=stated.fields[field].where,
+            hint="choose one of BVLC Caffe's, with what it takes",
+        )

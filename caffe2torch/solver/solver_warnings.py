@@ -1,14 +1,16 @@
-"""What Caffe accepts in a solver without a word, though it can hardly be meant: we do as Caffe does, and say so."""
+"""What Caffe accepts in a solver although it can hardly be meant: we do as Caffe does, with a note."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from caffe2torch.recipe import Note, PolicyType, Regularization, Severity, SolverSettings, SolverType
 from caffe2torch.solver.float32 import format32
+from caffe2torch.solver.lr_policy import POLICIES
 
-__all__ = ["oddities"]
+__all__ = ["solver_warnings"]
 
 _GAMMA_OF_ZERO = {
     PolicyType.STEP: "the rate is 0 from the first step on",
@@ -18,21 +20,24 @@ _GAMMA_OF_ZERO = {
     PolicyType.INV: "the rate stays base_lr",
     PolicyType.SIGMOID: "the rate stays half of base_lr",
 }
-_POLICIES_THAT_READ = {
-    "gamma": set(_GAMMA_OF_ZERO),
-    "power": {PolicyType.INV, PolicyType.POLY},
-    "stepsize": {PolicyType.STEP, PolicyType.SIGMOID},
-    "stepvalue": {PolicyType.MULTISTEP},
-}
 _ADAPTIVE = {SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA, SolverType.ADAM}
 _TYPES_THAT_READ = {"momentum2": {SolverType.ADAM}, "rms_decay": {SolverType.RMSPROP}, "delta": _ADAPTIVE}
 
-Remark = tuple[str, str]
-"""The field that a remark is about, and the remark."""
+Found = tuple[str, str]
+"""A field, and what there is to know about it."""
 
 
-def oddities(settings: SolverSettings, regularization: str) -> tuple[Note, ...]:
-    """Notes on what is odd in a solver that Caffe accepts; ``regularization`` is the type as it is written."""
+def solver_warnings(settings: SolverSettings, message: Any) -> tuple[Note, ...]:
+    """Notes on a solver that Caffe accepts.
+
+    Args:
+        settings: The solver, read.
+        message: Its protobuf message, for what is not in the settings.
+
+    Returns:
+        Warnings about what can hardly be meant, then what is good to know.
+    """
+    regularization = message.regularization_type
     warnings = [*_of_the_rate(settings), *_of_the_update(settings), *_of_forks(settings)]
     if regularization not in tuple(Regularization):
         text = f"regularization_type {regularization!r} is unknown; Caffe lets it pass while weight_decay is 0"
@@ -40,12 +45,12 @@ def oddities(settings: SolverSettings, regularization: str) -> tuple[Note, ...]:
     places = settings.places
     return tuple(
         Note(places.get(name, places["lr_policy"]), severity, text)
-        for severity, remarks in ((Severity.WARNING, warnings), (Severity.INFO, _to_know(settings)))
-        for name, text in remarks
+        for severity, found in ((Severity.WARNING, warnings), (Severity.INFO, _to_know(settings, message)))
+        for name, text in found
     )
 
 
-def _of_the_rate(settings: SolverSettings) -> Iterator[Remark]:
+def _of_the_rate(settings: SolverSettings) -> Iterator[Found]:
     policy, stated = settings.policy, settings.places
     ramps = policy.warmup_iter is not None or policy.rampup_interval is not None
     if "base_lr" not in stated and (policy.type is not PolicyType.MULTIFIXED or ramps):
@@ -54,7 +59,7 @@ def _of_the_rate(settings: SolverSettings) -> Iterator[Remark]:
         yield "base_lr", f"base_lr is {format32(policy.base_lr)}: every step increases the loss"
     if "gamma" not in stated and policy.type in _GAMMA_OF_ZERO:
         yield "gamma", f"gamma is not stated, so Caffe takes 0: {_GAMMA_OF_ZERO[policy.type]}"
-    if "power" not in stated and policy.type in _POLICIES_THAT_READ["power"]:
+    if "power" not in stated and "power" in POLICIES[policy.type].fields:
         yield "power", "power is not stated, so Caffe takes 0: the rate stays base_lr"
     if policy.type is PolicyType.POLY and policy.max_iter == 0 and policy.power != 0 and policy.min_lr is None:
         text = "lr_policy 'poly' without max_iter: the rate is not a number at iteration 0 and infinite from then on"
@@ -72,7 +77,7 @@ def _of_the_rate(settings: SolverSettings) -> Iterator[Remark]:
             )
 
 
-def _of_the_update(settings: SolverSettings) -> Iterator[Remark]:
+def _of_the_update(settings: SolverSettings) -> Iterator[Found]:
     kind, stated = settings.type, settings.places
     if settings.iter_size == 0:
         text = "iter_size is 0: Caffe reads no batch and divides by 0, so every weight is NaN after the first iteration"
@@ -81,14 +86,14 @@ def _of_the_update(settings: SolverSettings) -> Iterator[Remark]:
         yield "iter_size", f"iter_size is {settings.iter_size}: Caffe reads no batch, only decay and momentum act"
     if not 0 <= settings.momentum < 1:
         effect = ": Adam divides by 0, no weight stays finite" if kind is SolverType.ADAM else ""
-        yield "momentum", f"momentum is {format32(settings.momentum)}, which lies outside 0 to 1{effect}"
+        yield "momentum", f"momentum is {format32(settings.momentum)}, which is outside 0 to 1{effect}"
     elif kind in (SolverType.ADAM, SolverType.ADADELTA) and "momentum" not in stated:
         what = "beta1" if kind is SolverType.ADAM else "rho"
         yield "momentum", f"momentum is not stated, so {kind}'s {what} is 0"
     if kind is SolverType.ADAM and not 0 <= settings.momentum2 < 1:
         yield (
             "momentum2",
-            f"momentum2 is {format32(settings.momentum2)}, which lies outside 0 to 1: Adam's correction fails",
+            f"momentum2 is {format32(settings.momentum2)}, which is outside 0 to 1: Adam's correction fails",
         )
     if kind in _ADAPTIVE and settings.delta <= 0:
         text = f"delta is {format32(settings.delta)}: where a gradient is exactly 0 the weight can become NaN"
@@ -99,7 +104,7 @@ def _of_the_update(settings: SolverSettings) -> Iterator[Remark]:
         yield "weight_decay", f"weight_decay is {format32(settings.weight_decay)}: weights grow"
 
 
-def _of_forks(settings: SolverSettings) -> Iterator[Remark]:
+def _of_forks(settings: SolverSettings) -> Iterator[Found]:
     policy, stated = settings.policy, settings.places
     if settings.momentum_ramp is not None and "max_momentum" not in stated:
         yield "momentum_policy", "max_momentum is not stated, so Caffe takes 0: momentum falls to 0"
@@ -112,17 +117,25 @@ def _of_forks(settings: SolverSettings) -> Iterator[Remark]:
         passed = [value for value in policy.stepvalues if value <= policy.warmup_iter]
         if len(passed) > 1:
             text = (
-                "several stepvalues lie within the warm-up: afterwards they act one an iteration; Intel's Caffe, which "
-                "asks for the rate once a blob, is faster"
+                "several stepvalues are within the warm-up: they act one an iteration afterwards; Intel's Caffe "
+                "asks for the rate once a blob, and is faster"
             )
             yield "stepvalue", text
 
 
-def _to_know(settings: SolverSettings) -> Iterator[Remark]:
+def _to_know(settings: SolverSettings, message: Any) -> Iterator[Found]:
     policy, stated = settings.policy, settings.places
-    for name, policies in _POLICIES_THAT_READ.items():
-        if name in stated and policy.type not in policies:
+    for name in ("gamma", "power", "stepsize", "stepvalue"):
+        if name in stated and name not in POLICIES[policy.type].fields:
             yield name, f"lr_policy '{policy.type}' does not read {name}"
+    if policy.type is PolicyType.SIGMOID and policy.gamma < 0:
+        yield "gamma", "gamma is negative, so the rate falls; Caffe of December 2017 and later refuses it, forks do not"
+    only_trains = message.train_net or message.HasField("train_net_param")
+    if only_trains and len(message.test_iter) > len(message.test_net) + len(message.test_net_param):
+        yield "test_iter", "test_iter without a test net, which Caffe refuses; testing is not translated"
+    if message.weights:
+        files = ", ".join(name for one in message.weights for name in one.split(","))
+        yield "weights", f"training starts from the weights in {files}"
     for name, types in _TYPES_THAT_READ.items():
         if name in stated and settings.type not in types:
             yield name, f"{settings.type} does not read {name}"

@@ -79,7 +79,7 @@ def refuse(*arguments: str) -> str:
 
 @pytest.mark.parametrize("verb", ["inspect", "translate"])
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_told_with_its_place(pair: Path, verb: str, case: str) -> None:
+def test_a_broken_file_is_refused_with_its_place(pair: Path, verb: str, case: str) -> None:
     net, solver, place, words = BROKEN[case]
     for name, content in (("net.prototxt", net), ("solver.prototxt", solver)):
         (pair / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -90,7 +90,7 @@ def test_a_broken_file_is_told_with_its_place(pair: Path, verb: str, case: str) 
 
 
 @pytest.mark.parametrize(("net", "words"), [("absent.prototxt", "no such file"), (".", "directory")])
-def test_a_file_that_cannot_be_read_is_told_by_name(pair: Path, net: str, words: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(pair: Path, net: str, words: str) -> None:
     del pair
     message = refuse("translate", net, "solver.prototxt")
     assert message.startswith(f"error: {net}")
@@ -129,7 +129,7 @@ def test_a_model_that_cannot_be_had_or_does_not_fit_is_refused(pair: Path, sourc
     assert words in message
 
 
-def test_a_shape_that_does_not_fit_is_told_with_both_shapes_and_the_layer(pair: Path) -> None:
+def test_a_shape_that_does_not_fit_is_shown_with_both_shapes_and_the_layer(pair: Path) -> None:
     (pair / "port.py").write_text(
         "import torch\ndef make():\n    return torch.nn.Sequential(__import__('collections').OrderedDict("
         "conv=torch.nn.Conv2d(3, 4, 5)))\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.errors import NetError
-from caffe2torch.net.build import read_layers
-from caffe2torch.net.layer_types import BLOBLESS, BVLC_BLOBS
-from caffe2torch.net.layers import BLOBS
+from caffe2torch.net.build import read_layers, with_inputs
+from caffe2torch.net.bvlc_layers import BVLC_LAYERS
+from caffe2torch.net.fork_layers import FORK_LAYERS
+from caffe2torch.net.forks import Dialect
+from caffe2torch.net.layer_rules import LayerType, Node, no_blobs
+from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, conv_length, deconv_length, pool_length, product
-from caffe2torch.net.shapes import TOPS
 from caffe2torch.prototxt.schema import parse_net
-from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source
+from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source, TrainingRecipe
 
 LR0, BOTH0 = "param { lr_mult: 0 } ", "param { lr_mult: 0 decay_mult: 0 } "
 CONV = "convolution_param { num_output: 8 kernel_size: 3"
@@ -409,16 +410,154 @@ def test_settings_that_fit_no_blob_are_refused_at_the_layer(kind: str, settings:
     assert str(error.value.where) == "net.prototxt:2:1"
 
 
-@pytest.mark.parametrize("kind", sorted(BLOBLESS))
+@pytest.mark.parametrize("kind", sorted(kind for kind, row in BVLC_LAYERS.items() if row.blobs is no_blobs))
 def test_no_bvlc_layer_without_blobs_takes_a_param_block(kind: str) -> None:
     with pytest.raises(NetError, match="too many params"):
         read(net_of(kind, "param { lr_mult: 1 }"))
 
 
+def blobless(row: LayerType) -> bool:
+    """Whether a type has no blobs whatever its settings: its rule says so of a layer without any."""
+    assert row.blobs is not None
+    try:
+        return row.blobs(Node("l", "", {}, (), (), (), 0, Dialect())) == ()
+    except MisfitError:
+        return False
+
+
+def test_a_type_has_one_row() -> None:
+    assert not BVLC_LAYERS.keys() & FORK_LAYERS.keys()
+
+
 def test_every_known_layer_has_a_rule_for_its_tops() -> None:
     without = {"HDF5Output", "LSTMUnit", "Silence"}  # no tops, or only inside Caffe's own LSTM
-    assert {*BVLC_BLOBS, *BLOBLESS} - TOPS.keys() == without
-    assert {kind for kind in BLOBS if kind not in TOPS and "Loss" not in kind} == set()
+    assert {kind for kind, row in BVLC_LAYERS.items() if row.tops is None} == without
+    learned = {kind for kind, row in LAYER_TYPES.items() if row.blobs is not None and not blobless(row)}
+    assert {kind for kind in learned if LAYER_TYPES[kind].tops is None and "Loss" not in kind} == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "right"),
+    [
+        ("INNER_PRODUCT", "InnerProduct"),
+        ("innerproduct", "InnerProduct"),
+        ("convolution", "Convolution"),
+        ("Batchnorm", "BatchNorm"),
+        ("SOFTMAX_LOSS", "SoftmaxWithLoss"),
+        ("Prelu", "PReLU"),
+    ],
+)
+def test_a_misspelt_type_is_refused_with_the_right_one(kind: str, right: str) -> None:
+    with pytest.raises(NetError) as error:
+        read(net_of(kind, "inner_product_param { num_output: 5 }"))
+    assert error.value.message == f"unknown layer type {kind!r}"
+    assert error.value.hint == f'write type: "{right}"; Caffe refuses any other spelling'
+    assert str(error.value.where) == "net.prototxt:2:19"
+
+
+@pytest.mark.parametrize("kind", ["Bn", "SoftmaxLoss", "Conv", "RELU6", "FancyConvolution"])
+def test_a_forks_own_type_is_no_misspelling(kind: str) -> None:
+    assert read(net_of(kind, ""))[0][-1].type == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "weight", "top"),
+    [
+        (
+            "Convolution3D",
+            "kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2 temporal_stride: 1",
+            (8, 3, 2, 3, 3),
+            (2, 8, 17, 15, 15),
+        ),
+        ("Convolution3D", "kernel_size: 3 kernel_depth: 3", (8, 3, 3, 3, 3), (2, 8, 14, 27, 27)),
+        (
+            "NdConvolution",
+            "kernel_shape { dim: 3 dim: 7 dim: 7 } stride_shape { dim: 1 dim: 2 dim: 2 } "
+            "pad_shape { dim: 1 dim: 3 dim: 3 }",
+            (8, 3, 3, 7, 7),
+            (2, 8, 16, 15, 15),
+        ),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_3d_convolution_has_its_weight_and_bias(
+    kind: str, settings: str, weight: Shape, top: Shape, bias: bool
+) -> None:
+    term = "" if bias else "bias_term: false"
+    layers, blobs = read(net_of(kind, f"convolution_param {{ num_output: 8 {settings} {term} }}", "2 3 16 29 29"))
+    assert [blob.shape for blob in blobs] == [weight, *([(8,)] if bias else [])]
+    assert layers[-1].top_shapes == (top,)
+
+
+def test_a_net_of_c3d_is_read() -> None:
+    layers, blobs = read(
+        """layers { name: "data" type: VIDEO_DATA top: "data" top: "label"
+                 image_data_param { source: "x" batch_size: 30 new_length: 16 crop_size: 112 } }
+        layers { name: "conv1a" type: CONVOLUTION3D bottom: "data" top: "conv1a" blobs_lr: 1 blobs_lr: 2
+                 convolution_param { num_output: 64 kernel_size: 3 kernel_depth: 3 pad: 1 temporal_pad: 1 } }
+        layers { name: "pool1" type: POOLING3D bottom: "conv1a" top: "pool1"
+                 pooling_param { pool: MAX kernel_size: 2 kernel_depth: 1 stride: 2 temporal_stride: 1 } }
+        layers { name: "fc" type: INNER_PRODUCT bottom: "pool1" top: "fc" inner_product_param { num_output: 5 } }"""
+    )
+    assert [layer.type for layer in layers] == ["VideoData", "Convolution3D", "Pooling3D", "InnerProduct"]
+    assert [blob.shape for blob in blobs] == [(64, 3, 3, 3, 3), (64,), (5, 64 * 16 * 56 * 56), (5,)]
+
+
+TOO_LARGE = {
+    "num_output over 192 inputs": net_of("InnerProduct", "inner_product_param { num_output: 2000000000 }", "2 192"),
+    "an embedding": net_of("Embed", "embed_param { num_output: 4000000000 input_dim: 4000000000 }", "2 2"),
+    "concatenations": "\n".join(
+        ['layer { name: "in" type: "Input" top: "b0" input_param { shape { dim: 1 dim: 3 } } }']
+        + [
+            f'layer {{ name: "c{i}" type: "Concat" bottom: "b{i}" bottom: "b{i}" top: "b{i + 1}" }}'
+            for i in range(2000)
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_a_size_beyond_what_a_blob_holds_is_one_error_with_its_place(case: str) -> None:
+    with pytest.raises(NetError, match="is too large") as error:
+        read(TOO_LARGE[case])
+    assert error.value.where is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 99999999999999999999), (65536, 65536), (0, 3), (-1,)])
+def test_an_input_that_no_blob_can_be_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(NetError, match="the shape given for blob 'x' is none that a blob can have"):
+        read_layers(parse_net(Source("net.prototxt", 'input: "x"')), inputs={"x": shape})
+
+
+def test_a_filler_of_any_length_is_read() -> None:
+    text = f"batch_norm_param {{ scale_bias: true scale_filler {{ value: {'9' * 400} }} }}"
+    _, blobs = read(net_of("BatchNorm", text))
+    assert blobs[3].filler is not None
+    assert blobs[3].filler.value == math.inf
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'layer { name: "prior" type: "PriorBox" bottom: "data" top: "p" prior_box_param { min_size: 3 } } '
+        'layer { name: "n" type: "Normalize" bottom: "data" top: "n" norm_param { channel_shared: false } }',
+        'layer { name: "bn" type: "BN" bottom: "data" top: "n" param { } param { } param { } param { } }',
+        'layer { name: "e" type: "Eltwise" bottom: "data" bottom: "more" top: "n" }',
+        'layer { name: "l" type: "LSTM" bottom: "data" top: "n" lstm_param { num_output: 5 } }',
+    ],
+)
+def test_sizes_filled_in_later_are_those_of_reading_with_them(text: str) -> None:
+    data = 'layer { name: "data" type: "HDF5Data" top: "data" top: "more" }'
+    parsed = parse_net(Source("net.prototxt", data + text))
+    inputs = {"data": (2, 6, 5, 7)}
+
+    def recipe(inputs: dict[str, tuple[int, ...]]) -> TrainingRecipe:
+        name, layers, blobs, _ = read_layers(parsed, inputs=inputs)
+        return TrainingRecipe(name, blobs, None, layers=layers)
+
+    later = with_inputs(recipe({}), inputs)
+    assert later == recipe(inputs)
+    assert all(None not in (blob.shape or (None,)) for blob in later.blobs)
 
 
 sizes = st.integers(1, 40)
@@ -500,8 +639,3 @@ def test_sizes_that_the_file_does_not_state_stay_unknown() -> None:
         ((None, 8, 1, 1),),
         ((None, 5),),
     ]
-
-
-def test_a_bvlc_layer_has_blobs_or_has_none() -> None:
-    assert not BVLC_BLOBS.keys() & BLOBLESS
-    assert all(re.fullmatch(r"[A-Z]\w+", kind) for kind in BLOBLESS)

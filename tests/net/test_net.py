@@ -44,7 +44,7 @@ def spell(shape: Shape | None) -> str:
 # ---- Multipliers
 
 
-def test_each_multiplier_is_told_by_how_it_was_stated() -> None:
+def test_each_multiplier_comes_with_how_it_was_stated() -> None:
     both = ip("both", "param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }")
     half = ip("half", "param { lr_mult: 2 }")
     _, blobs, _ = read(
@@ -327,7 +327,7 @@ def test_inputs_give_the_sizes_that_the_file_does_not_state() -> None:
     assert [note.message for note in notes] == ["blob 'data' is 2x3 in the file, and taken as 2x9"]
 
 
-def test_an_eltwise_tells_the_size_of_the_data_that_it_adds() -> None:
+def test_an_eltwise_shows_the_size_of_the_data_that_it_adds() -> None:
     conv = (
         "layer {{ name: '{0}' type: 'Convolution' bottom: '{1}' top: '{0}' "
         "convolution_param {{ num_output: {2} {3} }} }}\n"
@@ -608,3 +608,13 @@ def test_resnet_152_is_read_in_a_moment(shared: Path) -> None:
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_a_blob_that_is_missing_or_made_twice_is_named_once() -> None:
+    layers = """
+        layer { name: "sum" type: "Eltwise" bottom: "gone" bottom: "gone" top: "a" }
+        layer { name: "cut" type: "Slice" bottom: "a" top: "b" top: "b" top: "c" }"""
+    _, _, _, notes = read_layers(parse_net(Source("net.prototxt", layers)))
+    messages = [note.message for note in notes]
+    assert sum("takes blob 'gone'" in message for message in messages) == 1
+    assert messages.count("blob 'b' is made by more than one layer; Caffe refuses this net") == 1

@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.net.build import read_layers
-from caffe2torch.net.layer_settings import own_field
-from caffe2torch.net.layers import BLOBS
-from caffe2torch.net.shapes import TOPS
+from caffe2torch.net.layer_types import LAYER_TYPES, own_field
 from caffe2torch.prototxt.descriptors import Fact, facts
 from caffe2torch.prototxt.schema import parse_net
 from caffe2torch.recipe import Source
 
-TYPES = sorted({*BLOBS, *TOPS, "HDF5Output", "MysteryConv", "Python", "Silence"})
+TYPES = sorted({*LAYER_TYPES, "MysteryConv", "Python"})
 _MESSAGES = """
     center_loss_param denseblock_param inner_distance_param interp_param lstm_param
     margin_inner_product_param norm_param normalize_param permute_param prior_box_param

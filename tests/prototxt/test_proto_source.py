@@ -158,7 +158,7 @@ def test_what_is_compiled_is_what_the_source_says(checkout: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_stale_file_is_told_and_compiling_mends_it(checkout: Path) -> None:
+def test_a_stale_file_is_reported_and_compiling_mends_it(checkout: Path) -> None:
     source = checkout / "proto" / "caffe.proto"
     source.write_text(source.read_text().replace("momentum2 = 39", "momentum2 = 390"))
     run = compile_in(checkout, "--check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_the_line_that_caffe_complains_of_is_ours(shared: Path, case: str) -> No
 
 PERFECTLY_LEGAL = r"""
     name: 'a' "b"  # side by side
-    input: "data", input_dim: [0x1, 010, +3, 1];
+    input: "data", input_dim: [0x1, 010, 3, 1];
     layer < name: "c" type: "Convolution"
       convolution_param { num_output: 3 kernel_size: [3, 5] pad: 1 pad: 2 weight_filler: { std: .5f } }
       param: [{ lr_mult: 1 }, < lr_mult: inf decay_mult: -nan >]
@@ -307,7 +308,7 @@ def test_an_unknown_field_is_noted_with_its_place_and_the_name_that_was_meant() 
 )
 def test_a_name_is_suggested_only_when_it_is_close(name: str, meant: str | None) -> None:
     (note,) = net(f"layer {{ {name}: 1 }}").notes
-    assert note.message.endswith(f"; did you mean {meant!r}? ignored" if meant else "; ignored")
+    assert note.message.endswith(f"; did you mean {meant!r}? ignored" if meant else "; kept as written")
 
 
 def test_the_same_unknown_field_is_noted_at_each_of_its_places() -> None:
@@ -330,13 +331,13 @@ def test_an_unknown_enum_value_is_noted_by_name_or_number_and_its_field_is_left_
         layers { name: "d" type: 0x63 }
         """)
     assert notes(parsed) == [
-        ("net.prototxt:1:20", "unknown value SEG_ACCURACY of 'type' in V1LayerParameter; ignored"),
+        ("net.prototxt:1:20", "unknown value SEG_ACCURACY of 'type' in V1LayerParameter; kept as written"),
         ("net.prototxt:2:20", "unknown value RELU6 of 'type' in V1LayerParameter: a value of the fork mobilenet-yolo"),
         (
             "net.prototxt:3:20",
             "unknown value CONVOLUTON of 'type' in V1LayerParameter; did you mean 'CONVOLUTION'? ignored",
         ),
-        ("net.prototxt:4:20", "unknown value 0x63 of 'type' in V1LayerParameter; ignored"),
+        ("net.prototxt:4:20", "unknown value 0x63 of 'type' in V1LayerParameter; kept as written"),
     ]
     assert by_protobuf(" ".join(f'layers {{ name: "{name}" }}' for name in "abcd"), "NetParameter") == parsed.message
     assert_aligned(parsed.block, parsed.message)
@@ -545,7 +546,7 @@ NET = 'name: "n" layer { name: "ip" type: "InnerProduct" }'
 SOLVER = 'net: "n.prototxt" base_lr: 0.1 lr_policy: "fixed"'
 
 
-def test_a_net_and_a_solver_swapped_are_told_apart() -> None:
+def test_a_net_and_a_solver_swapped_are_recognised() -> None:
     with pytest.raises(PrototxtError, match="this is a solver, not a net") as caught:
         net(SOLVER)
     assert str(caught.value.where) == "net.prototxt:1:1"
@@ -580,7 +581,7 @@ def test_the_net_inside_a_solver_is_found_with_its_own_notes_and_places(name: st
     inner = inline_net(whole)
     assert inner is not None
     assert inner.message == by_protobuf(NET + "layer {}", "NetParameter")
-    assert notes(inner) == [("solver.prototxt:3:11", "unknown field 'foo' in LayerParameter; ignored")]
+    assert notes(inner) == [("solver.prototxt:3:11", "unknown field 'foo' in LayerParameter; kept as written")]
     assert [str(layer.where) for layer in inner.block.all("layer")] == ["solver.prototxt:2:13", "solver.prototxt:3:3"]
     assert_aligned(inner.block, inner.message)
     assert parse_net(Source("solver.prototxt", text)).message == inner.message
@@ -666,3 +667,105 @@ def test_the_cost_grows_with_the_number_of_layers() -> None:
         return best
 
     assert cost(2400) < 8 * 3 * cost(300)  # eight times the layers; three for a machine that is busy
+
+
+# ---- Formats mixed by hand
+
+
+@pytest.mark.parametrize(("field", "today"), [("blobs_lr: 0", "lr_mult"), ("weight_decay: 0", "decay_mult")])
+def test_the_old_formats_multipliers_are_refused_in_todays_layer(field: str, today: str) -> None:
+    with pytest.raises(
+        PrototxtError, match="belongs to the old format, 'layers', and has no effect in 'layer'"
+    ) as error:
+        net(f'layer {{ name: "ip"\n  {field} }}')
+    assert str(error.value.where) == "net.prototxt:2:3"
+    assert error.value.found == field
+    assert error.value.expected == f"param {{ {today}: ... }}, one block for each blob"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('layers { type: "InnerProduct" }', 'type: "InnerProduct"'),
+        ('layers { name: "ip" param { lr_mult: 1 } type: "InnerProduct" }', "param { ... }"),
+    ],
+)
+def test_todays_fields_in_a_layer_of_the_old_format_are_named_as_a_mixture(text: str, found: str) -> None:
+    with pytest.raises(PrototxtError, match="mixes the two formats") as error:
+        net(text)
+    assert error.value.found == found
+    assert error.value.hint == "write 'layer' instead of 'layers'"
+
+
+@pytest.mark.parametrize(("old", "today"), [("INNER_PRODUCT", "InnerProduct"), ("SOFTMAX_LOSS", "SoftmaxWithLoss")])
+def test_an_unquoted_type_gets_a_hint_that_is_right(old: str, today: str) -> None:
+    with pytest.raises(PrototxtError) as error:
+        net(f"layer {{ type: {old} }}")
+    assert error.value.hint == f'type: "{today}"'
+
+
+@pytest.mark.parametrize(("kind", "field"), [("RReLU", "rrelu_param"), ("FancyConv", "fancy_conv_param")])
+def test_a_forks_own_settings_are_taken_for_no_misspelling(kind: str, field: str) -> None:
+    (note,) = net(f'layer {{ type: "{kind}" {field} {{ a: 1 }} }}').notes
+    assert note.message == f"unknown field {field!r} in LayerParameter: the settings of a fork's {kind} layer"
+
+
+# ---- Signs, as C++'s parser takes them
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("lr_mult: - 2 decay_mult: 3", (-2.0, 3.0)),
+        ("lr_mult: -\n # a comment\n2", (-2.0, 1.0)),
+        ("lr_mult: -2 decay_mult: - 0.5", (-2.0, -0.5)),
+        ("lr_mult: - inf", (-math.inf, 1.0)),
+    ],
+)
+def test_a_minus_may_stand_apart_from_its_number(text: str, values: tuple[float, float]) -> None:
+    parsed = net(f"layer {{ param {{ {text} }} }} layer {{ frob: 1 }}")
+    (spec,) = parsed.message.layer[0].param  # type: ignore[attr-defined]  # protobuf's own class
+    assert (spec.lr_mult, spec.decay_mult) == values
+
+
+def test_a_minus_apart_may_stand_in_a_list() -> None:
+    parsed = net('layer { type: "Reshape" reshape_param { shape { dim: [0, - 1, 2] } } }')
+    assert list(parsed.message.layer[0].reshape_param.shape.dim) == [0, -1, 2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", ["+1", "+ 1", "- -1", "-", '- "1"'])
+def test_no_plus_and_no_second_sign_stands_before_a_number(number: str) -> None:
+    with pytest.raises(PrototxtError) as error:
+        net(f"layer {{ param {{ lr_mult: {number} }} }}")
+    assert str(error.value.where) == "net.prototxt:1:26"
+
+
+# ---- Time and memory in proportion to the text
+
+
+def seconds(read: Callable[[], object]) -> float:
+    start = time.process_time()
+    read()
+    return time.process_time() - start
+
+
+def test_strings_that_never_end_cost_no_more_than_their_length() -> None:
+    def read() -> None:
+        with pytest.raises(PrototxtError):
+            net("layer { name: " + "'\\" * 80_000)
+
+    assert seconds(read) < 2
+
+
+@pytest.mark.parametrize("blank", ["\r", " ", "\t", "\r\n", "\n"])
+def test_blanks_after_a_net_cost_little_time_and_memory(blank: str) -> None:
+    code = (
+        "import resource, sys\nfrom caffe2torch.prototxt.schema import parse_net\n"
+        "from caffe2torch.recipe import Source\n"
+        "text = 'layer { name: \"ip\" }'; parse_net(Source('n', text)); blanks = 500_000 * sys.argv[1]\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert parse_net(Source('n', text + blanks + text)).message.layer[1].name == 'ip'\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(blanks))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, blank], capture_output=True, text=True, check=True, timeout=60)
+    assert float(result.stdout) < 60  # bytes for each byte of the text

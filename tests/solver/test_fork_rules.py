@@ -1,4 +1,4 @@
-"""The forks' solver fields: translated, refused by name, or told to be harmless."""
+"""The forks' solver fields: translated, refused by name, or noted as harmless."""
 
 from __future__ import annotations
 
@@ -97,6 +97,10 @@ UNSUPPORTED = {
     'lr_policy: "fixed" momentum_end: 0.5': ("momentum_start", "1:20"),
     'lr_policy: "fixed" update_interval: 2': ("update_interval", "1:20"),
     'lr_policy: "fixed" disabled_update: true': ("disabled_update", "1:20"),
+    'lr_policy: "fixed" lookahead_steps: 6 lookahead: true': ("lookahead", "1:39"),
+    'lr_policy: "fixed" rectified: true': ("rectified", "1:20"),
+    'lr_policy: "fixed" decoupled: true': ("decoupled", "1:20"),
+    'lr_policy: "fixed" amsgrad: true': ("amsgrad", "1:20"),
     'lr_policy: "fixed" weight_decay_policy: "poly" max_weight_decay: 1': ("weight_decay_policy", "1:20"),
 }
 
@@ -121,7 +125,7 @@ def test_a_rule_that_is_off_changes_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in FORK_FIELDS.items() if row.meaning is Meaning.HARMLESS])
-def test_a_harmless_field_changes_nothing_and_is_told_once(name: str) -> None:
+def test_a_harmless_field_changes_nothing_and_is_noted_once(name: str) -> None:
     value = "[0, 1]" if name == "device_id" else "1"
     settings, notes = read(PLAIN + f"{name}: {value}")
     assert settings == read(PLAIN)[0]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from solver_texts import PLAIN, read, warnings
 
-from caffe2torch.errors import SolverError
+from caffe2torch.errors import SolverError, UnsupportedError
 from caffe2torch.recipe import (
     LrPolicy,
     PolicyType,
     Regularization,
+    Severity,
     SolverSettings,
     SolverType,
 )
+from caffe2torch.solver.lr_policy import rate
 
 # --- values ---
 
@@ -103,11 +107,11 @@ def test_a_negative_seed_is_no_seed(written: str, seed: int | None) -> None:
 # --- refusals ---
 
 REFUSED = {
-    'type: "AdamW"': ("1:1", "unknown solver type", 'did you mean "Adam"?'),
+    'type: "Adamm"': ("1:1", "unknown solver type", 'did you mean "Adam"?'),
     'type: "ADAM"': ("1:1", "unknown solver type", 'did you mean "Adam"?'),
-    'type: "SAG"': ("1:1", "unknown solver type", None),
+    'type: "Momentum"': ("1:1", "unknown solver type", None),
     'type: "SGD" solver_type: SGD': ("1:13", "solver_type and type say the same thing", None),
-    "solver_type: SAG": ("1:1", "unknown solver_type", None),
+    "solver_type: MOMENTUM": ("1:1", "unknown solver_type", None),
     "solver_type: NESTROV": ("1:1", "unknown solver_type", 'did you mean "NESTEROV"?'),
     'type: "AdaGrad" momentum: 0.9': ("1:17", "momentum cannot be used with AdaGrad", "remove it, or set it to 0"),
     'type: "RMSProp" momentum: 0.9': ("1:17", "momentum cannot be used with RMSProp", "remove it, or set it to 0"),
@@ -137,7 +141,7 @@ def test_what_caffe_refuses_is_refused_with_its_place(text: str) -> None:
 
 POLICIES_REFUSED = {
     "base_lr: 1": ("1:1", "Caffe needs an lr_policy"),
-    'lr_policy: "cosine"': ("1:1", "unknown lr_policy"),
+    'lr_policy: "linear"': ("1:1", "unknown lr_policy"),
     'lr_policy: "Step" stepsize: 1 gamma: 1': ("1:1", "unknown lr_policy"),
     'lr_policy: "step" gamma: 0.1': ("1:1", "lr_policy 'step' needs a stepsize above 0"),
     'lr_policy: "step" gamma: 0.1 stepsize: -1': ("1:30", "lr_policy 'step' needs a stepsize above 0"),
@@ -146,7 +150,7 @@ POLICIES_REFUSED = {
     'lr_policy: "exp" gamma: -0.1': ("1:18", "lr_policy 'exp' takes no negative gamma"),
     'lr_policy: "inv" gamma: -0.1': ("1:18", "lr_policy 'inv' takes no negative gamma"),
     'lr_policy: "multistep" gamma: nan': ("1:24", "lr_policy 'multistep' takes no negative gamma"),
-    'lr_policy: "sigmoid" gamma: -1 stepsize: 1': ("1:22", "lr_policy 'sigmoid' takes no negative gamma"),
+    'lr_policy: "sigmoid" gamma: nan stepsize: 1': ("1:22", "lr_policy 'sigmoid' takes no negative gamma"),
 }
 
 
@@ -195,7 +199,47 @@ def test_an_unknown_regularization_that_never_acts_is_warned_of() -> None:
     assert warning == "regularization_type 'l2' is unknown; Caffe lets it pass while weight_decay is 0"
 
 
-# --- what Caffe lets pass ---
+def test_a_sigmoid_with_a_negative_gamma_falls() -> None:
+    settings, notes = read('lr_policy: "sigmoid" gamma: -0.5 stepsize: 4 base_lr: 0.1 max_iter: 9')
+    for i in (0, 4, 8):
+        assert rate(settings.policy, i) == pytest.approx(0.1 / (1 + math.exp(0.5 * (i - 4))), rel=1e-7)
+    (note,) = notes
+    assert (note.severity, note.message[:40]) == (Severity.INFO, "gamma is negative, so the rate falls; Ca")
+
+
+FORKS_OWN = {
+    'lr_policy: "sgdr"': "lr_policy 'sgdr' is a rule of Caffe's forks and not translated: the rate follows a",
+    'lr_policy: "cosine"': "lr_policy 'cosine' is a rule of Caffe's forks and not translated: the rate follows a",
+    'lr_policy: "stepearly"': "lr_policy 'stepearly' is a rule of Caffe's forks and not translated: by its name",
+    'type: "AMSGRAD" lr_policy: "fixed"': "type 'AMSGRAD' is a rule of Caffe's forks and not translated: Adam that",
+    'solver_type: AMSGRAD lr_policy: "fixed"': "solver_type 'AMSGRAD' is a rule of Caffe's forks and not translated",
+    'type: "AdamW" lr_policy: "fixed"': "type 'AdamW' is a rule of Caffe's forks and not translated: Adam whose weight",
+}
+
+
+@pytest.mark.parametrize("text", FORKS_OWN)
+def test_a_forks_policy_or_solver_is_refused_by_its_name_and_no_other_is_guessed(text: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        read(text + " base_lr: 0.1")
+    assert caught.value.message.startswith(FORKS_OWN[text])
+    assert str(caught.value.where) == "solver.prototxt:1:1"
+    assert "did you mean" not in str(caught.value)
+
+
+def test_test_iter_without_a_test_net_is_read_since_testing_is_not_translated() -> None:
+    settings, notes = read('train_net: "t" test_iter: 100 lr_policy: "fixed" base_lr: 0.1 max_iter: 9 test_interval: 5')
+    assert settings.net == "t"
+    assert [note.message for note in notes] == [
+        "test_iter without a test net, which Caffe refuses; testing is not translated"
+    ]
+
+
+def test_the_weights_that_a_solver_starts_from_are_named() -> None:
+    (note,) = read(PLAIN + 'weights: "a.caffemodel,b.caffemodel" weights: "c.caffemodel"')[1]
+    assert note.message == "training starts from the weights in a.caffemodel, b.caffemodel, c.caffemodel"
+
+
+# --- what Caffe accepts ---
 
 ODD = {
     'lr_policy: "fixed" max_iter: 9': "base_lr is not stated, so Caffe takes 0: nothing learns",
@@ -211,17 +255,17 @@ ODD = {
     'lr_policy: "multistep" gamma: 1 stepvalue: [9, 5] base_lr: 1 max_iter: 9': "the stepvalues do not rise",
     PLAIN + "iter_size: 0": "iter_size is 0: Caffe reads no batch and divides by 0",
     PLAIN + "iter_size: -2": "iter_size is -2: Caffe reads no batch, only decay and momentum act",
-    PLAIN + 'type: "Adam" momentum: 1': "momentum is 1, which lies outside 0 to 1: Adam divides by 0",
-    PLAIN + "momentum: 1.5": "momentum is 1.5, which lies outside 0 to 1",
+    PLAIN + 'type: "Adam" momentum: 1': "momentum is 1, which is outside 0 to 1: Adam divides by 0",
+    PLAIN + "momentum: 1.5": "momentum is 1.5, which is outside 0 to 1",
     PLAIN + 'type: "Adam"': "momentum is not stated, so Adam's beta1 is 0",
     PLAIN + 'type: "AdaDelta"': "momentum is not stated, so AdaDelta's rho is 0",
-    PLAIN + 'type: "Adam" momentum: 0.9 momentum2: 1': "momentum2 is 1, which lies outside 0 to 1",
+    PLAIN + 'type: "Adam" momentum: 0.9 momentum2: 1': "momentum2 is 1, which is outside 0 to 1",
     PLAIN + 'type: "AdaGrad" delta: 0': "delta is 0: where a gradient is exactly 0",
     PLAIN + "clip_gradients: 0": "clip_gradients is 0: Caffe scales every gradient to 0",
     PLAIN + "weight_decay: -1": "weight_decay is -1: weights grow",
     PLAIN + 'momentum_policy: "poly" momentum_power: 1': "max_momentum is not stated, so Caffe takes 0",
     PLAIN + 'momentum_policy: "poly" max_momentum: 1': "momentum_power is not stated, so Caffe takes 0",
-    'lr_policy: "multistep" gamma: 1 stepvalue: [1, 2] base_lr: 1 max_iter: 9 warmup_iter: 5': "several stepvalues lie",
+    'lr_policy: "multistep" gamma: 1 stepvalue: [1, 2] base_lr: 1 max_iter: 9 warmup_iter: 5': "several stepvalues ar",
 }
 
 
@@ -245,7 +289,7 @@ def test_an_ordinary_solver_is_not_warned_of(text: str) -> None:
     assert warnings(text) == []
 
 
-def test_what_is_not_read_is_told() -> None:
+def test_what_is_not_read_is_noted() -> None:
     _, notes = read(PLAIN + "gamma: 0.1 power: 1 stepsize: 5 stepvalue: 5 momentum2: 0.9 delta: 1")
     assert [(note.where.column if note.where else 0, note.message) for note in notes] == [
         (54, "lr_policy 'fixed' does not read gamma"),

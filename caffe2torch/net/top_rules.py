@@ -1,14 +1,13 @@
-"""BVLC Caffe's layers to the shapes of their tops, as each layer's ``Reshape`` makes them (``caffe/layers/*.cpp``)."""
+"""The shapes of the tops of BVLC Caffe's layers, as each layer's ``Reshape`` makes them (``caffe/layers/*.cpp``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 
-from caffe2torch.net.layer_context import Node
-from caffe2torch.net.layer_settings import flag, integer, integers, nested, text
-from caffe2torch.net.layer_types import kernel, outputs
+from caffe2torch.net.blob_rules import kernel, outputs
+from caffe2torch.net.layer_rules import Node, flag, integer, integers, nested, text
 from caffe2torch.net.shape_arithmetic import (
     MAX_AXES,
     MisfitError,
@@ -26,28 +25,48 @@ from caffe2torch.net.shape_arithmetic import (
 )
 from caffe2torch.recipe import Shape
 
-__all__ = ["BVLC_TOPS", "TopRule", "conv_like", "losses", "pooling", "same"]
+__all__ = [
+    "accuracy",
+    "arg_max",
+    "batch_reindex",
+    "concat",
+    "convolution",
+    "crop",
+    "deconvolution",
+    "eltwise",
+    "embed",
+    "filter_",
+    "flatten",
+    "im2col",
+    "inner_product",
+    "lrn",
+    "pooling",
+    "recurrent",
+    "reduction",
+    "reshape",
+    "slice_",
+    "softmax_loss",
+    "spp",
+    "tile",
+]
 
-TopRule = Callable[[Node], tuple[Shape | None, ...]]
-"""The shapes of the tops; tops beyond those it gives are unknown."""
 
-
-def same(node: Node) -> tuple[Shape | None, ...]:
-    """Every top is shaped like the first bottom."""
-    return (node.bottom(),) * len(node.top_names)
-
-
-def losses(node: Node) -> tuple[Shape | None, ...]:
-    """One number; what a second top is, each loss decides for itself."""
-    return ((),) if node.top_names else ()
-
-
-def _softmax_loss(node: Node) -> tuple[Shape | None, ...]:
+def softmax_loss(node: Node) -> tuple[Shape | None, ...]:
+    """The loss, and the probabilities."""
     return (), node.bottom()
 
 
-def conv_like(node: Node, length: Callable[..., int | None] = conv_length) -> tuple[Shape | None, ...]:
-    """Convolution and Deconvolution, over any number of spatial axes."""
+def convolution(node: Node) -> tuple[Shape | None, ...]:
+    """Over any number of spatial axes, rounding down."""
+    return _convolution(node, conv_length)
+
+
+def deconvolution(node: Node) -> tuple[Shape | None, ...]:
+    """The size whose convolution would have the bottom's."""
+    return _convolution(node, deconv_length)
+
+
+def _convolution(node: Node, length: Callable[..., int | None]) -> tuple[Shape | None, ...]:
     settings, sizes = node.settings, kernel(node)
     axes, axis = len(sizes), integer(settings, "axis", 1)
     if axis < 0 and node.bottom() is None:
@@ -81,8 +100,9 @@ def _per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]
     return result
 
 
-def _im2col(node: Node) -> tuple[Shape | None, ...]:
-    (shape,) = conv_like(replace(node, settings={**node.settings, "num_output": 1}, top_names=("columns",)))
+def im2col(node: Node) -> tuple[Shape | None, ...]:
+    """The columns that a convolution multiplies."""
+    (shape,) = convolution(replace(node, settings={**node.settings, "num_output": 1}, top_names=("columns",)))
     if shape is None:
         return (None,)
     axis = canonical(integer(node.settings, "axis", 1), len(shape))
@@ -105,32 +125,36 @@ def pooling(node: Node) -> tuple[Shape | None, ...]:
         raise MisfitError("kernel_size is missing")
     pads, strides = _per_axis(node, "pad", axes, 0), _per_axis(node, "stride", axes, 1)
     ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)  # ceil_mode: some forks
-    walk = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
-    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in walk))
+    windows = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
+    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in windows))
     return (shape,) * len(node.top_names)
 
 
-def _inner_product(node: Node) -> tuple[Shape | None, ...]:
+def inner_product(node: Node) -> tuple[Shape | None, ...]:
+    """The axes before ``axis``, and ``num_output``."""
     axis, bottom = integer(node.settings, "axis", 1), node.bottom()
     if bottom is None:
         return ((*unknown(axis), outputs(node)),) if axis >= 0 else (None,)
     return ((*bottom[: canonical(axis, len(bottom))], outputs(node)),)
 
 
-def _embed(node: Node) -> tuple[Shape | None, ...]:
+def embed(node: Node) -> tuple[Shape | None, ...]:
+    """The axes of the indices, and ``num_output``."""
     bottom = node.bottom()
     if bottom is None:
-        node.remarks.append("the file does not tell the number of axes of this layer's bottom; taken as 2 (T, N)")
+        node.assumptions.append("the file does not show how many axes this layer's bottom has; taken as 2 (T, N)")
         bottom = (None, None)
     return ((*bottom, outputs(node)),)
 
 
-def _recurrent(node: Node) -> tuple[Shape | None, ...]:
+def recurrent(node: Node) -> tuple[Shape | None, ...]:
+    """LSTM and RNN: time, batch, ``num_output``; then the hidden states that are exposed."""
     time, batch, hidden = node.size(0), node.size(1), outputs(node)
     return (time, batch, hidden), *((1, batch, hidden),) * (len(node.top_names) - 1)
 
 
-def _concat(node: Node) -> tuple[Shape | None, ...]:
+def concat(node: Node) -> tuple[Shape | None, ...]:
+    """Sizes of one axis added up."""
     stated = [bottom for bottom in node.bottoms if bottom is not None]
     if not stated:
         return (None,)
@@ -154,7 +178,8 @@ def _axis(node: Node, old_name: str) -> int:
     return old if old != 1 else integer(node.settings, "axis", 1)
 
 
-def _slice(node: Node) -> tuple[Shape | None, ...]:
+def slice_(node: Node) -> tuple[Shape | None, ...]:
+    """Parts of one axis, at ``slice_point`` or equal."""
     bottom, count = node.bottom(), len(node.top_names)
     if bottom is None or not count:
         return (None,) * count
@@ -172,11 +197,13 @@ def _slice(node: Node) -> tuple[Shape | None, ...]:
     return tuple(replace_axis(bottom, axis, one) for one in sizes)
 
 
-def _eltwise(node: Node) -> tuple[Shape | None, ...]:
+def eltwise(node: Node) -> tuple[Shape | None, ...]:
+    """The one shape of all bottoms."""
     return (reduce(agree, node.bottoms) if node.bottoms else None,)
 
 
-def _flatten(node: Node) -> tuple[Shape | None, ...]:
+def flatten(node: Node) -> tuple[Shape | None, ...]:
+    """Axes ``axis`` to ``end_axis`` as one."""
     bottom = node.bottom()
     if bottom is None:
         return (None,)
@@ -185,7 +212,8 @@ def _flatten(node: Node) -> tuple[Shape | None, ...]:
     return ((*bottom[:start], product(bottom[start : end + 1]), *bottom[end + 1 :]),)
 
 
-def _reshape(node: Node) -> tuple[Shape | None, ...]:
+def reshape(node: Node) -> tuple[Shape | None, ...]:
+    """``dim`` of 0 copies an axis, of -1 takes what is left."""
     settings, bottom = node.settings, node.bottom()
     dims = integers(nested(settings, "shape"), "dim")
     axis, axes = integer(settings, "axis", 0), integer(settings, "num_axes", -1)
@@ -210,7 +238,8 @@ def _reshape(node: Node) -> tuple[Shape | None, ...]:
     return ((*bottom[:start], *middle, *bottom[end:]),)
 
 
-def _crop(node: Node) -> tuple[Shape | None, ...]:
+def crop(node: Node) -> tuple[Shape | None, ...]:
+    """Like the second bottom from ``axis`` on."""
     bottom, other = node.bottom(), node.bottom(1)
     if bottom is None:
         return (None,)
@@ -218,7 +247,8 @@ def _crop(node: Node) -> tuple[Shape | None, ...]:
     return ((*bottom[:axis], *((None,) * (len(bottom) - axis) if other is None else other[axis:])),)
 
 
-def _tile(node: Node) -> tuple[Shape | None, ...]:
+def tile(node: Node) -> tuple[Shape | None, ...]:
+    """One axis repeated ``tiles`` times."""
     bottom = node.bottom()
     if bottom is None:
         return (None,)
@@ -226,14 +256,16 @@ def _tile(node: Node) -> tuple[Shape | None, ...]:
     return (replace_axis(bottom, axis, product((bottom[axis], integer(node.settings, "tiles")))),)
 
 
-def _reduction(node: Node) -> tuple[Shape | None, ...]:
+def reduction(node: Node) -> tuple[Shape | None, ...]:
+    """The axes before ``axis``."""
     axis, bottom = integer(node.settings, "axis", 0), node.bottom()
     if bottom is None:
         return (unknown(axis) if axis >= 0 else None,)
     return (bottom[: canonical(axis, len(bottom))],)
 
 
-def _arg_max(node: Node) -> tuple[Shape | None, ...]:
+def arg_max(node: Node) -> tuple[Shape | None, ...]:
+    """The best ``top_k`` along an axis, or of each image."""
     bottom, best = node.bottom(), integer(node.settings, "top_k", 1)
     if bottom is None:
         return (None,)
@@ -243,7 +275,8 @@ def _arg_max(node: Node) -> tuple[Shape | None, ...]:
     return ((node.size(0), 2 if flag(node.settings, "out_max_val") else 1, best, *rest),)
 
 
-def _spp(node: Node) -> tuple[Shape | None, ...]:
+def spp(node: Node) -> tuple[Shape | None, ...]:
+    """A pyramid of poolings, flattened."""
     batch, channels, levels = node.size(0), node.size(1), integer(node.settings, "pyramid_height")
     if not 1 <= levels <= MAX_AXES:
         raise MisfitError(f"a pyramid of {levels} levels")
@@ -252,55 +285,22 @@ def _spp(node: Node) -> tuple[Shape | None, ...]:
     return ((batch, product((channels, sum(4**level for level in range(levels))))),)
 
 
-def _batch_reindex(node: Node) -> tuple[Shape | None, ...]:
+def batch_reindex(node: Node) -> tuple[Shape | None, ...]:
+    """As many rows as the second bottom has."""
     bottom, index = node.bottom(), node.bottom(1)
     return (None if bottom is None else replace_axis(bottom, 0, index[0] if index else None),)
 
 
-def _filter(node: Node) -> tuple[Shape | None, ...]:
+def filter_(node: Node) -> tuple[Shape | None, ...]:
+    """The rows that the last bottom selects: how many is unknown."""
     return tuple(None if bottom is None else replace_axis(bottom, 0, None) for bottom in node.bottoms[:-1])
 
 
-def _accuracy(node: Node) -> tuple[Shape | None, ...]:
+def accuracy(node: Node) -> tuple[Shape | None, ...]:
+    """One number, and one for each class."""
     return (), (node.size(integer(node.settings, "axis", 1)),)
 
 
-def _lrn(node: Node) -> tuple[Shape | None, ...]:
+def lrn(node: Node) -> tuple[Shape | None, ...]:
+    """Like the bottom, which has 4 axes."""
     return (known(node.bottom(), 4),) * len(node.top_names)
-
-
-_SAME = """
-    AbsVal BNLL BatchNorm Bias Clip Dropout ELU Exp Log MVN PReLU Power ReLU Scale Sigmoid Softmax Split Swish TanH
-    Threshold
-"""
-_LOSSES = """
-    ContrastiveLoss EuclideanLoss HingeLoss InfogainLoss MultinomialLogisticLoss SigmoidCrossEntropyLoss
-"""
-
-BVLC_TOPS: Mapping[str, TopRule] = {
-    **dict.fromkeys(_SAME.split(), same),
-    **dict.fromkeys(_LOSSES.split(), losses),
-    "Accuracy": _accuracy,
-    "ArgMax": _arg_max,
-    "BatchReindex": _batch_reindex,
-    "Concat": _concat,
-    "Convolution": conv_like,
-    "Crop": _crop,
-    "Deconvolution": partial(conv_like, length=deconv_length),
-    "Eltwise": _eltwise,
-    "Embed": _embed,
-    "Filter": _filter,
-    "Flatten": _flatten,
-    "Im2col": _im2col,
-    "InnerProduct": _inner_product,
-    "LRN": _lrn,
-    "LSTM": _recurrent,
-    "Pooling": pooling,
-    "RNN": _recurrent,
-    "Reduction": _reduction,
-    "Reshape": _reshape,
-    "SPP": _spp,
-    "Slice": _slice,
-    "SoftmaxWithLoss": _softmax_loss,
-    "Tile": _tile,
-}

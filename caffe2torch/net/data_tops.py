@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from caffe2torch.net.layer_context import Node
-from caffe2torch.net.layer_settings import Settings, flag, integer, integers, nested, text
+from caffe2torch.net.layer_rules import Node, Settings, flag, integer, integers, nested, text
 from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.recipe import Shape
 
-__all__ = ["DATA_TOPS", "images"]
+__all__ = ["annotated", "dense", "dummy_data", "images", "input_", "memory_data", "parameter", "unknown", "video"]
 
 
 def images(node: Node) -> tuple[Shape | None, ...]:
@@ -23,22 +22,24 @@ def images(node: Node) -> tuple[Shape | None, ...]:
     return image, (batch,)
 
 
-def _dense(node: Node) -> tuple[Shape | None, ...]:
+def dense(node: Node) -> tuple[Shape | None, ...]:
     """Images labelled pixel by pixel (SegNet's DenseImageData, DeepLab's ImageSegData, HED's ImageLabelmapData)."""
     image, _ = images(node)
     assert image is not None
     return image, (image[0], 1, *image[2:])
 
 
-def _annotated(node: Node) -> tuple[Shape | None, ...]:
+def annotated(node: Node) -> tuple[Shape | None, ...]:
     """SSD's AnnotatedData: a label row for each box."""
     return images(node)[0], (1, 1, None, 8)
 
 
-def _video(node: Node) -> tuple[Shape | None, ...]:
-    """yjxiong's VideoData: the frames of all segments as channels."""
+def video(node: Node) -> tuple[Shape | None, ...]:
+    """yjxiong's VideoData: the frames of all segments as channels. C3D's, with image_data_param: time is an axis."""
     image, _ = images(node)
     assert image is not None
+    if "is_color" in node.settings and "modality" not in node.settings:  # ImageDataParameter's, by its default
+        return (*image[:1], 3, integer(node.settings, "new_length", 0) or None, *image[2:]), (image[0], 1, 1, 1, 1)
     frames = integer(node.settings, "new_length", 1) * integer(node.settings, "num_segments", 1)
     each = {"RGB": 3, "FLOW": 2}.get(text(node.settings, "modality"))
     channels = image[1] if each is None else each * frames
@@ -72,16 +73,19 @@ def _sides(settings: Settings) -> tuple[int | None, int | None]:
     return integer(settings, "new_height", 0) or None, integer(settings, "new_width", 0) or None
 
 
-def _memory_data(node: Node) -> tuple[Shape | None, ...]:
+def memory_data(node: Node) -> tuple[Shape | None, ...]:
+    """What the layer states."""
     batch, *sizes = (integer(node.settings, name, 0) or None for name in ("batch_size", "channels", "height", "width"))
     return (batch, *sizes), (batch,)
 
 
-def _input(node: Node) -> tuple[Shape | None, ...]:
+def input_(node: Node) -> tuple[Shape | None, ...]:
+    """What the layer states, for each top or for all."""
     return _stated(_shapes(node.settings), len(node.top_names))
 
 
-def _dummy_data(node: Node) -> tuple[Shape | None, ...]:
+def dummy_data(node: Node) -> tuple[Shape | None, ...]:
+    """What the layer states, as ``shape`` or as four lists."""
     old = [integers(node.settings, name) for name in ("num", "channels", "height", "width")]
     return _stated(_shapes(node.settings) or list(zip(*old, strict=False)), len(node.top_names))
 
@@ -98,27 +102,11 @@ def _stated(shapes: list[Shape], tops: int) -> tuple[Shape | None, ...]:
     return tuple(shapes * tops if len(shapes) == 1 else shapes)
 
 
-def _parameter(node: Node) -> tuple[Shape | None, ...]:
+def parameter(node: Node) -> tuple[Shape | None, ...]:
+    """The shape of the blob that it holds."""
     return (integers(nested(node.settings, "shape"), "dim"),)
 
 
-def _unknown(node: Node) -> tuple[Shape | None, ...]:
+def unknown(node: Node) -> tuple[Shape | None, ...]:
     """HDF5Data: its file alone knows how many axes each top has."""
     return (None,) * len(node.top_names)
-
-
-DATA_TOPS = {
-    "AnnotatedData": _annotated,
-    "Data": images,
-    "DenseImageData": _dense,
-    "DummyData": _dummy_data,
-    "HDF5Data": _unknown,
-    "ImageData": images,
-    "ImageLabelmapData": _dense,
-    "ImageSegData": _dense,
-    "Input": _input,
-    "MemoryData": _memory_data,
-    "Parameter": _parameter,
-    "VideoData": _video,
-    "WindowData": images,
-}
