@@ -27,6 +27,7 @@ from caffe2torch.snapshot.fillers import initialize, plan_fillings
 from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
+from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 
@@ -127,6 +128,7 @@ class Translation:
         return _said(initialize(self.model, self.recipe, self.binding, generator))
 
 
+@compiler_not_imported()
 def translate(
     net: TrainingRecipe | Path | None,
     solver: Path | None = None,

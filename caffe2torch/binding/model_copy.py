@@ -14,7 +14,7 @@ from caffe2torch.binding.wrappers import bare
 
 __all__ = ["meta_stand_in", "real_stand_in"]
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LocalResponseNorm)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -34,9 +34,13 @@ def meta_stand_in(model: nn.Module) -> nn.Module:
     """
     stand_in = _stand_in(model, _on_meta)
     for module in stand_in.modules():
-        if type(module) in _BATCH_NORMS:
-            module.forward = torch.empty_like
+        if type(module) in _KEEP_THE_SHAPE:
+            module.forward = _same_shape
     return stand_in
+
+
+def _same_shape(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)  # ``empty_like`` is slow on meta, and imports sympy
 
 
 def real_stand_in(model: nn.Module) -> nn.Module:

@@ -76,9 +76,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.alive.append(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        inputs = _tensors((args, kwargs or {}))
+        result = _elementwise_on_meta(func, inputs)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         if not self.inside:
-            self._follow(func, args, _tensors((args, kwargs or {})), _tensors(result))
+            self._follow(func, args, inputs, _tensors(result))
         return result
 
     def _follow(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -144,6 +147,38 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
         self.hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self.hooks.append(module.register_forward_hook(after))
+
+
+_ELEMENTWISE = frozenset(
+    "abs add clamp clamp_min div elu exp gelu hardswish hardtanh leaky_relu log maximum minimum mul neg pow relu "
+    "rsqrt rsub sigmoid silu sqrt sub tanh".split()
+)
+
+
+def _elementwise_on_meta(func: Any, inputs: list[Tensor]) -> Any:
+    """What an operation on meta tensors gives where that is its first input's shape again, else ``None``.
+
+    Torch's own answer is written in Python, at most of the cost of a trace, and imports sympy the first time.
+    """
+    if not inputs or any(not one.is_meta or one.dtype != inputs[0].dtype for one in inputs) or func._schema.is_mutable:
+        return None
+    first, name = inputs[0], func.overloadpacket.__name__
+    if name == "native_batch_norm":
+        return _empty(first.shape, first), *(_empty(first.shape[1:2], first) for _ in range(2))
+    if name in _ELEMENTWISE and first.is_floating_point():
+        return _empty(first.shape, first) if all(_broadcasts(one.shape, first.shape) for one in inputs[1:]) else None
+    return None
+
+
+def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a tensor of ``shape`` can be expanded to ``to``."""
+    return len(shape) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def _memory(tensor: Tensor) -> int:
