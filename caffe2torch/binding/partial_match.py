@@ -26,26 +26,29 @@ _RADIUS = 12
 
 @dataclass(frozen=True, slots=True)
 class PartialMatching:
-    """Units of the net to units of the model; ``torn`` are those for which the two ends of the net claim different
-    counterparts, with all that were claimed.
+    """Units of the net to units of the model.
+
+    Attributes:
+        pairs: The pairs.
+        conflicting: Units for which the two ends of the net claim different counterparts, with all that were claimed.
     """
 
     pairs: dict[int, int]
-    torn: dict[int, frozenset[int]] = field(default_factory=dict)
+    conflicting: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
 def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> PartialMatching:
     """Extend ``known`` by every pair that is unique in what surrounds it, strongest evidence first.
 
     A unit is paired by everything that its value comes from, up to the next pair that is known, or by everything that
-    it goes to; then by what lies within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
+    it goes to; then by what is within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
     the input and the way from the output lead to different counterparts (a chain of equal blocks that is longer on
     one side), neither is taken.
     """
     search = _Search(without_tails(net), without_tails(model), dict(known))
     while search.extend():
         pass
-    return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.torn.items()})
+    return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.conflicting.items()})
 
 
 class _Search:
@@ -55,7 +58,7 @@ class _Search:
         self.graphs = (Graph(net), Graph(model))
         self.signatures = signatures(net.units, model.units, Sizes.STRICT)
         self.pairs = known
-        self.torn: dict[int, set[int]] = {}
+        self.conflicting: dict[int, set[int]] = {}
 
     def extend(self) -> bool:
         """Add the pairs of the strongest evidence that still yields some; ``False`` when none does."""
@@ -78,11 +81,11 @@ class _Search:
         taken = False
         for one, wanted in ones.items():
             rivals = set().union(*(others[other] for other in wanted))
-            if len(wanted) == 1 and len(rivals) == 1 and one not in self.torn:
+            if len(wanted) == 1 and len(rivals) == 1 and one not in self.conflicting:
                 self.pairs[one] = next(iter(wanted))
                 taken = True
             elif len(wanted) > 1 or len(rivals) > 1:
-                self.torn.setdefault(one, set()).update(wanted)
+                self.conflicting.setdefault(one, set()).update(wanted)
         return taken
 
     def _unique(self, colours: Sequence[Colours]) -> dict[int, int]:
@@ -117,7 +120,7 @@ class _Search:
         ]
 
     def _pinned(self) -> list[set[int]]:
-        """The nodes of known pairs: what lies behind them tells nothing more."""
+        """The nodes of known pairs: what is behind them adds nothing."""
         paired = (list(self.pairs), list(self.pairs.values()))
         return [
             {use for unit in units for use in graph.uses[unit]}

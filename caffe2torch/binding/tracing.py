@@ -8,7 +8,9 @@ need no rules. Gradients play no part: a frozen backbone under ``no_grad`` is fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -16,9 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from caffe2torch.binding.graph import INPUT, Op, Unit, Wiring, WiringBuilder, contracted
-from caffe2torch.binding.modules import BareParameters, opaque_modules
-from caffe2torch.binding.wrappers import named_tensors
+from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.wrappers import named_modules, named_tensors
 
 __all__ = ["fx_wiring", "trace"]
 
@@ -38,9 +39,11 @@ _Source = int | frozenset[str]
 """What a tensor's numbers come from: a node, or parameters that no value of the net has met yet."""
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None) -> Wiring:
+def trace(
+    model: nn.Module, units: Sequence[Unit], inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None
+) -> Wiring:
     """Run ``model`` once and return its wiring. Whatever the forward pass raises is passed on."""
-    tracer = _Tracer(model)
+    tracer = _Tracer(model, units)
     for tensor in (*inputs, *(named or {}).values()):
         tracer.know(tensor, INPUT)
     try:
@@ -49,16 +52,16 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], named: Mapping[str, Tensor
     finally:
         for hook in tracer.hooks:
             hook.remove()
-    return contracted(tracer.builder.build())
+    return tracer.builder.build()
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """Follows sources from operation to operation while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = WiringBuilder()
-        self.bare = BareParameters(model, self.builder)
+        self.bare = _BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[int]] = []  # the sources that the unit calls now running were given
@@ -67,7 +70,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         for name, tensor in named_tensors(model):
             if name in self.bare:
                 self.know(tensor, frozenset({name}))
-        for module, unit in opaque_modules(model):
+        for module, unit in _opaque_modules(model, units):
             self._watch(module, unit)
 
     def know(self, tensor: Tensor, source: _Source) -> None:
@@ -129,7 +132,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _watch(self, module: nn.Module, unit: Unit) -> None:
         """Take each call of a module as one use of its unit."""
-        keys = tuple(held.key for held in unit.held)
+        keys = tuple(tensor.key for tensor in unit.tensors)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             sources = [self.source.get(_memory(tensor)) for tensor in _tensors((args, kwargs))]
@@ -150,8 +153,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
 
 _ELEMENTWISE = frozenset(
-    "abs add clamp clamp_min div elu exp gelu hardswish hardtanh leaky_relu log maximum minimum mul neg pow relu "
-    "rsqrt rsub sigmoid silu sqrt sub tanh".split()
+    (
+        *("abs", "add", "clamp", "clamp_min", "div", "elu", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu"),
+        *("log", "maximum", "minimum", "mul", "neg", "pow", "relu", "rsqrt", "rsub", "sigmoid", "silu", "sqrt"),
+        *("sub", "tanh"),
+    )
 )
 
 
@@ -197,6 +203,94 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for one in value for tensor in _tensors(one)]
 
 
+def _opaque_modules(model: nn.Module, units: Sequence[Unit]) -> Iterator[tuple[nn.Module, Unit]]:
+    """The modules of which one call is one use of a unit: torch's own layers, and what looks like one.
+
+    A module of unknown kind is not among them: its operations show what it does with its parameters.
+    """
+    by_path = {part: unit for unit in units for part in unit.parts if unit.kind is not UnitKind.OTHER}
+    for path, module in named_modules(model):
+        if path in by_path:
+            yield module, by_path[path]
+
+
+# Parameters that a forward pass uses without calling a module: the operation determines the kind of unit.
+
+_BARE_KINDS = {
+    "convolution": UnitKind.MAP,
+    "conv_transpose": UnitKind.TRANSPOSED,
+    "linear": UnitKind.MAP,
+    "addmm": UnitKind.MAP,
+    "mm": UnitKind.MAP,
+    "bmm": UnitKind.MAP,
+    "baddbmm": UnitKind.MAP,
+    "native_batch_norm": UnitKind.NORM,
+    "batch_norm": UnitKind.NORM,
+    "prelu": UnitKind.SLOPE,
+    "_prelu_kernel": UnitKind.SLOPE,
+    "embedding": UnitKind.TABLE,
+    "mul": UnitKind.SCALE,
+    "div": UnitKind.SCALE,
+    "add": UnitKind.SCALE,
+    "sub": UnitKind.SCALE,
+}
+_BARE_ROLES = {
+    **dict.fromkeys(("mul", "div"), "scale"),
+    **dict.fromkeys(("add", "sub"), "shift"),
+    **dict.fromkeys(("_prelu_kernel", "prelu"), "slope"),
+    "embedding": "weight",
+}
+
+
+class _BareParameters:
+    """Makes units of parameters as operations use them; what one module applies in a row is one unit."""
+
+    def __init__(self, units: Sequence[Unit], builder: WiringBuilder) -> None:
+        self._builder = builder
+        self._tensors = {str(tensor.key): tensor for unit in units for tensor in unit.tensors}
+        self._order = {name: number for number, name in enumerate(self._tensors)}
+        self._made: dict[frozenset[str], int] = {}
+        self._module: dict[int, str] = {}  # unit -> the module whose parameters it holds
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def apply(self, operation: str, parameters: frozenset[str], values: list[int], groups: int = 1) -> int:
+        """The node for an operation that joins ``parameters`` and the nodes ``values``."""
+        names = sorted(parameters, key=self._order.__getitem__)
+        module = names[0].rpartition(".")[0]
+        own = tuple(_in_role(operation, self._tensors[name]) for name in names)
+        before = self._builder.nodes[values[0]].unit if len(set(values)) == 1 else None
+        if before is not None and self._module.get(before) == module and operation in ("mul", "add"):
+            unit = self._builder.units[before]
+            if all(unit.role(one.role) in (None, one) for one in own):
+                new = tuple(one for one in own if unit.role(one.role) is None)
+                self._builder.units[before] = replace(unit, tensors=unit.tensors + new)
+                return values[0]
+        if parameters not in self._made:
+            self._made[parameters] = self._builder.unit(_bare_unit(operation, groups, module, own))
+            self._module[self._made[parameters]] = module
+        return self._builder.use(self._made[parameters], values)
+
+
+def _in_role(operation: str, tensor: TensorReference) -> TensorReference:
+    if operation in _BARE_ROLES:
+        return replace(tensor, role=_BARE_ROLES[operation])
+    if _BARE_KINDS.get(operation) in (UnitKind.MAP, UnitKind.TRANSPOSED):
+        return replace(tensor, role="weight" if len(tensor.shape or ()) > 1 else "bias")
+    return tensor
+
+
+def _bare_unit(operation: str, groups: int, module: str, tensors: tuple[TensorReference, ...]) -> Unit:
+    kind = _BARE_KINDS.get(operation, UnitKind.OTHER)
+    main = max(tensors, key=lambda one: len(one.shape or ()))
+    shape = main.shape
+    if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
+        shape = (prod(size or 1 for size in shape or ()),)
+    name = module or str(main.key)
+    return Unit(name, (name,), kind, shape, tensors, groups)
+
+
 # The wiring of a model by symbolic tracing: no sizes needed, but no decision in ``forward`` may depend on a value.
 
 _FX_JOINS = {
@@ -211,12 +305,12 @@ _NO_NUMBERS = frozenset({"size", "dim", "getattr", "len", "numel", "detach_shape
 _FxSource = int | frozenset[str] | None
 
 
-def fx_wiring(model: nn.Module) -> Wiring:
+def fx_wiring(model: nn.Module, units: Sequence[Unit]) -> Wiring:
     """Trace ``model`` with ``torch.fx`` and return its wiring. Whatever tracing raises is passed on."""
-    units = {id(module): unit for module, unit in opaque_modules(model)}
-    graph = _FxTracer(units).trace(model)
+    opaque = {id(module): unit for module, unit in _opaque_modules(model, units)}
+    graph = _FxTracer(opaque).trace(model)
     builder = WiringBuilder()
-    bare = BareParameters(model, builder)
+    bare = _BareParameters(units, builder)
     number: dict[tuple[object, ...], int] = {}
     source: dict[fx.Node, _FxSource] = {}
     for node in graph.nodes:
@@ -228,14 +322,14 @@ def fx_wiring(model: nn.Module) -> Wiring:
                 source[node] = INPUT
             case "get_attr":
                 source[node] = frozenset({str(node.target)}) if str(node.target) in bare else None
-            case "call_module" if (unit := units.get(id(model.get_submodule(str(node.target))))) is not None:
-                keys = tuple(held.key for held in unit.held)
+            case "call_module" if (unit := opaque.get(id(model.get_submodule(str(node.target))))) is not None:
+                keys = tuple(tensor.key for tensor in unit.tensors)
                 if keys not in number:
                     number[keys] = builder.unit(unit)
                 source[node] = builder.use(number[keys], values or [INPUT])
             case _:
                 source[node] = _joined(_name(node), node, values, parameters, builder, bare)
-    return contracted(builder.build())
+    return builder.build()
 
 
 def _joined(
@@ -244,7 +338,7 @@ def _joined(
     values: list[int],
     parameters: frozenset[str],
     builder: WiringBuilder,
-    bare: BareParameters,
+    bare: _BareParameters,
 ) -> _FxSource:
     if name in _NO_NUMBERS or not (values or parameters):
         return None
@@ -264,7 +358,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _spelled(name: str) -> str:
-    """The operation's name as ``BareParameters`` knows it, whatever its number of axes."""
+    """The operation's name as ``_BareParameters`` knows it, whatever its number of axes."""
     if name.startswith("conv_transpose"):
         return "conv_transpose"
     return "convolution" if name in ("conv1d", "conv2d", "conv3d") else name.removeprefix("i")

@@ -190,7 +190,7 @@ def show_report(report: Report, style: str) -> None:
 
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
     """The model that ``--model`` names, and what ``--names`` says about it."""
-    from caffe2torch.binding.names_file import read_names
+    from caffe2torch.binding.names import read_names
     from caffe2torch.models.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)

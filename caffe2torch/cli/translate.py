@@ -67,7 +67,7 @@ def command(
             check_writable(path, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
 
-    from caffe2torch.binding.names_file import names_of
+    from caffe2torch.binding.names import names_of
     from caffe2torch.lock import lock_of, render_lock
     from caffe2torch.translation import translate
 
