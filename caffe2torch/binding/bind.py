@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from caffe2torch.binding.forward_pass import InputShapes
-from caffe2torch.binding.matching import Assignment, assign, find_counterparts
+from caffe2torch.binding.matching import find_counterparts
 from caffe2torch.binding.messages import Leftovers, binding_error, binding_notes, tie_error
 from caffe2torch.binding.model_graph import ModelGraph, model_graph
-from caffe2torch.binding.names import StatedNames, check_names, read_skips, resolve_names
+from caffe2torch.binding.names import StatedNames, check_names, read_blobs, resolve_names
 from caffe2torch.binding.net_graph import net_graph
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
+from caffe2torch.binding.tensor_matching import Assignment, assign
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.torch_startup import compiler_not_imported
 
@@ -32,6 +33,7 @@ def bind(
     *,
     skip: Iterable[str] = (),
     unclaimed: tuple[float, float] | None = None,
+    reshaped: Iterable[str] = (),
     input_shapes: InputShapes | None = None,
 ) -> Binding:
     """Bind every blob of ``recipe`` to a parameter or buffer of ``model``, or raise.
@@ -45,6 +47,8 @@ def bind(
         skip: Layers and blobs that the model does without; names or patterns.
         unclaimed: ``(lr_mult, decay_mult)`` of parameters that no blob stands for; ones that do not require a
             gradient need none.
+        reshaped: Layers and blobs that have another shape in the model, a head with another number of classes say:
+            they keep their own multipliers; names or patterns.
         input_shapes: What the model's forward pass takes, where neither the net nor common sizes fit.
 
     Returns:
@@ -70,11 +74,11 @@ def bind(
     net, graph = net_graph(recipe), model_graph(model, recipe, input_shapes)
     tensors = graph.tensors
     stated = resolve_names(recipe, names or {}, [part for unit in graph.units for part in unit.parts], tensors)
-    check_names(recipe, stated, net.units, tensors)
-    skipped = read_skips(recipe, skip)
+    skipped, other_shape = read_blobs(recipe, skip, "skip"), read_blobs(recipe, reshaped, "reshaped")
+    check_names(recipe, stated, net.units, tensors, other_shape)
     findings = find_counterparts(net, graph, stated.modules | _implied(recipe, graph, stated), skipped)
     named = {number: tensors[name] for number, name in stated.tensors.items()}
-    assignment = assign(net, findings.found, named, skipped)
+    assignment = assign(net, findings, named, skipped, other_shape)
     bound = assignment.bound
     left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
     for units, others in findings.ties:
@@ -113,4 +117,4 @@ def _bound_blob(recipe: TrainingRecipe, number: int, assignment: Assignment) -> 
         return BoundBlob(blob, Kind.NONE, None, one.evidence, remark=one.remark)
     kind = Kind.PARAMETER if one.tensor.trained else Kind.BUFFER
     remark = "; ".join(filter(None, ("interchangeable" if one.rivals else "", one.remark)))
-    return BoundBlob(blob, kind, str(one.tensor.key), one.evidence, one.rivals, remark)
+    return BoundBlob(blob, kind, str(one.tensor.key), one.evidence, one.rivals, remark, one.storage)

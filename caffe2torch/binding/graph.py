@@ -75,6 +75,11 @@ class Unit:
     groups: int = 1
     remark: str = ""  # what a message about it should add
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a unit of the model, whose sizes are all known."""
+        return tuple(size or 0 for size in self.shape or ())
+
     def role(self, role: str) -> TensorReference | None:
         """The tensor of a role, ``None`` if the unit has none."""
         return next((tensor for tensor in self.tensors if tensor.role == role), None)

@@ -1,57 +1,34 @@
-"""Which unit of the model is the counterpart of which unit of the net, by which evidence, and tensor by tensor."""
+"""Which unit of the model is the counterpart of which unit of the net, and by which evidence."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from caffe2torch.binding.graph import TensorReference, Unit, Wiring, without_units
-from caffe2torch.binding.isomorphism import explain, match_whole
-from caffe2torch.binding.layout import Fit, blob_transposed, fit
+from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.isomorphism import (
+    Colours,
+    Graph,
+    Palette,
+    Sizes,
+    backward,
+    explain,
+    forward,
+    match_whole,
+    rounds,
+    signatures,
+    unit_colours,
+    without_tails,
+)
+from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
 from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
-from caffe2torch.binding.partial_match import alternatives, match_parts
-from caffe2torch.binding.plan import Evidence, users
-from caffe2torch.recipe import LearnableBlob, TrainingRecipe
-from caffe2torch.wording import shape_text
+from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.tensor_matching import Counterpart, Findings, match_tensors
+from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["Assigned", "Assignment", "Counterpart", "Findings", "assign", "find_counterparts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Counterpart:
-    """Blobs of a layer (or of several that are one unit) and the module that holds them, by which evidence.
-
-    ``groups`` are the layer's: sizes can agree where they do not.
-    """
-
-    layer: str
-    blobs: tuple[int, ...]
-    module: Unit
-    evidence: Evidence
-    rivals: tuple[Unit, ...] = ()
-    groups: int = 1
-
-
-@dataclass(slots=True)
-class Findings:
-    """Counterparts, and what was noticed on the way.
-
-    Attributes:
-        found: The counterparts.
-        ties: Units of the net that nothing distinguishes, with the modules that they could be.
-        conflicting: Units of the net for which two claims lead to different modules, with these.
-        warnings: What a person should read.
-        agree: Whether the wirings are equal as wholes, at least but for sizes.
-    """
-
-    found: list[Counterpart] = field(default_factory=list)
-    ties: list[tuple[tuple[Unit, ...], tuple[Unit, ...]]] = field(default_factory=list)
-    conflicting: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    agree: bool = False
+__all__ = ["alternatives", "find_counterparts", "match_parts"]
 
 
 def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str], skipped: Collection[int]) -> Findings:
@@ -64,26 +41,52 @@ def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str]
         skipped: Blobs (indices) that the model does without.
     """
     findings, rest = Findings(), list(model.units)
+    absent = _absent(net, model, named) - frozenset(skipped)
     if model.wiring is not None:
-        findings = _by_wiring(net, model.wiring, named, skipped)
+        findings = _by_wiring(net, model.wiring, named, absent, skipped)
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
     covered = {blob for one in findings.found for blob in one.blobs}
+    findings.absent = absent - covered
+    covered |= absent
     open_units = [unit for unit in net.units if not any(tensor.key in covered for tensor in unit.tensors)]
     if rest and open_units:
         findings.found += _by_names(net.recipe, open_units, rest, named)
     return findings
 
 
-def _by_wiring(net: NetGraph, model: Wiring, named: Mapping[str, str], skipped: Collection[int]) -> Findings:
+def _absent(net: NetGraph, model: ModelGraph, named: Mapping[str, str]) -> frozenset[int]:
+    """Blobs of layers that Caffe does not train and that no module of the model could be: ports compute them instead.
+
+    A bilinear Deconvolution is an interpolation there, a fixed Scale a number.
+    """
+    modules = {*model.units, *(model.wiring.units if model.wiring is not None else ())}
+    return frozenset(
+        number
+        for unit in net.units
+        if unit.kind is not UnitKind.NORM
+        and all(net.recipe.blobs[number].lr_mult == 0 for number in _blobs(unit))
+        and named.keys().isdisjoint(unit.parts)
+        and not any(
+            (module.kind, module.groups) == (unit.kind, unit.groups) and fit(unit.shape, module.sizes) is not None
+            for module in modules
+        )
+        for number in _blobs(unit)
+    )
+
+
+def _by_wiring(
+    net: NetGraph, model: Wiring, named: Mapping[str, str], absent: frozenset[int], skipped: Collection[int]
+) -> Findings:
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
     The net as it is, or without the layers to be skipped, may equal the model as a whole; or without kinds of units
     that only one side has; or without units that only the model has. If none does: what the user states, then names
     whose shapes fit, then what surrounds a unit.
     """
-    rest = net.without(skipped)
-    nets = [net.wiring] if rest is net.wiring else [net.wiring, rest]
+    nets = [net.without(absent)]
+    if skipped:
+        nets.append(net.without(absent.union(skipped)))
     for one in nets:
         findings = _whole(one, model, named)
         if findings is not None:
@@ -251,184 +254,163 @@ def _by_names(
     ]
 
 
-# Within one pair of counterparts: which blob is which tensor.
+# Where net and model differ somewhere: what still agrees from one end, or for some way around.
 
-_ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})
-"""Roles that differ in name only where the other side calls them otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A blob (index into ``TrainingRecipe.blobs``) and its tensor; ``None`` where torch has no counterpart."""
-
-    blob: int
-    tensor: TensorReference | None
-    remark: str = ""
-    evidence: Evidence | None = None  # other than its counterpart's
+_RADIUS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
-    """A blob that cannot be the tensor that it should be, or that has none, and why."""
+class PartialMatching:
+    """Units of the net to units of the model.
 
-    blob: int
-    tensor: TensorReference | None
-    reason: str
-
-
-def match_tensors(
-    recipe: TrainingRecipe, blobs: Sequence[int], module: Unit, cancelled: Mapping[int, bool] | None = None
-) -> tuple[list[Match], list[Misfit]]:
-    """Pair the blobs of a layer (or of a BatchNorm with its Scale) with a module's tensors by role, and check shapes.
-
-    Blobs that may go without a tensor: BatchNorm's factor, which torch divides its statistics by at once; statistics,
-    where the module keeps none; and a bias that a batch normalization subtracts again (``cancelled``).
+    Attributes:
+        pairs: The pairs.
+        conflicting: Units for which the two ends of the net claim different counterparts, with all that were claimed.
     """
-    free = list(module.tensors)
-    matches: list[Match] = []
-    misfits: list[Misfit] = []
-    waiting = Counter(recipe.blobs[number].role for number in blobs)
-    for number in blobs:
-        blob = recipe.blobs[number]
-        waiting[blob.role] -= 1
-        tensor = _tensor_for(blob, free, waiting[blob.role])
-        if tensor is None:
-            without = _may_lack(number, blob, (cancelled or {}).get(number))
-            if without is None:
-                misfits.append(Misfit(number, None, f"the module has no {blob.role}{module.remark}"))
-            else:
-                matches.append(without)
-            continue
-        free.remove(tensor)
-        found = fit(blob.shape, tensor.sizes, transpose=blob_transposed(recipe, blob))
-        if found is None:
-            shapes = f"{shape_text(blob.shape)} in Caffe, {shape_text(tensor.shape)} in {tensor.key}"
-            misfits.append(Misfit(number, tensor, f"its {blob.role} is {shapes}"))
-        elif not tensor.trained and blob.role not in ("mean", "variance") and blob.lr_mult != 0:
-            reason = (
-                f"Caffe trains its {blob.role} (lr_mult {blob.lr_mult:g}), the model keeps {tensor.key} in a buffer"
-            )
-            misfits.append(Misfit(number, tensor, reason))
-        else:
-            matches.append(Match(number, tensor, _remark(blob, tensor, found)))
-    return matches, misfits
+
+    pairs: dict[int, int]
+    conflicting: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
-def _tensor_for(blob: LearnableBlob, free: list[TensorReference], more: int) -> TensorReference | None:
-    """The tensor of the blob's role; of several the first, if ``more`` blobs of that role are left for the others.
+def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> PartialMatching:
+    """Extend ``known`` by every pair that is unique in what surrounds it, strongest evidence first.
 
-    Blobs of a layer that no table knows have no roles: they are a module's parameters in order, if there are as many.
+    A unit is paired by everything that its value comes from, up to the next pair that is known, or by everything that
+    it goes to; then by what is within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
+    the input and the way from the output lead to different counterparts (a chain of equal blocks that is longer on
+    one side), neither is taken.
     """
-    if blob.role == "unknown":
-        trained = [tensor for tensor in free if tensor.trained]
-        return trained[0] if len(trained) == 1 + more else None
-    for wanted in ({blob.role}, *(alike for alike in _ALIKE if blob.role in alike)):
-        found = [tensor for tensor in free if tensor.role in wanted]
-        if len(found) == 1 + more or len(found) == 1:
-            return found[0]
-    return None
+    search = _Search(without_tails(net), without_tails(model), dict(known))
+    while search.extend():
+        pass
+    return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.conflicting.items()})
 
 
-def _may_lack(number: int, blob: LearnableBlob, cancelled: bool | None) -> Match | None:
-    if blob.role == "factor":
-        return Match(number, None, "torch divides its running statistics already")
-    if blob.role in ("mean", "variance"):
-        return Match(number, None, "the module keeps no running statistics")
-    if blob.role == "bias" and cancelled is not None:
-        remark = (
-            "the batch norm after it subtracts it again, and the model has none"
-            if cancelled
-            else "the model has none: subtract it from the running mean of the batch norm after it when loading weights"
-        )
-        return Match(number, None, remark, Evidence.CANCELLED)
-    return None
+class _Search:
+    """The pairs so far, and the units that two claims compete for."""
+
+    def __init__(self, net: Wiring, model: Wiring, known: dict[int, int]) -> None:
+        self.graphs = (Graph(net), Graph(model))
+        self.signatures = signatures(net.units, model.units, Sizes.STRICT)
+        self.pairs = known
+        self.conflicting: dict[int, set[int]] = {}
+
+    def extend(self) -> bool:
+        """Add the pairs of the strongest evidence that still yields some; ``False`` when none does."""
+        self.palette = Palette()
+        self.labels = self._labels()
+        return self._take([self._unique(self._swept(forward)), self._unique(self._swept(backward))]) or self._near()
+
+    def _near(self) -> bool:
+        history = rounds(self.graphs, self.labels, self._pinned(), _RADIUS, self.palette)
+        return any(self._take([self._unique(colours)]) for colours in reversed(history[1:]))
+
+    def _take(self, claims: Sequence[Mapping[int, int]]) -> bool:
+        """Accept what no two claims contradict, note what they do; whether anything was accepted."""
+        ones: dict[int, set[int]] = {}
+        others: dict[int, set[int]] = {}
+        for claim in claims:
+            for one, other in claim.items():
+                ones.setdefault(one, set()).add(other)
+                others.setdefault(other, set()).add(one)
+        taken = False
+        for one, wanted in ones.items():
+            rivals = set().union(*(others[other] for other in wanted))
+            if len(wanted) == 1 and len(rivals) == 1 and one not in self.conflicting:
+                self.pairs[one] = next(iter(wanted))
+                taken = True
+            elif len(wanted) > 1 or len(rivals) > 1:
+                self.conflicting.setdefault(one, set()).update(wanted)
+        return taken
+
+    def _unique(self, colours: Sequence[Colours]) -> dict[int, int]:
+        """Units, not paired yet, whose colour no other unit has on its own side and exactly one on the other."""
+        sides: list[dict[int, list[int]]] = [{}, {}]
+        for side, graph, one in zip(sides, self.graphs, colours, strict=True):
+            for number, colour in enumerate(unit_colours(graph, one, self.palette)):
+                if graph.uses[number]:
+                    side.setdefault(colour, []).append(number)
+        done = set(self.pairs.values())
+        return {
+            ones[0]: sides[1][colour][0]
+            for colour, ones in sides[0].items()
+            if len(ones) == len(sides[1].get(colour, ())) == 1
+            and ones[0] not in self.pairs
+            and sides[1][colour][0] not in done
+        }
+
+    def _swept(self, sweep: Callable[[Graph, Colours, Palette, set[int]], Colours]) -> list[Colours]:
+        return [
+            sweep(graph, [self.palette(label) for label in labels], self.palette, pinned)
+            for graph, labels, pinned in zip(self.graphs, self.labels, self._pinned(), strict=True)
+        ]
+
+    def _labels(self) -> list[list[Hashable]]:
+        sides = [list(side) for side in self.signatures]
+        for one, other in self.pairs.items():
+            sides[0][one] = sides[1][other] = ("pair", one)
+        return [
+            [(node.op, None if node.unit is None else side[node.unit]) for node in graph.wiring.nodes]
+            for graph, side in zip(self.graphs, sides, strict=True)
+        ]
+
+    def _pinned(self) -> list[set[int]]:
+        """The nodes of known pairs: what is behind them adds nothing."""
+        paired = (list(self.pairs), list(self.pairs.values()))
+        return [
+            {use for unit in units for use in graph.uses[unit]}
+            for graph, units in zip(self.graphs, paired, strict=True)
+        ]
 
 
-def _remark(blob: LearnableBlob, tensor: TensorReference, found: Fit) -> str:
-    if blob.role == "unknown" and tensor.role != "unknown":
-        return "taken in order, since Caffe's roles are unknown"
-    if found is Fit.TRANSPOSED:
-        return "transposed"
-    return "reshaped" if found is Fit.RESHAPED and blob.role == "weight" else ""
+# Units of the model that are left over and could as well be the counterpart of a unit that has one.
+#
+# Where the model has units that the net does not have, leaving out other ones may give the same wiring: of two equal
+# blocks in a row, either can be the one too many. If u could stand for a, then everything that a's value comes from has
+# a counterpart before u, and everything that it goes to has one after u. So u comes into question only if each kind of
+# unit occurs at least as often before u as before a, and after u as after a. Where no unit that is left over passes,
+# no other choice of what to leave out is possible.
 
 
-# From counterparts to tensors: every blob gets one, no tensor two, and what cannot be is a problem with a reason.
+def alternatives(net: Wiring, model: Wiring, left: Collection[int]) -> dict[int, list[int]]:
+    """For units of the net the units among ``left`` (of the model) that could be their counterparts, if any could."""
+    labels = signatures(net.units, model.units, Sizes.STRICT)
+    wanted = {labels[1][other] for other in left}
+    ones = [number for number, label in enumerate(labels[0]) if label in wanted]
+    if not ones:
+        return {}
+    kinds = list(dict.fromkeys(labels[0]))
+    ours, theirs = _Around(net, labels[0], kinds), _Around(model, labels[1], kinds)
+    found = {
+        one: [other for other in left if labels[0][one] == labels[1][other] and theirs.has(other, ours.counts(one))]
+        for one in ones
+    }
+    return {one: others for one, others in found.items() if others}
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """What became of one blob: its tensor (``None``: torch has none, ``remark`` says why), by which evidence."""
+class _Around:
+    """For each unit the units before and after it, as sets of bits, counted by kind."""
 
-    tensor: TensorReference | None
-    evidence: Evidence
-    remark: str = ""
-    rivals: tuple[str, ...] = ()
+    def __init__(self, wiring: Wiring, labels: Sequence[Hashable], kinds: Sequence[Hashable]) -> None:
+        self.masks = [sum(1 << number for number, label in enumerate(labels) if label == kind) for kind in kinds]
+        own = [0 if node.unit is None else 1 << node.unit for node in wiring.nodes]
+        before, after = [0] * len(own), [0] * len(own)
+        for number, node in enumerate(wiring.nodes):
+            for source in node.inputs:
+                before[number] |= before[source] | own[source]
+        for number in range(len(own) - 1, -1, -1):
+            for source in wiring.nodes[number].inputs:
+                after[source] |= after[number] | own[number]
+        self.sides: list[tuple[int, int]] = [(0, 0)] * len(wiring.units)
+        for number, node in enumerate(wiring.nodes):
+            if node.unit is not None:
+                so_far = self.sides[node.unit]
+                self.sides[node.unit] = (so_far[0] | before[number], so_far[1] | after[number])
 
+    def counts(self, unit: int) -> list[int]:
+        """How many units of each kind are before, and after, a unit."""
+        return [(side & mask).bit_count() for side in self.sides[unit] for mask in self.masks]
 
-@dataclass(slots=True)
-class Assignment:
-    """Blob (index) to what became of it; blobs that cannot be where their layer belongs; sharing that differs."""
-
-    blobs: dict[int, Assigned] = field(default_factory=dict)
-    misfits: list[tuple[Misfit, Counterpart]] = field(default_factory=list)
-    clashes: list[str] = field(default_factory=list)
-
-    @property
-    def bound(self) -> set[str]:
-        """The names of the tensors that stand for a blob."""
-        return {str(one.tensor.key) for one in self.blobs.values() if one.tensor is not None}
-
-
-def assign(
-    net: NetGraph, counterparts: Sequence[Counterpart], named: Mapping[int, TensorReference], skipped: Collection[int]
-) -> Assignment:
-    """Give each blob its tensor.
-
-    Args:
-        net: The net.
-        counterparts: What was found.
-        named: Blob (index) to the tensor that the user states.
-        skipped: Blobs (indices) to do without.
-    """
-    recipe = net.recipe
-    result = Assignment({number: Assigned(None, Evidence.SKIPPED) for number in skipped})
-    result.blobs.update({number: Assigned(tensor, Evidence.NAMED) for number, tensor in named.items()})
-    taken = {tensor.key for tensor in named.values()}
-    for one in counterparts:
-        free = replace(one.module, tensors=tuple(tensor for tensor in one.module.tensors if tensor.key not in taken))
-        open_blobs = [number for number in one.blobs if number not in named and number not in skipped]
-        matches, misfits = match_tensors(recipe, open_blobs, free, net.cancelled)
-        if one.groups != one.module.groups and matches and not misfits:
-            first, reason = matches.pop(0), f"it has {one.groups} groups in Caffe, {one.module.groups} in the model"
-            misfits.append(Misfit(first.blob, first.tensor, reason))
-        result.misfits += [(misfit, one) for misfit in misfits]
-        for match in matches:
-            _take(recipe, result, match, one)
-    owner: dict[object, int] = {}
-    for number, assigned in sorted(result.blobs.items()):
-        if assigned.tensor is not None and (first_one := owner.setdefault(assigned.tensor.key, number)) != number:
-            names = f"{recipe.blobs[first_one].name!r} and {recipe.blobs[number].name!r}"
-            result.clashes.append(
-                f"Caffe has two blobs, {names}, where the model has one parameter, {assigned.tensor.key}: "
-                "share them in Caffe by param names, or give the model a parameter for each"
-            )
-    return result
-
-
-def _take(recipe: TrainingRecipe, result: Assignment, match: Match, one: Counterpart) -> None:
-    before = result.blobs.get(match.blob)
-    if before is not None and before.tensor is not None and match.tensor is not None:
-        if before.tensor.key != match.tensor.key:
-            blob = recipe.blobs[match.blob]
-            result.clashes.append(
-                f"Caffe shares one {blob.role} between layers {', '.join(dict.fromkeys(users(blob)))}; the model has "
-                f"two parameters for it, {before.tensor.key} and {match.tensor.key}: tie them, or remove the sharing"
-            )
-        return
-    rivals = tuple(
-        str(tensor.key)
-        for rival in one.rivals
-        for tensor in rival.tensors
-        if match.tensor and tensor.role == match.tensor.role
-    )
-    result.blobs[match.blob] = Assigned(match.tensor, match.evidence or one.evidence, match.remark, rivals)
+    def has(self, unit: int, counts: Sequence[int]) -> bool:
+        """Whether a unit has at least so many of each kind before and after it."""
+        return all(own >= wanted for own, wanted in zip(self.counts(unit), counts, strict=True))

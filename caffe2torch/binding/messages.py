@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.isomorphism import explain
 from caffe2torch.binding.layout import fit
-from caffe2torch.binding.matching import Assignment, Findings
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import normalised, toml_line
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.wording import listed, shape_text
@@ -176,7 +176,7 @@ def differences(unit: Unit, module: Unit) -> list[str]:
     if unit.kind is not module.kind:
         return [f"{unit.kind} / {module.kind}"]
     found = []
-    ours, theirs = unit.shape, tuple(size or 0 for size in module.shape or ())
+    ours, theirs = unit.shape, module.sizes
     if ours is not None and fit(ours, theirs) is None:
         if unit.kind is UnitKind.MAP and len(ours) > 1 and len(theirs) > 1:
             named = [("outputs", ours[:1], theirs[:1]), ("inputs per group", ours[1:2], theirs[1:2])]

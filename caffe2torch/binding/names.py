@@ -42,8 +42,8 @@ __all__ = [
     "name_hints",
     "names_of",
     "normalised",
+    "read_blobs",
     "read_names",
-    "read_skips",
     "resolve_names",
     "toml_line",
     "write_names",
@@ -265,7 +265,11 @@ def resolve_names(
 
 
 def check_names(
-    recipe: TrainingRecipe, stated: StatedNames, net: Sequence[Unit], tensors: Mapping[str, TensorReference]
+    recipe: TrainingRecipe,
+    stated: StatedNames,
+    net: Sequence[Unit],
+    tensors: Mapping[str, TensorReference],
+    reshaped: Collection[int] = (),
 ) -> None:
     """Refuse names that cannot be: two layers on one module, two blobs on one tensor, shapes that do not fit.
 
@@ -284,22 +288,22 @@ def check_names(
         blob, shape = recipe.blobs[number], tuple(size or 0 for size in tensors[tensor].shape or ())
         if taken.setdefault(tensor, blob.name) != blob.name:
             raise BindingError(f"names binds blobs {taken[tensor]!r} and {blob.name!r} to one tensor, {tensor}")
-        if fit(blob.shape, shape, transpose=blob_transposed(recipe, blob)) is None:
+        if number not in reshaped and fit(blob.shape, shape, transpose=blob_transposed(recipe, blob)) is None:
             sizes = f"it is {shape_text(blob.shape)} in Caffe, {shape_text(shape)} in the model"
             raise BindingError(f"names binds blob {blob.name!r} to {tensor}: {sizes}", where=blob.where)
 
 
-def read_skips(recipe: TrainingRecipe, skip: Iterable[str]) -> frozenset[int]:
-    """The blobs (indices) of the layers and blobs that ``skip`` names, exactly or by a regular expression.
+def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozenset[int]:
+    """The blobs (indices) of the layers and blobs that ``keys`` name, exactly or by a regular expression.
 
     Raises ``BindingError`` for an entry that matches nothing.
     """
     layers, blobs = _layers_and_blobs(recipe)
-    skipped: set[int] = set()
-    for key in skip:
-        for name, _ in matches(key, layers, blobs, what="skip", of="layer that learns", error=BindingError):
-            skipped.update(layers.get(name) or [blobs[name]])
-    return frozenset(skipped)
+    found: set[int] = set()
+    for key in keys:
+        for name, _ in matches(key, layers, blobs, what=what, of="layer that learns", error=BindingError):
+            found.update(layers.get(name) or [blobs[name]])
+    return frozenset(found)
 
 
 def _layers_and_blobs(recipe: TrainingRecipe) -> tuple[dict[str, list[int]], dict[str, int]]:

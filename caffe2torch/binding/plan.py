@@ -19,6 +19,7 @@ __all__ = [
     "GroupMember",
     "GroupPlan",
     "Kind",
+    "Storage",
     "Unclaimed",
     "frozen_with_gradient",
     "plan_groups",
@@ -49,6 +50,13 @@ class Evidence(StrEnum):
     NOT_NEEDED = "not in the model"  # a blob that Caffe does not train either
 
 
+class Storage(StrEnum):
+    """How a parameter stores what its blob holds; multipliers do not depend on it, loading weights does."""
+
+    USUAL = "as torch's layer of that kind"
+    OTHER = "another shape"  # the user said so (``reshaped``): the parameter has values of its own
+
+
 @dataclass(frozen=True, slots=True)
 class BoundBlob:
     """A blob and the tensor it became.
@@ -62,6 +70,7 @@ class BoundBlob:
         rivals: Other tensors that nothing distinguishes from it: the optimizer is the same whichever it is, but
             loading weights needs a decision.
         remark: What a report adds to the evidence.
+        storage: How the tensor stores it.
     """
 
     blob: LearnableBlob
@@ -70,6 +79,7 @@ class BoundBlob:
     evidence: Evidence
     rivals: tuple[str, ...] = ()
     remark: str = ""
+    storage: Storage = Storage.USUAL
 
     @property
     def how(self) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.binding.isomorphism import Graph, Palette, match_whole, refine
-from caffe2torch.binding.partial_match import match_parts
+from caffe2torch.binding.matching import match_parts
 from caffe2torch.binding.plan import Binding
 
 
