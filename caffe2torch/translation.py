@@ -138,6 +138,7 @@ def translate(
     finetune: Mapping[str, float] | None = None,
     skip: Collection[str] = (),
     unclaimed: tuple[float, float] | None = None,
+    reshaped: Collection[str] = (),
     without: Collection[str] = (),
     stages: Sequence[str] = (),
     level: int | None = None,
@@ -153,9 +154,10 @@ def translate(
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
     that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for.
-    Whatever is left on either side, and named by neither, is an error. ``without`` names rules of Caffe's forks that
-    the solver asks for, that cannot be translated, and that you accept to go without. ``stages``, ``level`` and
-    ``inputs`` are as for ``read_recipe``.
+    ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
+    multipliers. Whatever is left on either side, and named by neither, is an error. ``without`` names rules of
+    Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without. ``stages``,
+    ``level`` and ``inputs`` are as for ``read_recipe``.
 
     ``accumulation`` says what your loop does with the gradients of ``iter_size`` passes: ``"sum"`` them, as Caffe, and
     the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
@@ -195,7 +197,7 @@ def translate(
         model, note = _model_for(recipe)
         notes = (note,)
     _refuse_model(model, settings)
-    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
+    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
     scheduler = build_scheduler(optimizer, settings)

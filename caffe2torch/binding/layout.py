@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from caffe2torch.binding.plan import BoundBlob
+from caffe2torch.binding.plan import BoundBlob, Storage
 from caffe2torch.recipe import LearnableBlob, Shape, TrainingRecipe
 
 __all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "to_torch"]
@@ -63,9 +63,10 @@ def to_torch(values: Any, layout: str, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape)
 
 
-def caffe_shape(blob: LearnableBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
-    """The blob's shape on Caffe's side; sizes that the prototxt leaves open are taken from the tensor."""
-    if blob.shape is not None and None not in blob.shape:
+def caffe_shape(bound: BoundBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
+    """The blob's shape on Caffe's side; sizes that the prototxt leaves open, or has otherwise, are the tensor's."""
+    blob = bound.blob
+    if bound.storage is Storage.USUAL and blob.shape is not None and None not in blob.shape:
         return tuple(size for size in blob.shape if size is not None)
     shape = tuple(tensor.shape)
     if blob.layer_type == "InnerProduct" and blob.role == "weight":

@@ -61,12 +61,31 @@ def binding_error(
         *listed(_second_biases(model.units, left), _MOST),
     ]
     first = next(iter((*bad, *missing)), None)
+    other = _other_outputs(net.recipe, assignment)
+    only = other if len(other) == len({net.recipe.blobs[number].layer for number in bad}) else {}
+    outputs = "" if units or idle or stray or assignment.clashes else next(iter(only.values()), "")
     return BindingError(
-        _headline(net.recipe, model.name, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
+        _headline(net.recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
         where=None if first is None else net.recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint=_hint(findings, units, free, misfits=bool(bad), left=bool(idle or stray)),
+        hint=_hint(net.recipe, findings, assignment, units, free, left=bool(idle or stray)),
     )
+
+
+def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, str]:
+    """Layers of which only the number of outputs differs, with that: a model for other classes."""
+    sizes: dict[str, set[tuple[int | None, int]]] = {}
+    for misfit, _ in assignment.misfits:
+        blob, tensor = recipe.blobs[misfit.blob], misfit.tensor
+        ours, theirs = blob.shape or (), () if tensor is None else tensor.sizes
+        alike = ours and theirs and ours[0] != theirs[0] and fit((theirs[0], *ours[1:]), theirs) is not None
+        sizes.setdefault(blob.layer, set()).add((ours[0], theirs[0]) if alike else (None, 0))
+    return {
+        layer: f"layer {layer!r} has {ours} outputs in Caffe, {theirs} in the model"
+        for layer, found in sizes.items()
+        for ours, theirs in found
+        if len(found) == 1 and ours is not None
+    }
 
 
 def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterable[str]:
@@ -105,7 +124,9 @@ def _closest(unit: Unit, modules: Iterable[Unit]) -> Unit | None:
     return min((module for module in modules if module.kind is unit.kind), key=distance, default=None)
 
 
-def _headline(recipe: TrainingRecipe, model: str, misfits: int, units: int, left: int, clashes: int) -> str:
+def _headline(
+    recipe: TrainingRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int
+) -> str:
     counted = [
         (misfits, "blob does not fit the tensor in its place", "blobs do not fit the tensors in their place"),
         (units, "layer has no certain counterpart", "layers have no certain counterpart"),
@@ -114,7 +135,7 @@ def _headline(recipe: TrainingRecipe, model: str, misfits: int, units: int, left
     ]
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in counted if count]
     net = f"net {recipe.net_name!r}" if recipe.net_name else "the net"
-    return f"{net} does not bind to {model}: {', '.join(parts)}"
+    return f"{net} does not bind to {model}: {outputs or ', '.join(parts)}"
 
 
 def _misfit_lines(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
@@ -146,10 +167,24 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
     return f"{layers} has no counterpart; closest is {near.name}: {what}"
 
 
-def _hint(findings: Findings, units: Sequence[Unit], free: Sequence[Unit], *, misfits: bool, left: bool) -> str:
+def _hint(
+    recipe: TrainingRecipe,
+    findings: Findings,
+    assignment: Assignment,
+    units: Sequence[Unit],
+    free: Sequence[Unit],
+    *,
+    left: bool,
+) -> str:
     advice = []
-    if misfits:
-        advice.append("give the model the net's sizes, or leave those layers out (skip, --skip LAYER)")
+    shapes = [recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor is not None]
+    lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
+    if shapes:
+        layers = list(dict.fromkeys(shapes))
+        options = " ".join(listed([f"--reshaped {layer!r}" for layer in layers], 3))
+        advice.append(f"keep a layer's own multipliers though its shape differs (reshaped={layers[:3]}, {options})")
+    if lacking:
+        advice.append(f"do without a blob that the model has not (skip, --skip {lacking[0]!r})")
     if units:
         unit = next((unit for unit in units if unit.name in findings.conflicting), units[0])
         near = _closest(unit, free)
@@ -157,7 +192,7 @@ def _hint(findings: Findings, units: Sequence[Unit], free: Sequence[Unit], *, mi
         example = toml_line(unit.name, place)
         alone = next((unit for unit in units if unit.name not in findings.conflicting), units[0])
         advice.append(f"bind layers in a names file ({example}), or leave them out (skip, --skip {alone.name!r})")
-    if left or misfits:
+    if left:
         advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
 
@@ -227,7 +262,7 @@ def binding_notes(
 def _summary(recipe: TrainingRecipe, assignment: Assignment, model: ModelGraph) -> str:
     layers: dict[Evidence, dict[str, None]] = {}
     for number, one in sorted(assignment.blobs.items()):
-        if one.evidence is not Evidence.CANCELLED:
+        if one.evidence not in (Evidence.CANCELLED, Evidence.NOT_NEEDED):
             layers.setdefault(one.evidence, {})[recipe.blobs[number].layer] = None
     skipped = layers.pop(Evidence.SKIPPED, {})
     counts = ", ".join(f"{len(names)} by {evidence}" for evidence, names in layers.items())

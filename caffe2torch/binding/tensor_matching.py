@@ -208,7 +208,10 @@ def assign(
     """
     recipe = net.recipe
     result = Assignment({number: Assigned(None, Evidence.SKIPPED) for number in skipped})
-    result.blobs.update({number: Assigned(tensor, Evidence.NAMED) for number, tensor in named.items()})
+    for number, tensor in named.items():
+        found = fit(recipe.blobs[number].shape, tensor.sizes, transpose=blob_transposed(recipe, recipe.blobs[number]))
+        storage = Storage.USUAL if found else Storage.OTHER
+        result.blobs[number] = Assigned(tensor, Evidence.NAMED, storage=storage)
     remark = "Caffe does not train it, and the model does without the layer"
     result.blobs.update({number: Assigned(None, Evidence.NOT_NEEDED, remark) for number in findings.absent})
     taken = {tensor.key for tensor in named.values()}

@@ -105,6 +105,7 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
             "--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob."
         ),
         click.option("--skip", multiple=True, metavar="LAYER", help="A layer that the model does without."),
+        click.option("--reshaped", multiple=True, metavar="LAYER", help="A layer of another shape in the model."),
         click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module."),
         click.option(
             "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."

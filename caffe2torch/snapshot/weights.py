@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe2torch.binding.layout import Layout, layout_of, second_bias, to_torch
-from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.plan import Binding, Kind, Storage
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
 from caffe2torch.files import bar
@@ -54,15 +54,20 @@ def plan_weights(
     _refuse_undecided(binding)
     here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
     held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
-    arrays, found = blob_weights(held, weights, new_layers)
+    reshaped = {bound.blob.layer: None for bound in binding.blobs if bound.storage is Storage.OTHER}
+    arrays, found = blob_weights(held, weights, (*new_layers, *reshaped))
     notes = list(found)
+    kept = [layer for layer in reshaped if any(blob.layer == layer and blob.name in arrays for blob in recipe.blobs)]
+    if kept:
+        message = f"{weights.file}: {', '.join(map(repr, kept))} has another shape in the model and keeps its values"
+        notes.append(Note(None, Severity.INFO, message))
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
     claimed = {bound.name for bound in binding.blobs}
     factors = {blob.layer: arrays.get(blob.name) for blob in recipe.blobs if blob.role == "factor"}
     copies: list[Copy] = []
     for bound in binding.blobs:
         blob, array = bound.blob, arrays.get(bound.blob.name)
-        if array is None:
+        if array is None or blob.layer in reshaped:
             continue
         if bound.kind is Kind.NONE or bound.name is None:
             if blob.role != "factor" and np.any(array):
