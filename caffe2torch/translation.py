@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -143,6 +144,7 @@ def translate(
     stages: Sequence[str] = (),
     level: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Any = None,
     accumulation: str = "sum",
     fused: bool | None = None,
 ) -> Translation:
@@ -157,7 +159,7 @@ def translate(
     ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
     multipliers. Whatever is left on either side, and named by neither, is an error. ``without`` names rules of
     Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without. ``stages``,
-    ``level`` and ``inputs`` are as for ``read_recipe``.
+    ``level`` and ``inputs`` are as for ``read_recipe``, ``input_shapes`` (what ``forward`` takes) as for ``bind``.
 
     ``accumulation`` says what your loop does with the gradients of ``iter_size`` passes: ``"sum"`` them, as Caffe, and
     the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
@@ -197,7 +199,7 @@ def translate(
         model, note = _model_for(recipe)
         notes = (note,)
     _refuse_model(model, settings)
-    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped)
+    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped, input_shapes=input_shapes)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
     scheduler = build_scheduler(optimizer, settings)

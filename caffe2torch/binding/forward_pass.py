@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from caffe2torch.binding.net_graph import net_inputs
 from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["Feed", "InputShapes", "candidate_inputs", "meta_copy", "real_copy"]
+__all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "meta_copy", "real_copy"]
 
 # Copies of a model to run in its place: same modules, other tensors, nothing of the user's model touched.
 
 _KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LocalResponseNorm)
+_PLAIN = (bool, int, float, str, type(None))  # nothing to copy
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -66,16 +69,20 @@ def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module
     memo: dict[int, Any] = {}
     for module in modules:
         memo[id(module)] = object.__new__(_own_class(module))
-        for tensor in _tensors(vars(module)):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = substitute(tensor)
+        for name, value in vars(module).items():
+            for tensor in _tensors(value, 2) if name != "_modules" else ():
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = substitute(tensor)
         for name in _HOOKS:
             hooks = vars(module).get(name)
-            if hooks is not None:
+            if hooks:
                 memo[id(hooks)] = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
     for module in modules:
         empty = memo[id(module)]
         for name, value in vars(module).items():
+            if type(value) in _PLAIN:
+                empty.__dict__[name] = value
+                continue
             try:
                 empty.__dict__[name] = copy.deepcopy(value, memo)
             except Exception:  # whatever a user's object raises: locks, files, generators
@@ -100,7 +107,7 @@ def _tensors(value: object, depth: int = 3) -> list[Tensor]:
     """The tensors among a module's attributes, inside lists and dicts too."""
     if isinstance(value, Tensor):
         return [value]
-    if depth == 0 or not isinstance(value, dict | list | tuple):
+    if depth == 0 or not isinstance(value, dict | list | tuple) or not value:
         return []
     return [
         tensor for one in (value.values() if isinstance(value, dict) else value) for tensor in _tensors(one, depth - 1)
@@ -121,6 +128,56 @@ def _on_its_device(tensor: Tensor) -> Tensor:
 
 def _is_torchs(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")
+
+
+# Calls for a GPU on a machine without one, or in a trace on the meta device: they leave tensors where they are.
+
+
+class StayOnDevice(TorchFunctionMode):
+    """While active, ``.cuda()``, ``.to("cuda")``, ``device="cuda"`` and ``torch.cuda.FloatTensor`` mean ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._types = {name: getattr(torch.cuda, name) for name in dir(torch.cuda) if name.endswith("Tensor")}
+
+    def __enter__(self) -> StayOnDevice:
+        for name in self._types:
+            dtype = getattr(torch, name).dtype
+            setattr(torch.cuda, name, functools.partial(_tensor_of, dtype, self._device))
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, original in self._types.items():
+            setattr(torch.cuda, name, original)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.cuda:
+            return args[0]
+        if func is Tensor.type and len(args) > 1 and isinstance(args[1], functools.partial):
+            return args[0].to(args[1].args[0])
+        if func is Tensor.to:
+            args = tuple(one for one in args if not _is_cuda(one))
+            kwargs = {name: value for name, value in kwargs.items() if not (name == "device" and _is_cuda(value))}
+            return args[0] if len(args) == 1 and not kwargs else func(*args, **kwargs)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = self._device
+        return func(*args, **kwargs)
+
+
+def _is_cuda(value: Any) -> bool:
+    return isinstance(value, str | torch.device) and str(value).startswith("cuda")
+
+
+def _tensor_of(dtype: torch.dtype, device: torch.device, *given: Any) -> Tensor:
+    """What the old constructors make: of sizes, of another tensor, or of numbers."""
+    if all(isinstance(one, int) for one in given):
+        return torch.empty(given, dtype=dtype, device=device)
+    values = given[0]
+    return values.to(dtype) if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype, device=device)
 
 
 # Inputs: what the user states, what the net states, else typical sizes.

@@ -43,9 +43,19 @@ def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str]
     findings, rest = Findings(), list(model.units)
     absent = _absent(net, model, named) - frozenset(skipped)
     if model.wiring is not None:
-        findings = _by_wiring(net, model.wiring, named, absent, skipped)
+        if model.ended:
+            findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named)
+        else:
+            findings = _by_wiring(net, model.wiring, named, absent, skipped)
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
+        if model.ended:
+            by_place = (Evidence.STRUCTURE, Evidence.NEARBY, Evidence.REMAINDER)
+            findings.found = [
+                one
+                for one in findings.found
+                if one.evidence not in by_place or not any(_alike(one.module, unit) for unit in rest)
+            ]
     covered = {blob for one in findings.found for blob in one.blobs}
     findings.absent = absent - covered
     covered |= absent
@@ -67,12 +77,14 @@ def _absent(net: NetGraph, model: ModelGraph, named: Mapping[str, str]) -> froze
         if unit.kind is not UnitKind.NORM
         and all(net.recipe.blobs[number].lr_mult == 0 for number in _blobs(unit))
         and named.keys().isdisjoint(unit.parts)
-        and not any(
-            (module.kind, module.groups) == (unit.kind, unit.groups) and fit(unit.shape, module.sizes) is not None
-            for module in modules
-        )
+        and not any(_alike(unit, module) for module in modules)
         for number in _blobs(unit)
     )
+
+
+def _alike(unit: Unit, module: Unit) -> bool:
+    """Whether two units could be counterparts by kind, groups and sizes."""
+    return (module.kind, module.groups) == (unit.kind, unit.groups) and fit(unit.shape, module.sizes) is not None
 
 
 def _by_wiring(

@@ -91,6 +91,8 @@ def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, 
 def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterable[str]:
     if model.wiring is None:
         return [f"names alone decide, since the model's wiring could not be seen: {model.traced}"]
+    if model.ended:
+        return [f"the model's forward pass ended early: {model.ended}"]
     return [] if findings.agree else explain(net.wiring, model.wiring)
 
 
@@ -236,6 +238,9 @@ def binding_notes(
     yield Note(None, Severity.INFO, _summary(net.recipe, assignment, model))
     if model.wiring is None:
         text = f"the model's wiring could not be seen, names alone decided ({model.traced})"
+        yield Note(None, Severity.WARNING, text)
+    if model.ended:
+        text = f"the model's forward pass ended early ({model.ended}); what it had not reached was bound by names"
         yield Note(None, Severity.WARNING, text)
     for warning in findings.warnings:
         yield Note(None, Severity.WARNING, warning)

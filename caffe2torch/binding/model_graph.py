@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from caffe2torch.binding.forward_pass import Feed, InputShapes, candidate_inputs, meta_copy, real_copy
+from caffe2torch.binding.forward_pass import Feed, InputShapes, StayOnDevice, candidate_inputs, meta_copy, real_copy
 from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring
 from caffe2torch.binding.skeleton import SkeletonLayer, skeleton_wiring
 from caffe2torch.binding.tracing import fx_wiring, trace
@@ -43,6 +43,7 @@ class ModelGraph:
         units: The modules that hold tensors; those whose tensors are all tied are one.
         wiring: How units feed each other; ``None`` where no way to see it worked.
         traced: Which way worked, or why none did.
+        ended: What ended the forward pass early; the wiring is as far as it went then.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelGraph:
     units: tuple[Unit, ...]
     wiring: Wiring | None
     traced: str
+    ended: str = ""
 
     @property
     def tensors(self) -> dict[str, TensorReference]:
@@ -71,13 +73,13 @@ def model_graph(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputSha
     model = bare(model)
     tensors = dict(named_tensors(model))
     units = tuple(_units(model, tensors))
-    wiring, traced = _wiring(model, units, recipe, input_shapes)
+    wiring, traced, ended = _wiring(model, units, recipe, input_shapes)
     parameters = {
         name: (tuple(tensor.shape), tensor.requires_grad)
         for name, tensor in tensors.items()
         if isinstance(tensor, nn.Parameter)
     }
-    return ModelGraph(type(model).__name__, parameters, units, wiring, traced)
+    return ModelGraph(type(model).__name__, parameters, units, wiring, traced, ended)
 
 
 # Modules as units: which tensors they hold, and in which role.
@@ -193,25 +195,26 @@ def _kind(module: nn.Module, tensors: dict[str, torch.Tensor]) -> UnitKind:
 
 def _wiring(
     model: nn.Module, units: Sequence[Unit], recipe: TrainingRecipe, input_shapes: InputShapes | None
-) -> tuple[Wiring | None, str]:
-    """How the units feed each other, and how that was seen, or why it was not.
+) -> tuple[Wiring | None, str, str]:
+    """How the units feed each other, how that was seen or why it was not, and what ended the pass early.
 
     One forward pass of a copy on the meta device, which takes no memory and no arithmetic, with the net's own input
     sizes or typical ones. If none goes through: ``torch.fx``, which needs no sizes. At last a forward pass that really
-    computes, of a copy that shares the weights' memory.
+    computes, of a copy that shares the weights' memory; and if that fails, too, the pass that came furthest.
     """
     carried = skeleton_wiring(model)
     if carried is not None:
-        return carried, "the skeleton itself, whose layers carry their net's"
+        return carried, "the skeleton itself, whose layers carry their net's", ""
     device = next(model.parameters()).device
     reasons: list[str] = []
+    early: list[tuple[Wiring, str, Exception]] = []  # the last are of a real pass, whose error explains most
     with _undisturbed():
         feeds = candidate_inputs(model, recipe, input_shapes)
         real_feeds = _real(device, candidate_inputs(model, recipe, input_shapes))
         ways: list[tuple[str, Callable[[], tuple[Wiring, str]]]] = [
-            ("one forward pass on the meta device", lambda: _run(meta_copy(model), units, feeds)),
-            ("torch.fx", lambda: (fx_wiring(meta_copy(model).train(), units), "")),
-            ("one real forward pass", lambda: _run(real_copy(model), units, real_feeds, _REAL_TRIES)),
+            ("one forward pass on the meta device", lambda: _run(meta_copy(model), units, feeds, early)),
+            ("torch.fx", lambda: (fx_wiring(_in_mode(meta_copy(model), True), units), "")),
+            ("one real forward pass", lambda: _run(real_copy(model), units, real_feeds, early, _REAL_TRIES)),
         ]
         for way, attempt in ways if device.type != "meta" else ways[:-1]:
             try:
@@ -222,26 +225,47 @@ def _wiring(
                 reasons.append(f"{way} ({_brief(error)})")
             else:
                 instead = f" instead of {'; '.join(reasons)}" if reasons else ""
-                return wiring, f"{way}{given}{instead}"
-    return None, "; ".join(reasons)
+                return wiring, f"{way}{given}{instead}", ""
+    furthest = max(reversed(early), key=lambda one: len(one[0].units), default=None)
+    if furthest is None or len(furthest[0].units) < 2:
+        return None, "; ".join(reasons), ""
+    wiring, given, raised = furthest
+    return wiring, f"a forward pass{given} that ended early", _brief(raised)
 
 
-def _run(runnable: nn.Module, units: Sequence[Unit], feeds: Iterator[Feed], tries: int = 1000) -> tuple[Wiring, str]:
-    """The wiring from the first input that goes through; raises what the first one raised if none does."""
+def _run(
+    runnable: nn.Module,
+    units: Sequence[Unit],
+    feeds: Iterator[Feed],
+    early: list[tuple[Wiring, str, Exception]],
+    tries: int = 1000,
+) -> tuple[Wiring, str]:
+    """The wiring from the first input that goes through; raises what the first one raised if none does.
+
+    How far each of the others went is added to ``early``.
+    """
     start = time.monotonic()
     first: Exception | None = None
+    device = next(runnable.parameters()).device
     for arguments, named in islice(feeds, tries):
+        shapes = f" with {', '.join(str(tuple(tensor.shape)) for tensor in (*arguments, *named.values()))}"
         for training in (True, False):  # some models want targets to train, a few cannot run without training
-            try:
-                wiring = trace(runnable.train(training), units, arguments, named)
-            except Exception as error:
-                first = first or error
-            else:
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (*arguments, *named.values()))
-                return wiring, f" with {shapes}"
+            wiring, error = trace(_in_mode(runnable, training), units, arguments, named)
+            if error is not None and any(word in str(error).lower() for word in ("cuda", "nvidia", "gpu", "meta")):
+                with StayOnDevice(device):
+                    wiring, error = trace(runnable, units, arguments, named)
+            if error is None:
+                return wiring, shapes
+            first = first or error
+            early.append((wiring, shapes, error))
         if time.monotonic() - start > _PATIENCE:
             break
     raise first or ValueError("no input could be made for it")
+
+
+def _in_mode(model: nn.Module, training: bool) -> nn.Module:
+    model.train(training)  # what it returns is left alone: old code overrides it without a return value
+    return model
 
 
 def _real(device: torch.device, feeds: Iterator[Feed]) -> Iterator[Feed]:

@@ -21,7 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
-__all__ = ["fx_wiring", "trace"]
+__all__ = ["REST", "fx_wiring", "trace"]
+
+REST = "the rest of the forward pass"
 
 _JOINS = {
     "cat": Op.CONCAT,
@@ -41,18 +43,29 @@ _Source = int | frozenset[str]
 
 def trace(
     model: nn.Module, units: Sequence[Unit], inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None
-) -> Wiring:
-    """Run ``model`` once and return its wiring. Whatever the forward pass raises is passed on."""
+) -> tuple[Wiring, Exception | None]:
+    """Run ``model`` once and return its wiring, and what the forward pass raised.
+
+    After an error the wiring is as far as the pass went. What nothing had used by then feeds one further unit, which
+    stands for the rest, so that it is not taken for an output.
+    """
     tracer = _Tracer(model, units)
     for tensor in (*inputs, *(named or {}).values()):
         tracer.know(tensor, INPUT)
+    error = None
     try:
         with torch.no_grad(), tracer:
             model(*inputs, **(named or {}))
+    except Exception as raised:  # whatever a user's forward pass raises
+        error = raised
+        used = {source for node in tracer.builder.nodes for source in node.inputs}
+        open_nodes = [number for number in range(len(tracer.builder.nodes)) if number not in used]
+        rest = tracer.builder.unit(Unit(REST, (REST,), UnitKind.OTHER, None, ()))
+        tracer.builder.use(rest, open_nodes)
     finally:
         for hook in tracer.hooks:
             hook.remove()
-    return tracer.builder.build()
+    return tracer.builder.build(), error
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
