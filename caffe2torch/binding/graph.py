@@ -52,6 +52,7 @@ class TensorReference:
     shape: Shape | None
     key: int | str
     trained: bool = True  # a blob or a parameter; False: a buffer, which no optimizer sees
+    transposed: bool | None = False  # stores inputs x outputs, where torch has outputs x inputs; None: not known
 
     @property
     def sizes(self) -> tuple[int, ...]:

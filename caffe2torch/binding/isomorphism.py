@@ -56,8 +56,13 @@ def signatures(net: Sequence[Unit], model: Sequence[Unit], sizes: Sizes) -> _Pai
     if sizes is not Sizes.COMMON:
         return list(sides[0]), list(sides[1])
     common = {label for label in counts[0] if counts[0][label] == counts[1][label]}
-    mine, theirs = (tuple[Hashable, ...](label if label in common else label[0] for label in side) for side in sides)
-    return list(mine), list(theirs)
+    mine, theirs = ([label if label in common else _hidden(label) for label in side] for side in sides)
+    return [*mine], [*theirs]
+
+
+def _hidden(label: _Label) -> UnitKind:
+    """What is left of a label where sizes are hidden: a convolution may be a transposed one in a port."""
+    return UnitKind.MAP if label[0] is UnitKind.TRANSPOSED else label[0]
 
 
 def _label(unit: Unit, sizes: Sizes) -> _Label:

@@ -21,10 +21,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from caffe2torch.binding.graph import TensorReference
 from caffe2torch.binding.plan import BoundBlob, Storage
 from caffe2torch.recipe import LearnableBlob, Shape, TrainingRecipe
 
-__all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "to_torch"]
+__all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "stored", "to_torch"]
 
 
 class Layout(StrEnum):
@@ -40,7 +41,7 @@ def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn
 
     An LSTM's tensors in a module that is not torch's are taken to be Caffe's own.
     """
-    if blob_transposed(recipe, bound.blob):
+    if blob_transposed(recipe, bound.blob) != (bound.storage is Storage.TRANSPOSED):
         return Layout.TRANSPOSED
     if bound.blob.layer_type == "LSTM" and bound.name is not None:
         module = modules.get(bound.name.rpartition(".")[0])
@@ -66,7 +67,7 @@ def to_torch(values: Any, layout: str, shape: tuple[int, ...]) -> Any:
 def caffe_shape(bound: BoundBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
     """The blob's shape on Caffe's side; sizes that the prototxt leaves open, or has otherwise, are the tensor's."""
     blob = bound.blob
-    if bound.storage is Storage.USUAL and blob.shape is not None and None not in blob.shape:
+    if bound.storage is not Storage.OTHER and blob.shape is not None and None not in blob.shape:
         return tuple(size for size in blob.shape if size is not None)
     shape = tuple(tensor.shape)
     if blob.layer_type == "InnerProduct" and blob.role == "weight":
@@ -87,6 +88,21 @@ def blob_transposed(recipe: TrainingRecipe, blob: LearnableBlob) -> bool:
     if blob.layer_type != "InnerProduct" or blob.role != "weight":
         return False
     return any(layer.name == blob.layer and bool(layer.settings.get("transpose")) for layer in recipe.layers)
+
+
+def stored(recipe: TrainingRecipe, blob: LearnableBlob, tensor: TensorReference) -> tuple[Storage, Fit] | None:
+    """How a tensor of the model stores a blob, ``None`` if it cannot.
+
+    A fully connected layer's weight may stand transposed in a module that is not torch's own. Where sizes do not show
+    whether it does, that is left undecided.
+    """
+    usual = fit(blob.shape, tensor.sizes, transpose=blob_transposed(recipe, blob))
+    if tensor.transposed is False or blob.layer_type != "InnerProduct" or blob.role != "weight":
+        return None if usual is None else (Storage.USUAL, usual)
+    turned = fit(blob.shape, tensor.sizes, transpose=not blob_transposed(recipe, blob))
+    if tensor.transposed is None and usual is not None:
+        return Storage.UNDECIDED if turned is not None and len(tensor.sizes) == 2 else Storage.USUAL, usual
+    return None if turned is None or len(tensor.sizes) != 2 else (Storage.TRANSPOSED, turned)
 
 
 # Whether a blob's shape fits a tensor's: the axes that Caffe and torch write differently for the same numbers.

@@ -10,17 +10,24 @@ from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.isomorphism import explain
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
-from caffe2torch.binding.names import normalised, toml_line
-from caffe2torch.binding.net_graph import NetGraph
-from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.names import names_of, normalised, toml_line
+from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
+from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
 from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.wording import listed, shape_text
 
-__all__ = ["Leftovers", "binding_error", "binding_notes", "tie_error"]
+__all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
 
+_CANDIDATES = 5  # modules that a draft offers for a layer
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
+
+
+class IncompleteBindingError(BindingError):
+    """A binding that leaves something out; ``draft`` is a names file to complete, with what is certain filled in."""
+
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,81 @@ def binding_error(
     other = _other_outputs(net.recipe, assignment)
     only = other if len(other) == len({net.recipe.blobs[number].layer for number in bad}) else {}
     outputs = "" if units or idle or stray or assignment.clashes else next(iter(only.values()), "")
-    return BindingError(
+    error = IncompleteBindingError(
         _headline(net.recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
         where=None if first is None else net.recipe.blobs[first].where,
         found="\n    ".join(lines),
         hint=_hint(net.recipe, findings, assignment, units, free, left=bool(idle or stray)),
     )
+    error.draft = _draft(net, model, findings, assignment)
+    return error
+
+
+def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
+    """A names file: certain layers as they are, for each other its candidates as comments, the best first.
+
+    Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
+    stand in the order of the differences to the layer, then of the way of their names and places.
+    """
+    recipe, bound = net.recipe, assignment.bound
+    reached = model.units if model.wiring is None else model.wiring.units
+    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
+    places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
+    for misfit, one in assignment.misfits:
+        places[recipe.blobs[misfit.blob].layer] = one.module
+    certain = names_of(
+        Binding(
+            model.name,
+            tuple(
+                BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
+                for number, one in sorted(assignment.blobs.items())
+                if one.tensor is not None and recipe.blobs[number].layer not in places
+            ),
+        )
+    )
+    lines = [
+        f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
+        "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
+    ]
+    for layer, layer_type, numbers in layers_with_blobs(recipe):
+        blobs = [recipe.blobs[number] for number in numbers]
+        shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
+        lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
+        keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
+        lines += [toml_line(key, certain[key]) for key in keys]
+        if keys:
+            continue
+        if all(number in assignment.blobs for number in numbers) and layer not in places:
+            lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
+            continue
+        unit = next((unit for unit in net.units if layer in unit.parts), None)
+        claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
+        ranked = [] if unit is None else sorted(_of_kind(unit, free), key=lambda one: _distance(unit, one, claimed))
+        first = [places[layer]] if layer in places else []
+        for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
+            differing = "; ".join(differences(unit, module)) if unit is not None else ""
+            lines.append(f"# {toml_line(layer, module.name)}  # {differing or 'the same sizes'}")
+        if layer in places:
+            lines.append(f"# and say that its shape differs: --reshaped {layer!r}")
+        elif not ranked:
+            lines.append("# no module of this kind is left: --skip it")
+    return "\n".join(lines) + "\n"
+
+
+def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
+    for number in numbers:
+        one = assignment.blobs[number]
+        yield one.remark or str(one.evidence)
+
+
+def _of_kind(unit: Unit, modules: Iterable[Unit]) -> list[Unit]:
+    return [module for module in modules if module.kind is unit.kind]
+
+
+def _distance(unit: Unit, module: Unit, claimed: Sequence[str] = ()) -> tuple[bool, int, float]:
+    """How far a module is from being the counterpart: modules that have a claim first, then by sizes, then by names."""
+    ratio = difflib.SequenceMatcher(None, normalised(unit.name.replace(".", "_")), normalised(module.name)).ratio()
+    return module.name not in claimed, len(differences(unit, module)), -ratio
 
 
 def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, str]:
@@ -117,13 +193,7 @@ def tie_error(recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[U
 
 def _closest(unit: Unit, modules: Iterable[Unit]) -> Unit | None:
     """The module of the same kind that differs least in sizes, then in name."""
-    ours = normalised(unit.name.replace(".", "_"))
-
-    def distance(module: Unit) -> tuple[int, float]:
-        ratio = difflib.SequenceMatcher(None, ours, normalised(module.name)).ratio()
-        return len(differences(unit, module)), -ratio
-
-    return min((module for module in modules if module.kind is unit.kind), key=distance, default=None)
+    return min(_of_kind(unit, modules), key=lambda module: _distance(unit, module), default=None)
 
 
 def _headline(

@@ -55,8 +55,9 @@ class ModelGraph:
 
     @property
     def tensors(self) -> dict[str, TensorReference]:
-        """The tensors of all units, by name."""
-        return {str(tensor.key): tensor for unit in self.units for tensor in unit.tensors}
+        """The tensors of all units, by name; as they are used, where that was seen."""
+        used = self.wiring.units if self.wiring is not None else ()
+        return {str(tensor.key): tensor for unit in (*self.units, *used) for tensor in unit.tensors}
 
 
 def model_graph(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputShapes | None = None) -> ModelGraph:
@@ -93,6 +94,8 @@ _KINDS: tuple[tuple[type | tuple[type, ...], UnitKind], ...] = (
     ((nn.Embedding, nn.EmbeddingBag), UnitKind.TABLE),
     ((nn.RNNBase, nn.RNNCellBase), UnitKind.RECURRENT),
 )
+
+_TORCHS = tuple(one for types, _ in _KINDS for one in (types if isinstance(types, tuple) else (types,)))
 
 _STATISTICS = {"running_mean": "mean", "running_var": "variance"}
 
@@ -141,8 +144,11 @@ def _unit(path: str, module: nn.Module, names: dict[int, str]) -> Unit | None:
         return None
     kind = _kind(module, tensors)
     roles = module.roles if isinstance(module, SkeletonLayer) else _ROLES.get(kind, {})
+    transposed = False if isinstance(module, (*_TORCHS, SkeletonLayer)) else None
     own = tuple(
-        TensorReference(roles.get(name, name), tuple(tensor.shape), names[id(tensor)], isinstance(tensor, nn.Parameter))
+        TensorReference(
+            roles.get(name, name), tuple(tensor.shape), names[id(tensor)], isinstance(tensor, nn.Parameter), transposed
+        )
         for name, tensor in tensors.items()
     )
     shape = own[0].shape

@@ -25,7 +25,7 @@ import tomli_w
 from torch import nn
 
 from caffe2torch.binding.graph import TensorReference, Unit
-from caffe2torch.binding.layout import blob_transposed, fit
+from caffe2torch.binding.layout import stored
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
@@ -285,10 +285,10 @@ def check_names(
                     raise BindingError(f"names binds layers {layer!r} and {part!r} to one module, {module}")
     taken: dict[str, str] = {}
     for number, tensor in stated.tensors.items():
-        blob, shape = recipe.blobs[number], tuple(size or 0 for size in tensors[tensor].shape or ())
+        blob, shape = recipe.blobs[number], tensors[tensor].sizes
         if taken.setdefault(tensor, blob.name) != blob.name:
             raise BindingError(f"names binds blobs {taken[tensor]!r} and {blob.name!r} to one tensor, {tensor}")
-        if number not in reshaped and fit(blob.shape, shape, transpose=blob_transposed(recipe, blob)) is None:
+        if number not in reshaped and stored(recipe, blob, tensors[tensor]) is None:
             sizes = f"it is {shape_text(blob.shape)} in Caffe, {shape_text(shape)} in the model"
             raise BindingError(f"names binds blob {blob.name!r} to {tensor}: {sizes}", where=blob.where)
 

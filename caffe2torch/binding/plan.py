@@ -54,6 +54,8 @@ class Storage(StrEnum):
     """How a parameter stores what its blob holds; multipliers do not depend on it, loading weights does."""
 
     USUAL = "as torch's layer of that kind"
+    TRANSPOSED = "transposed"  # inputs x outputs, as ``x @ weight`` takes it
+    UNDECIDED = "not known"  # in one order or another: loading weights needs a decision
     OTHER = "another shape"  # the user said so (``reshaped``): the parameter has values of its own
 
 

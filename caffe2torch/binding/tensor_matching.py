@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from caffe2torch.binding.graph import TensorReference, Unit
-from caffe2torch.binding.layout import Fit, blob_transposed, fit
+from caffe2torch.binding.graph import TensorReference, Unit, UnitKind
+from caffe2torch.binding.layout import Fit, fit, stored
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence, Storage, users
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
@@ -105,7 +105,7 @@ def match_tensors(
                 matches.append(without)
             continue
         free.remove(tensor)
-        found = fit(blob.shape, tensor.sizes, transpose=blob_transposed(recipe, blob))
+        found = _stored(recipe, blob, tensor, module)
         if found is None and number in reshaped and (tensor.trained or blob.lr_mult == 0):
             remark = f"{shape_text(blob.shape)} in Caffe, {shape_text(tensor.shape)} in the model"
             matches.append(Match(number, tensor, remark, storage=Storage.OTHER))
@@ -118,7 +118,7 @@ def match_tensors(
             )
             misfits.append(Misfit(number, tensor, reason))
         else:
-            matches.append(Match(number, tensor, _remark(blob, tensor, found)))
+            matches.append(Match(number, tensor, _remark(blob, tensor, *found), storage=found[0]))
     return matches, misfits
 
 
@@ -154,7 +154,24 @@ def _may_lack(number: int, blob: LearnableBlob, cancelled: bool | None) -> Match
     return None
 
 
-def _remark(blob: LearnableBlob, tensor: TensorReference, found: Fit) -> str:
+def _stored(
+    recipe: TrainingRecipe, blob: LearnableBlob, tensor: TensorReference, module: Unit
+) -> tuple[Storage, Fit] | None:
+    """As ``layout.stored``; and a convolution may be a transposed one with the same kernel, or the reverse."""
+    crossed = blob.layer_type in ("Convolution", "Deconvolution") and (
+        (module.kind is UnitKind.TRANSPOSED) != (blob.layer_type == "Deconvolution")
+    )
+    if not crossed or blob.role != "weight" or blob.shape is None or len(blob.shape) < 3 or module.groups != 1:
+        return stored(recipe, blob, tensor)
+    found = fit((blob.shape[1], blob.shape[0], *blob.shape[2:]), tensor.sizes)
+    return None if found is None else (Storage.UNDECIDED, found)
+
+
+def _remark(blob: LearnableBlob, tensor: TensorReference, storage: Storage, found: Fit) -> str:
+    if storage is Storage.UNDECIDED:
+        return "its numbers stand in another order, or may: loading weights needs a decision"
+    if storage is Storage.TRANSPOSED:
+        return "stored as inputs x outputs"
     if blob.role == "unknown" and tensor.role != "unknown":
         return "taken in order, since Caffe's roles are unknown"
     if found is Fit.TRANSPOSED:
@@ -209,9 +226,10 @@ def assign(
     recipe = net.recipe
     result = Assignment({number: Assigned(None, Evidence.SKIPPED) for number in skipped})
     for number, tensor in named.items():
-        found = fit(recipe.blobs[number].shape, tensor.sizes, transpose=blob_transposed(recipe, recipe.blobs[number]))
-        storage = Storage.USUAL if found else Storage.OTHER
-        result.blobs[number] = Assigned(tensor, Evidence.NAMED, storage=storage)
+        found = stored(recipe, recipe.blobs[number], tensor)
+        storage = Storage.OTHER if found is None else found[0]
+        remark = "" if found is None else _remark(recipe.blobs[number], tensor, *found)
+        result.blobs[number] = Assigned(tensor, Evidence.NAMED, remark, storage=storage)
     remark = "Caffe does not train it, and the model does without the layer"
     result.blobs.update({number: Assigned(None, Evidence.NOT_NEEDED, remark) for number in findings.absent})
     taken = {tensor.key for tensor in named.values()}

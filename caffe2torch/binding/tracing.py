@@ -37,6 +37,8 @@ _JOINS = {
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
 
+_MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
+
 _Source = int | frozenset[str]
 """What a tensor's numbers come from: a node, or parameters that no value of the net has met yet."""
 
@@ -80,9 +82,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.inside: list[list[int]] = []  # the sources that the unit calls now running were given
         self.number: dict[tuple[object, ...], int] = {}
         self.hooks: list[RemovableHandle] = []
-        for name, tensor in named_tensors(model):
-            if name in self.bare:
-                self.know(tensor, frozenset({name}))
+        self.transposed: dict[str, bool] = {}  # by parameter, as products used it
+        self.parameters = {name: tensor for name, tensor in named_tensors(model) if name in self.bare}
+        for name, tensor in self.parameters.items():
+            self.know(tensor, frozenset({name}))
         for module, unit in _opaque_modules(model, units):
             self._watch(module, unit)
 
@@ -96,6 +99,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         result = _elementwise_on_meta(func, inputs)
         if result is None:
             result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
+            self._note_order(inputs[-1])
         if not self.inside:
             self._follow(func, args, inputs, _tensors(result))
         return result
@@ -122,13 +127,20 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
                 name, groups = "conv_transpose" if args[6] else name, args[8]
-            joined = self.bare.apply(name, parameters, values, groups)
+            joined = self.bare.apply(name, parameters, values, groups, self.transposed)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
         given = {_memory(one) for one in inputs}
         for output in outputs:
             if func._schema.is_mutable or _memory(output) not in given:
                 self.know(output, joined)
+
+    def _note_order(self, factor: Tensor) -> None:
+        """The last factor of a product is inputs x outputs: a parameter itself, or a transposed view of one."""
+        source = self.source.get(_memory(factor))
+        if isinstance(source, frozenset) and len(source) == 1:
+            own = self.parameters[next(iter(source))]
+            self.transposed[next(iter(source))] = (own.shape, own.stride()) == (factor.shape, factor.stride())
 
     def _write(self, name: str, inputs: list[Tensor]) -> None:
         """Numbers written over others: all of them, or joining those that stay."""
@@ -156,7 +168,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
-                self.number[keys] = self.builder.unit(unit)
+                self.number[keys] = self.builder.unit(_in_order(unit, self.transposed))
             node = self.builder.use(self.number[keys], sources)
             for tensor in _tensors(result):
                 self.know(tensor, node)
@@ -268,7 +280,14 @@ class _BareParameters:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def apply(self, operation: str, parameters: frozenset[str], values: list[int], groups: int = 1) -> int:
+    def apply(
+        self,
+        operation: str,
+        parameters: frozenset[str],
+        values: list[int],
+        groups: int = 1,
+        transposed: Mapping[str, bool] | None = None,
+    ) -> int:
         """The node for an operation that joins ``parameters`` and the nodes ``values``."""
         names = sorted(parameters, key=self._order.__getitem__)
         module = names[0].rpartition(".")[0]
@@ -281,9 +300,23 @@ class _BareParameters:
                 self._builder.units[before] = replace(unit, tensors=unit.tensors + new)
                 return values[0]
         if parameters not in self._made:
-            self._made[parameters] = self._builder.unit(_bare_unit(operation, groups, module, own))
+            self._made[parameters] = self._builder.unit(
+                _in_order(_bare_unit(operation, groups, module, own), transposed or {})
+            )
             self._module[self._made[parameters]] = module
         return self._builder.use(self._made[parameters], values)
+
+
+def _in_order(unit: Unit, transposed: Mapping[str, bool]) -> Unit:
+    """The unit with what products showed of the order in which its weight stands."""
+    if unit.kind is not UnitKind.MAP or not any(str(one.key) in transposed for one in unit.tensors):
+        return unit
+    tensors = tuple(
+        replace(one, transposed=transposed.get(str(one.key), one.transposed)) if one.transposed is None else one
+        for one in unit.tensors
+    )
+    turned = any(one.transposed and one.shape == unit.shape for one in tensors) and unit.shape is not None
+    return replace(unit, tensors=tensors, shape=unit.shape[::-1] if turned and unit.shape else unit.shape)
 
 
 def _in_role(operation: str, tensor: TensorReference) -> TensorReference:

@@ -9,6 +9,7 @@ import click
 
 from caffe2torch.cli.options import (
     check_report,
+    draft_to,
     model_options,
     net_state,
     one_or_two_files,
@@ -31,6 +32,7 @@ from caffe2torch.cli.options import (
 @click.option(
     "--accept", multiple=True, metavar="KIND", help="A kind of departure that you know of: it becomes a note."
 )
+@click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
 @net_state
 def command(
@@ -41,6 +43,7 @@ def command(
     optimizer: str,
     scheduler: str | None,
     lock: str | None,
+    write_names: str | None,
     report_file: str | None,
     style: str,
     force: bool,
@@ -57,34 +60,46 @@ def command(
     caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
     caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
     """
-    from caffe2torch.files import write_files
+    import tomli_w
+
+    from caffe2torch.files import check_writable, write_files
 
     if model is None:
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
     check_report(report_file, force=force)
+    if write_names is not None:
+        check_writable(write_names, force=force)
 
     from caffe2torch.lock import read_lock
 
     asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
 
     from caffe2torch.auditing import audit
+    from caffe2torch.binding.names import names_of
+    from caffe2torch.binding.plan import Binding, BoundBlob, Evidence
     from caffe2torch.models.loading import call_factory
 
     built, named = read_model(model, names)
     assert built is not None
     theirs = call_factory(optimizer, built)
-    report = audit(
-        asked,
-        built,
-        theirs,
-        None if scheduler is None else call_factory(scheduler, theirs),
-        names=named,
-        finetune=dict(finetune),
-        **choices,
-    )
+    with draft_to(write_names, force=force):
+        report = audit(
+            asked,
+            built,
+            theirs,
+            None if scheduler is None else call_factory(scheduler, theirs),
+            names=named,
+            finetune=dict(finetune),
+            **choices,
+        )
+    written: dict[str, str] = {}
     if report_file is not None:
-        write_files({report_file: report_file_text(report, report_file)}, force=force)
+        written[report_file] = report_file_text(report, report_file)
+    if write_names is not None:
+        rows = tuple(BoundBlob(row.blob, row.kind, row.parameter, Evidence.NAMED) for row in report.rows)
+        written[write_names] = tomli_w.dumps(names_of(Binding(report.model, rows)))
+    write_files(written, force=force)
     show_report(report, style)
     sys.exit(0 if report.ok else 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,6 +196,23 @@ def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, 
     from caffe2torch.models.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
+
+
+@contextlib.contextmanager
+def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
+    """Where net and model do not bind completely, write a names file to complete; the error then names it."""
+    from caffe2torch.binding.messages import IncompleteBindingError
+    from caffe2torch.files import write_files
+
+    try:
+        yield
+    except IncompleteBindingError as error:
+        if path is not None:
+            write_files({path: error.draft}, force=force)
+            error.hint = f"complete the draft in {path}, and give it to --names; or {error.hint}"
+        else:
+            error.hint = f"{error.hint}; --write-names FILE.toml writes a draft to complete"
+        raise
 
 
 def _keep(wish: str) -> Callable[[click.Context, click.Parameter, bool], None]:

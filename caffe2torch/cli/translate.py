@@ -10,6 +10,7 @@ import click
 from caffe2torch.cli.options import (
     accumulation_option,
     check_report,
+    draft_to,
     model_options,
     net_state,
     one_or_two_files,
@@ -72,7 +73,8 @@ def command(
     from caffe2torch.translation import translate
 
     built, named = read_model(model, names)
-    t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
+    with draft_to(write_names, force=force):
+        t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
     written: dict[str, str] = {}
     if report_file is not None:
         written[report_file] = report_file_text(t.report, report_file)

@@ -21,6 +21,7 @@ from caffe2torch.snapshot.files import Weights
 from caffe2torch.snapshot.match_blobs import blob_weights
 from caffe2torch.snapshot.sharding import assign
 from caffe2torch.snapshot.wire import Array
+from caffe2torch.wording import matches
 
 __all__ = ["Copy", "check", "copy_all", "load_weights", "plan_weights", "tensor_like"]
 
@@ -54,12 +55,14 @@ def plan_weights(
     _refuse_undecided(binding)
     here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
     held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
-    reshaped = {bound.blob.layer: None for bound in binding.blobs if bound.storage is Storage.OTHER}
+    reshaped = _own_layers(binding, new_layers)
     arrays, found = blob_weights(held, weights, (*new_layers, *reshaped))
     notes = list(found)
     kept = [layer for layer in reshaped if any(blob.layer == layer and blob.name in arrays for blob in recipe.blobs)]
     if kept:
-        message = f"{weights.file}: {', '.join(map(repr, kept))} has another shape in the model and keeps its values"
+        message = (
+            f"{weights.file}: {', '.join(map(repr, kept))} has another shape or order in the model and keeps its values"
+        )
         notes.append(Note(None, Severity.INFO, message))
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
     claimed = {bound.name for bound in binding.blobs}
@@ -96,6 +99,24 @@ def _refuse_undecided(binding: Binding) -> None:
             where=first.blob.where,
             hint=f"decide in a names file which module layer {first.blob.layer!r} is",
         )
+
+
+def _own_layers(binding: Binding, new_layers: Collection[str]) -> dict[str, None]:
+    """Layers whose parameters have another shape, or an unknown order and their user's word that they are new."""
+    layers = dict.fromkeys(bound.blob.layer for bound in binding.blobs)
+    found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in new_layers)
+    new = {name for names in found for name, _ in names}
+    unknown = [bound.blob for bound in binding.blobs if bound.storage is Storage.UNDECIDED]
+    undecided = [blob for blob in unknown if blob.layer not in new]
+    if undecided:
+        raise BindingError(
+            f"the numbers of {undecided[0].name} may stand in another order in the model, and weights must not be "
+            "guessed",
+            where=undecided[0].where,
+            hint=f"load the others, with new_layers=[{undecided[0].layer!r}], and copy this one yourself",
+        )
+    others = [bound.blob for bound in binding.blobs if bound.storage is Storage.OTHER]
+    return dict.fromkeys(blob.layer for blob in (*others, *unknown))
 
 
 def _divisor(factor: Array | None) -> float:

@@ -57,7 +57,7 @@ def test_loading_weights_leaves_a_reshaped_layer_fresh_and_initializing_fills_it
     notes = load_weights(model, recipe, binding, Weights("old.caffemodel", "net", layers))
     assert bool((model[0].weight == 1).all())
     assert torch.equal(model[3].weight, head)
-    assert "'score' has another shape in the model and keeps its values" in messages(notes)
+    assert "'score' has another shape or order in the model and keeps its values" in messages(notes)
     initialize(model, recipe, binding, torch.Generator().manual_seed(1))
     bound = (3 / 256) ** 0.5  # xavier: the fan in is the model's own
     assert 0.9 * bound < float(model[3].weight.detach().abs().max()) <= bound
@@ -157,3 +157,75 @@ def test_every_command_takes_reshaped(tmp_path: Path) -> None:
     assert "4 blobs, 4 parameters: all ok" in translated.output
     audited = CliRunner().invoke(main, ["audit", *given, "--optimizer", f"{tmp_path / 'port.py'}:right"])
     assert audited.exit_code == 0, audited.output
+
+
+class Product(nn.Module):
+    """A fully connected layer as ``x @ W + b``, or as ``F.linear``, with parameters of its own."""
+
+    def __init__(self, inputs: int, outputs: int, *, transposed: bool = True) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.kernel = nn.Parameter(torch.zeros(*((inputs, outputs) if transposed else (outputs, inputs))))
+        self.shift = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.transposed:
+            return nn.functional.linear(x, self.kernel, self.shift)
+        return x @ self.kernel + self.shift
+
+
+class TestStoredInAnotherOrder:
+    DATA = 'input: "data" input_shape { dim: 2 dim: 5 }\n'
+
+    def loaded(self, outputs: int, model: nn.Module, given: dict[str, str] | None, more: str = "") -> torch.Tensor:
+        """The parameter after loading 0, 1, 2, ... as the layer's weight."""
+        recipe = recipe_of(self.DATA, linear("ip", "data", outputs, more))
+        binding = bind(recipe, model, given)
+        shape = recipe.blobs[0].shape or ()
+        blobs = (np.arange(5.0 * outputs, dtype="f4").reshape([size or 0 for size in shape]), np.zeros(outputs, "f4"))
+        load_weights(model, recipe, binding, Weights("x.caffemodel", "net", (LayerWeights("ip", blobs),)))
+        return next(model.parameters()).detach()
+
+    @pytest.mark.parametrize("given", [None, {"ip/0": "kernel", "ip/1": "shift"}], ids=["by place", "by names"])
+    @pytest.mark.parametrize("outputs", [7, 5])
+    def test_a_product_with_inputs_x_outputs_is_bound_and_weights_are_loaded_transposed(
+        self, outputs: int, given: dict[str, str] | None
+    ) -> None:
+        caffe = torch.arange(5.0 * outputs).reshape(outputs, 5)
+        assert torch.equal(self.loaded(outputs, Product(5, outputs), given), caffe.T)
+        assert torch.equal(self.loaded(outputs, Product(5, outputs, transposed=False), given), caffe)
+
+    def test_transpose_true_in_the_net_and_inputs_x_outputs_in_the_model_are_one_order(self) -> None:
+        caffe = torch.arange(35.0).reshape(5, 7)
+        assert torch.equal(self.loaded(7, Product(5, 7), None, "transpose: true"), caffe)
+        assert torch.equal(self.loaded(7, nn.Linear(5, 7), None, "transpose: true"), caffe.T)
+
+    def test_a_linear_layer_of_exchanged_sizes_is_still_refused(self) -> None:
+        with pytest.raises(BindingError, match="its weight is 7x5 in Caffe, 5x7 in weight"):
+            bind(recipe_of(self.DATA, linear("ip", "data", 7)), nn.Linear(7, 5))
+
+    def test_a_square_weight_that_nothing_was_seen_of_binds_and_loading_it_asks(self) -> None:
+        class Hidden(Product):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                raise RuntimeError(f"not for {tuple(x.shape)}")
+
+        recipe, model = recipe_of(self.DATA, linear("ip", "data", 5)), Hidden(5, 5)
+        binding = bind(recipe, model, {"ip/0": "kernel", "ip/1": "shift"})
+        weights = Weights("x.caffemodel", "net", (LayerWeights("ip", (np.ones((5, 5), "f4"), np.ones(5, "f4"))),))
+        with pytest.raises(BindingError, match="ip/0 may stand in another order in the model"):
+            load_weights(model, recipe, binding, weights)
+        notes = load_weights(model, recipe, binding, weights, new_layers=["ip"])
+        assert "'ip' has another shape or order in the model" in messages(notes)
+
+    def test_a_transposed_convolution_may_stand_for_a_convolution_and_the_other_way_round(self) -> None:
+        text = conv("a", "data", 4) + conv("b", "a", 6) + conv("c", "b", 5)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        )
+        binding = bind(recipe_of(IMAGE, text), model)
+        assert names(binding).items() >= {"a/0": "0.weight", "b/0": "1.weight", "b/1": "1.bias"}.items()
+        assert binding.blobs[2].storage is Storage.UNDECIDED
+        assert "b/0: its numbers stand in another order, or may" in messages(binding.notes)
+        wrong = nn.Sequential(*model[:1], nn.ConvTranspose2d(4, 7, 3, padding=1), nn.Conv2d(7, 5, 3, padding=1))
+        with pytest.raises(BindingError, match=r"6x4x3x3 in Caffe, 4x7x3x3 in 1\.weight"):
+            bind(recipe_of(IMAGE, text), wrong)
