@@ -65,8 +65,8 @@ def compiler_not_imported() -> Iterator[None]:
         excluded.append(function)
         return function
 
-    answers = {
-        _COMPILER: {"disable": disable},
+    answers: dict[str, dict[str, Callable[..., Any]]] = {
+        _COMPILER: {"disable": disable, "graph_break": lambda *_: None},  # where nothing compiles there is no graph
         _SYMBOLIC: {name: _unless_symbolic(name, plain) for name, plain in _PLAIN.items()},
     }
     postponed = [_Postponed(name, functions) for name, functions in answers.items() if name not in sys.modules]

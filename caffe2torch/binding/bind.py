@@ -7,7 +7,8 @@ surrounds a unit, where net and model differ elsewhere. Shapes are always checke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 
 from torch import nn
 
@@ -19,10 +20,14 @@ from caffe2torch.binding.names import StatedNames, check_names, read_blobs, reso
 from caffe2torch.binding.net_graph import net_graph
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.binding.tensor_matching import Assignment, assign
+from caffe2torch.errors import BindingError
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.torch_startup import compiler_not_imported
+from caffe2torch.wording import matches
 
 __all__ = ["bind"]
+
+Multipliers = tuple[float, float]
 
 
 @compiler_not_imported()
@@ -32,7 +37,7 @@ def bind(
     names: Mapping[str, str] | None = None,
     *,
     skip: Iterable[str] = (),
-    unclaimed: tuple[float, float] | None = None,
+    unclaimed: Multipliers | Mapping[str, Multipliers] | None = None,
     reshaped: Iterable[str] = (),
     input_shapes: InputShapes | None = None,
 ) -> Binding:
@@ -45,8 +50,8 @@ def bind(
         model: A model, in wrappers or not.
         names: A layer to a module, a blob (``LAYER/INDEX``) to a tensor, or a pattern to what its groups make.
         skip: Layers and blobs that the model does without; names or patterns.
-        unclaimed: ``(lr_mult, decay_mult)`` of parameters that no blob stands for; ones that do not require a
-            gradient need none.
+        unclaimed: ``(lr_mult, decay_mult)`` of parameters that no blob stands for, or a mapping of their names or
+            patterns to such pairs; ones that do not require a gradient need none.
         reshaped: Layers and blobs that have another shape in the model, a head with another number of classes say:
             they keep their own multipliers; names or patterns.
         input_shapes: What the model's forward pass takes, where neither the net nor common sizes fit.
@@ -81,25 +86,43 @@ def bind(
     assignment = assign(net, findings, named, skipped, other_shape)
     bound = assignment.bound
     left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
+    given = _multipliers(unclaimed, [name for name, _, trains in left if trains])
     for units, others in findings.ties:
         error = tie_error(recipe, units, others)
         if error is not None:
             raise error
     left_over = Leftovers(
         [number for number in range(len(recipe.blobs)) if number not in assignment.blobs],
-        {name: shape for name, shape, trains in left if trains and unclaimed is None},
+        {name: shape for name, shape, trains in left if trains and name not in given},
     )
     if assignment.clashes or assignment.misfits or left_over.blobs or left_over.parameters:
         raise binding_error(net, graph, findings, assignment, left_over)
     return Binding(
         graph.name,
         tuple(_bound_blob(recipe, number, assignment) for number in range(len(recipe.blobs))),
-        tuple(
-            Unclaimed(name, shape, *(unclaimed if unclaimed and trains else (None, None)))
-            for name, shape, trains in left
-        ),
+        tuple(Unclaimed(name, shape, *given.get(name, (None, None))) for name, shape, _ in left),
         tuple(binding_notes(net, graph, findings, assignment, [name for name, _, trains in left if not trains])),
     )
+
+
+def _multipliers(unclaimed: object, left: Sequence[str]) -> dict[str, Multipliers]:
+    """The pair of each parameter that no blob stands for, as far as ``unclaimed`` gives one."""
+    if unclaimed is None:
+        return {}
+    pairs = unclaimed if isinstance(unclaimed, Mapping) else {".*": unclaimed}
+    given: dict[str, Multipliers] = {}
+    for key in sorted(pairs, key=lambda key: key not in left):  # exact names win
+        pair = pairs[key]
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_multiplier(one) for one in pair):
+            raise BindingError(f"unclaimed gives {pair!r}", expected="a pair of numbers, (lr_mult, decay_mult)")
+        found = matches(key, left, what="unclaimed", of="parameter left", error=BindingError) if left else []
+        for name, _ in found:
+            given.setdefault(name, (float(pair[0]), float(pair[1])))
+    return given
+
+
+def _is_multiplier(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _implied(recipe: TrainingRecipe, model: ModelGraph, stated: StatedNames) -> dict[str, str]:

@@ -229,3 +229,28 @@ class TestStoredInAnotherOrder:
         wrong = nn.Sequential(*model[:1], nn.ConvTranspose2d(4, 7, 3, padding=1), nn.Conv2d(7, 5, 3, padding=1))
         with pytest.raises(BindingError, match=r"6x4x3x3 in Caffe, 4x7x3x3 in 1\.weight"):
             bind(recipe_of(IMAGE, text), wrong)
+
+
+class TestUnclaimed:
+    NET = conv("one", "data", 4)
+
+    def model(self) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)
+        )
+
+    def test_a_mapping_gives_each_pattern_its_pair_and_exact_names_win(self) -> None:
+        given = {r".*\.bias": (2.0, 0.0), r"[14]\.weight": (1, 1), "4.bias": (20.0, 0.0)}
+        left = bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed=given).unclaimed
+        assert {one.name: (one.lr_mult, one.decay_mult) for one in left} == {
+            "1.weight": (1.0, 1.0), "1.bias": (2.0, 0.0), "4.weight": (1.0, 1.0), "4.bias": (20.0, 0.0)
+        }  # fmt: skip
+        with pytest.raises(BindingError, match="module 4"):
+            bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed={r"1\..*": (1.0, 1.0)})
+        with pytest.raises(BindingError, match="unclaimed: no parameter left is called 'head'"):
+            bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed={"head": (1.0, 1.0)})
+
+    @pytest.mark.parametrize("given", [1.0, (1.0,), ("a", "b"), (1.0, float("nan")), {"4.bias": 2.0}, (True, False)])
+    def test_what_is_no_pair_of_numbers_is_one_clear_error(self, given: object) -> None:
+        with pytest.raises(BindingError, match="unclaimed gives"):
+            bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed=given)  # type: ignore[arg-type]
