@@ -56,7 +56,7 @@ class Storage(StrEnum):
     USUAL = "as torch's layer of that kind"
     TRANSPOSED = "transposed"  # inputs x outputs, as ``x @ weight`` takes it
     UNDECIDED = "not known"  # in one order or another: loading weights needs a decision
-    OTHER = "another shape"  # the user said so (``reshaped``): the parameter has values of its own
+    OTHER = "another shape"  # the user states it (``reshaped``): the parameter has values of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """How Caffe fills a parameter before training: its blob's own shape, and how that lies in the parameter.
+    """How Caffe fills a parameter before training: its blob's own shape, and how that stands in the parameter.
 
     ``layout`` is ``same``, ``transposed`` or ``gates``, as ``binding/layout.py`` explains.
     """

@@ -181,7 +181,7 @@ def _kind(value: object) -> str:
 class Spec:
     """``module`` (or a script's path), the dotted name of the factory in it, and its literal arguments.
 
-    ``called`` tells whether the text has parentheses.
+    ``called``: whether the text has parentheses.
     """
 
     text: str
