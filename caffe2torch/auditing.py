@@ -31,6 +31,7 @@ def audit(
     names: Mapping[str, str] | None = None,
     skip: Collection[str] = (),
     unclaimed: tuple[float, float] | None = None,
+    reshaped: Collection[str] = (),
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),
     accept: Collection[str] = (),
@@ -44,11 +45,11 @@ def audit(
     changes the rate; without one only the rate that the optimizer stands at is. ``iteration`` is where the run stands,
     by default what the scheduler says, or the start.
 
-    ``recipe`` is what the prototxts say, or a lock file that was read. ``names``, ``skip``, ``unclaimed`` and
-    ``input_shapes`` bind as in ``bind``, ``finetune`` and ``without`` are as in ``translate``; a lock has all of it.
-    ``accept`` names kinds of departure that you know of and accept (``rate_change``, ``epsilon``, ...): they become
-    notes. Where the solver clips or has an ``iter_size``, a training loop may do that part: then averaged gradients
-    are assumed, and a note says so.
+    ``recipe`` is what the prototxts say, or a lock file that was read. ``names``, ``skip``, ``unclaimed``, ``reshaped``
+    and ``input_shapes`` bind as in ``bind``, ``finetune`` and ``without`` are as in ``translate``; a lock has all of
+    it. ``accept`` names kinds of departure that you know of and accept (``rate_change``, ``epsilon``, ...): they become
+    notes. Where the solver clips or has an ``iter_size``, a training loop may do that part: then averaged gradients are
+    assumed, and a note says so.
 
     Raises ``SolverError`` for a recipe without a solver, ``BindingError`` where blobs and parameters do not belong to
     each other, ``ModelError`` for what is no model, optimizer or scheduler, ``UnsupportedError`` for a fork's rule that
@@ -71,11 +72,11 @@ def audit(
     accepted = _kinds(accept)
     _check(model, optimizer, scheduler)
     if isinstance(recipe, Lock):
-        if names or skip or unclaimed or finetune or without:
+        if names or skip or unclaimed or reshaped or finetune or without:
             raise Caffe2TorchError("a lock already says how blobs are bound and which factors they have")
         asked = recipe
     else:
-        asked = _asked(recipe, model, names, skip, unclaimed, finetune, without, input_shapes)
+        asked = _asked(recipe, model, names, skip, unclaimed, reshaped, finetune, without, input_shapes)
     solver = asked.recipe.solver
     assert solver is not None  # _asked refuses a net alone, a lock cannot lack it
     seen = observe(model, optimizer, solver, scheduler, iteration=iteration)
@@ -91,6 +92,7 @@ def _asked(
     names: Mapping[str, str] | None,
     skip: Collection[str],
     unclaimed: tuple[float, float] | None,
+    reshaped: Collection[str],
     finetune: Mapping[str, float] | None,
     without: Collection[str],
     input_shapes: Any,
@@ -101,7 +103,8 @@ def _asked(
             hint="read the net and the solver into one recipe",
         )
     refuse_unsupported(recipe.solver, without)
-    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, input_shapes=input_shapes)
+    options: Any = {"skip": skip, "unclaimed": unclaimed, "reshaped": reshaped, "input_shapes": input_shapes}
+    binding = bind(recipe, model, names, **options)
     return Lock(recipe, binding, plan_groups(recipe, binding, finetune))
 
 

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
+from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed, read_evidence
 from caffe2torch.errors import InputError, OutputError
 from caffe2torch.files import read_text
 from caffe2torch.recipe import (
@@ -62,7 +62,7 @@ def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan
         TrainingRecipe(recipe.net_name, tuple(kept[bound.blob] for bound in binding.blobs), solver),
         Binding(
             binding.model,
-            tuple(BoundBlob(kept[bound.blob], bound.kind, bound.name, bound.how) for bound in binding.blobs),
+            tuple(replace(bound, blob=kept[bound.blob], rivals=()) for bound in binding.blobs),
             binding.unclaimed,
         ),
         tuple(
@@ -145,8 +145,9 @@ def read_lock(path: str | PathLike[str]) -> Lock:
 def _lock_from(data: dict[str, Any]) -> Lock:
     blobs = [_blob_from(fields) for fields in data["blobs"]]
     bound = tuple(
-        BoundBlob(blob, Kind(fields["kind"]), fields["parameter"], fields["bound_by"])
+        BoundBlob(blob, Kind(fields["kind"]), fields["parameter"], evidence, remark=remark)
         for blob, fields in zip(blobs, data["blobs"], strict=True)
+        for evidence, remark in [read_evidence(fields["bound_by"])]
     )
     members: list[list[GroupMember]] = [[] for _ in data["groups"]]
     for fields in (*data["blobs"], *data["unclaimed_parameters"]):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from caffe2torch.snapshot.fillers import initialize, plan_fillings
 from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
+from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 
@@ -127,6 +129,7 @@ class Translation:
         return _said(initialize(self.model, self.recipe, self.binding, generator))
 
 
+@compiler_not_imported()
 def translate(
     net: TrainingRecipe | Path | None,
     solver: Path | None = None,
@@ -136,10 +139,12 @@ def translate(
     finetune: Mapping[str, float] | None = None,
     skip: Collection[str] = (),
     unclaimed: tuple[float, float] | None = None,
+    reshaped: Collection[str] = (),
     without: Collection[str] = (),
     stages: Sequence[str] = (),
     level: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Any = None,
     accumulation: str = "sum",
     fused: bool | None = None,
 ) -> Translation:
@@ -151,9 +156,10 @@ def translate(
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
     that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for.
-    Whatever is left on either side, and named by neither, is an error. ``without`` names rules of Caffe's forks that
-    the solver asks for, that cannot be translated, and that you accept to go without. ``stages``, ``level`` and
-    ``inputs`` are as for ``read_recipe``.
+    ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
+    multipliers. Whatever is left on either side, and named by neither, is an error. ``without`` names rules of
+    Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without. ``stages``,
+    ``level`` and ``inputs`` are as for ``read_recipe``, ``input_shapes`` (what ``forward`` takes) as for ``bind``.
 
     ``accumulation`` says what your loop does with the gradients of ``iter_size`` passes: ``"sum"`` them, as Caffe, and
     the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
@@ -193,7 +199,7 @@ def translate(
         model, note = _model_for(recipe)
         notes = (note,)
     _refuse_model(model, settings)
-    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed)
+    binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped, input_shapes=input_shapes)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
     scheduler = build_scheduler(optimizer, settings)

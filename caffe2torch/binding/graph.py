@@ -16,14 +16,13 @@ from caffe2torch.recipe import Shape
 
 __all__ = [
     "INPUT",
-    "Held",
     "Node",
     "Op",
+    "TensorReference",
     "Unit",
     "UnitKind",
     "Wiring",
     "WiringBuilder",
-    "contracted",
     "rebuild",
     "without_units",
 ]
@@ -46,13 +45,19 @@ class UnitKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A tensor of a unit. ``key`` says which: an index into ``TrainingRecipe.blobs``, or a name in the model."""
+class TensorReference:
+    """A tensor of a unit. ``key`` is an index into ``TrainingRecipe.blobs``, or a name in the model."""
 
     role: str
     shape: Shape | None
     key: int | str
     trained: bool = True  # a blob or a parameter; False: a buffer, which no optimizer sees
+    transposed: bool | None = False  # stores inputs x outputs, where torch has outputs x inputs; None: not known
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a tensor of the model, whose sizes are all known."""
+        return tuple(size or 0 for size in self.shape or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +72,18 @@ class Unit:
     parts: tuple[str, ...]
     kind: UnitKind
     shape: Shape | None
-    held: tuple[Held, ...]
+    tensors: tuple[TensorReference, ...]
     groups: int = 1
     remark: str = ""  # what a message about it should add
 
-    def role(self, role: str) -> Held | None:
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a unit of the model, whose sizes are all known."""
+        return tuple(size or 0 for size in self.shape or ())
+
+    def role(self, role: str) -> TensorReference | None:
         """The tensor of a role, ``None`` if the unit has none."""
-        return next((held for held in self.held if held.role == role), None)
+        return next((tensor for tensor in self.tensors if tensor.role == role), None)
 
 
 class Op(StrEnum):
@@ -123,13 +133,13 @@ class WiringBuilder:
         return len(self.units) - 1
 
     def use(self, unit: int, inputs: Sequence[int]) -> int:
-        """A use of a unit. Further inputs that come straight from outside (labels, indicators) are left out."""
+        """Add a use of a unit. Further inputs that come straight from outside (labels, indicators) are left out."""
         if len(inputs) > 1:
             inputs = [source for source in inputs if source != INPUT] or [INPUT]
         return self._add(Node(Op.UNIT, tuple(inputs), unit))
 
     def join(self, op: Op, inputs: Sequence[int]) -> int:
-        """A junction, or its only source where all inputs are one. Concatenations of concatenations are flattened."""
+        """Add a junction; returns its only source where all inputs are one. Nested concatenations are flattened."""
         if op is Op.CONCAT:
             inputs = [
                 inner
@@ -142,8 +152,8 @@ class WiringBuilder:
         return self._add(Node(op, tuple(inputs) if op.ordered else tuple(distinct)))
 
     def build(self) -> Wiring:
-        """What was collected, as it is; ``rewiring.contracted`` makes one of what belongs together."""
-        return Wiring(tuple(self.units), tuple(self.nodes))
+        """The wiring, with what belongs together made one: sums of sums, and batch norms with their scales."""
+        return merge_norms(merge_sums(Wiring(tuple(self.units), tuple(self.nodes))))
 
     def _add(self, node: Node) -> int:
         self.nodes.append(node)
@@ -151,11 +161,6 @@ class WiringBuilder:
 
 
 # Wirings made from wirings: without some units, with what belongs together made one.
-
-
-def contracted(wiring: Wiring) -> Wiring:
-    """The wiring with sums of sums made one sum, and each batch norm one unit with the scale that follows it."""
-    return merge_norms(merge_sums(wiring))
 
 
 def consumers(wiring: Wiring) -> list[list[int]]:
@@ -195,7 +200,7 @@ def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
 
 
 def merge_sums(wiring: Wiring) -> Wiring:
-    """``(a + b) + c`` is ``a + b + c`` where nothing else looks at ``a + b``; products and the rest alike."""
+    """``(a + b) + c`` is ``a + b + c`` where nothing else reads ``a + b``; products and the rest alike."""
     users = consumers(wiring)
     nodes = wiring.nodes
     merged = {
@@ -251,7 +256,7 @@ def merge_norms(wiring: Wiring) -> Wiring:
             units[norm],
             parts=units[norm].parts + units[scale].parts,
             shape=units[norm].shape if units[norm].shape is not None else units[scale].shape,
-            held=units[norm].held + units[scale].held,
+            tensors=units[norm].tensors + units[scale].tensors,
         )
     return without_units(Wiring(tuple(units), wiring.nodes), merged)
 

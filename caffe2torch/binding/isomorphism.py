@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
-from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, rebuild
-from caffe2torch.binding.tensor_matching import fit
+from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, rebuild
+from caffe2torch.binding.layout import fit
 from caffe2torch.recipe import Shape
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Palette",
     "Sizes",
     "backward",
+    "explain",
     "forward",
     "match_whole",
     "refine",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-# Which units could be counterparts by what they are: kind, groups and sizes, before any surroundings are looked at.
+# Which units could be counterparts by what they are: kind, groups and sizes, before any surroundings are compared.
 
 _Pair = tuple[list[Hashable], list[Hashable]]
 _Label = tuple[UnitKind, int, Shape | None]
@@ -55,8 +56,13 @@ def signatures(net: Sequence[Unit], model: Sequence[Unit], sizes: Sizes) -> _Pai
     if sizes is not Sizes.COMMON:
         return list(sides[0]), list(sides[1])
     common = {label for label in counts[0] if counts[0][label] == counts[1][label]}
-    mine, theirs = (tuple[Hashable, ...](label if label in common else label[0] for label in side) for side in sides)
-    return list(mine), list(theirs)
+    mine, theirs = ([label if label in common else _hidden(label) for label in side] for side in sides)
+    return [*mine], [*theirs]
+
+
+def _hidden(label: _Label) -> UnitKind:
+    """What is left of a label where sizes are hidden: a convolution may be a transposed one in a port."""
+    return UnitKind.MAP if label[0] is UnitKind.TRANSPOSED else label[0]
 
 
 def _label(unit: Unit, sizes: Sizes) -> _Label:
@@ -92,8 +98,13 @@ Pairs = Mapping[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Units of the net to units of the model. ``ties`` are sets of units that nothing tells apart, net and model side;
-    they are paired all the same, in one of the ways that fit. ``by_name`` are those that only a name told apart.
+    """Units of the net to units of the model.
+
+    Attributes:
+        pairs: The pairs.
+        ties: Sets of units that nothing distinguishes, net and model side; they are paired in one of the ways that fit.
+        by_name: Units of the net that only a name distinguished.
+        sizes: How strictly sizes were compared.
     """
 
     pairs: dict[int, int]
@@ -102,25 +113,64 @@ class Matching:
     sizes: Sizes = Sizes.STRICT
 
 
-def match_whole(net: Wiring, model: Wiring, said: Pairs, hints: Sequence[Pairs] = ()) -> Matching | None:
+def match_whole(net: Wiring, model: Wiring, named: Pairs, hints: Sequence[Pairs] = ()) -> Matching | None:
     """The counterparts of all units where the two wirings are equal as a whole, else ``None``.
 
-    ``said`` are pairs that stand; ``hints`` decide between units that the structure cannot tell apart, the first that
-    decides wins. The wirings may end differently (losses, heads that are added up): junctions that feed no unit are
-    left out if they stand in the way. Sizes are compared strictly, then with axes flattened, at last only as far as
-    both sides have them equally often: the wirings agree then, and which sizes do not is for the caller to see.
+    ``named`` are pairs that stand; ``hints`` decide between units that the structure does not distinguish, the first
+    that decides wins. The wirings may end differently (losses, heads that are added up): junctions that feed no unit
+    are left out where they differ. Sizes are compared strictly, then with axes flattened, at last only as far as
+    both sides have them equally often: the wirings agree then, and which sizes differ is for the caller to check.
     """
     trimmed = (without_tails(net), without_tails(model))
     for sizes in Sizes:
         for one, other in ((net, model), trimmed):
-            found = _Isomorphism(one, other, sizes, said).pairs(hints)
+            found = _Isomorphism(one, other, sizes, named).pairs(hints)
             if found is not None:
                 return found
     return None
 
 
+def explain(net: Wiring, model: Wiring) -> Iterator[str]:
+    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing, order."""
+    counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
+    for kind in sorted(counts[0].keys() | counts[1].keys()):
+        if counts[0][kind] != counts[1][kind]:
+            yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
+    if match_whole(_untied(net), _untied(model), {}) is not None:
+        yield f"the wirings are equal but for what is shared: {_shared(net)} in the net, {_shared(model)} in the model"
+    elif match_whole(_unordered(net), _unordered(model), {}) is not None:
+        yield "the wirings are equal but for the order in which branches are concatenated"
+
+
+def _shared(wiring: Wiring) -> str:
+    """The units that are used more than once, by the names of all their parts."""
+    uses = Counter(node.unit for node in wiring.nodes)
+    units = [" with ".join(map(repr, unit.parts)) for number, unit in enumerate(wiring.units) if uses[number] > 1]
+    more = f" and {len(units) - 3} more" if len(units) > 3 else ""
+    return ", ".join(units[:3]) + more if units else "nothing"
+
+
+def _unordered(wiring: Wiring) -> Wiring:
+    """The wiring with concatenations whose order counts for nothing."""
+    nodes = (Node(Op.JOINT, node.inputs) if node.op is Op.CONCAT else node for node in wiring.nodes)
+    return Wiring(wiring.units, tuple(nodes))
+
+
+def _untied(wiring: Wiring) -> Wiring:
+    """The wiring with a unit of its own for every use."""
+    units: list[Unit] = []
+    nodes: list[Node] = []
+    for node in wiring.nodes:
+        if node.unit is None:
+            nodes.append(node)
+        else:
+            nodes.append(Node(node.op, node.inputs, len(units)))
+            units.append(wiring.units[node.unit])
+    return Wiring(tuple(units), tuple(nodes))
+
+
 def without_tails(wiring: Wiring) -> Wiring:
-    """The wiring without junctions that no unit looks at, directly or through other junctions."""
+    """The wiring without junctions that no unit reads, directly or through other junctions."""
     needed = [node.op is Op.UNIT for node in wiring.nodes]
     for number in range(len(needed) - 1, -1, -1):
         if needed[number]:
@@ -142,14 +192,14 @@ def without_tails(wiring: Wiring) -> Wiring:
 class _Isomorphism:
     """Two wirings, coloured together, and pairs of units that are taken as equal on the way."""
 
-    def __init__(self, net: Wiring, model: Wiring, sizes: Sizes, said: Pairs) -> None:
+    def __init__(self, net: Wiring, model: Wiring, sizes: Sizes, named: Pairs) -> None:
         self.sizes = sizes
         self.graphs = (Graph(net), Graph(model))
         self.palette = Palette()
         self.picks = 0
         labels = signatures(net.units, model.units, sizes)
-        for pick, (one, other) in enumerate(said.items()):
-            labels[0][one] = labels[1][other] = ("said", pick)
+        for pick, (one, other) in enumerate(named.items()):
+            labels[0][one] = labels[1][other] = ("named", pick)
         self.colours = self._refined(
             [
                 [(node.op, None if node.unit is None else side[node.unit]) for node in graph.wiring.nodes]
@@ -216,8 +266,8 @@ class _Isomorphism:
 
 # Colour refinement of several wirings at once (Weisfeiler and Leman, 1968): equal colours, equal surroundings.
 #
-# Two nodes get one colour as long as nothing that can be reached from them, along inputs or against them, tells them
-# apart. Colours are numbers; one palette serves all wirings, so that they can be compared across.
+# Two nodes get one colour as long as nothing that can be reached from them, along inputs or against them, distinguishes
+# them. Colours are numbers; one palette serves all wirings, so that they can be compared across.
 
 Colours = list[int]
 
@@ -234,7 +284,7 @@ class Palette:
 
 
 class Graph:
-    """A wiring with its edges in both directions, as refinement walks them."""
+    """A wiring with its edges in both directions, as refinement follows them."""
 
     def __init__(self, wiring: Wiring) -> None:
         self.wiring = wiring
@@ -254,7 +304,7 @@ class Graph:
 def forward(graph: Graph, colours: Colours, palette: Palette, fixed: Container[int] = ()) -> Colours:
     """Colours by everything that a node's value comes from, at any distance: one pass, since inputs come first.
 
-    Nodes in ``fixed`` keep their colour, so that what lies behind them makes no difference.
+    Nodes in ``fixed`` keep their colour, so that what is behind them makes no difference.
     """
     new = list(colours)
     for number, inputs in enumerate(graph.inputs):
@@ -302,7 +352,7 @@ def rounds(
     radius: int,
     palette: Palette,
 ) -> list[list[Colours]]:
-    """Colours by what lies within 0, 1, ... ``radius`` steps; nodes in ``fixed`` keep their label's colour."""
+    """Colours by what is within 0, 1, ... ``radius`` steps; nodes in ``fixed`` keep their label's colour."""
     history = [[[palette(label) for label in one] for one in labels]]
     pinned = list(fixed)
     for _ in range(radius):

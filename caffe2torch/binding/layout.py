@@ -1,4 +1,4 @@
-"""Where each number of a Caffe blob lies in the tensor that it became: the few layouts in which the two differ.
+"""Where each number of a Caffe blob stands in the tensor that it became, and which shapes can hold which.
 
 =====================================  ===========================================================================
 blob                                   tensor
@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from caffe2torch.binding.plan import BoundBlob
-from caffe2torch.binding.tensor_matching import blob_transposed
-from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+from caffe2torch.binding.graph import TensorReference
+from caffe2torch.binding.plan import BoundBlob, Storage
+from caffe2torch.recipe import LearnableBlob, Shape, TrainingRecipe
 
-__all__ = ["Layout", "caffe_shape", "layout_of", "second_bias", "to_torch"]
+__all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "stored", "to_torch"]
 
 
 class Layout(StrEnum):
@@ -41,7 +41,7 @@ def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn
 
     An LSTM's tensors in a module that is not torch's are taken to be Caffe's own.
     """
-    if blob_transposed(recipe, bound.blob):
+    if blob_transposed(recipe, bound.blob) != (bound.storage is Storage.TRANSPOSED):
         return Layout.TRANSPOSED
     if bound.blob.layer_type == "LSTM" and bound.name is not None:
         module = modules.get(bound.name.rpartition(".")[0])
@@ -64,9 +64,10 @@ def to_torch(values: Any, layout: str, shape: tuple[int, ...]) -> Any:
     return values.reshape(shape)
 
 
-def caffe_shape(blob: LearnableBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
-    """The blob's shape on Caffe's side; sizes that the prototxt leaves open are taken from the tensor."""
-    if blob.shape is not None and None not in blob.shape:
+def caffe_shape(bound: BoundBlob, layout: Layout, tensor: Tensor) -> tuple[int, ...]:
+    """The blob's shape on Caffe's side; sizes that the prototxt leaves open, or has otherwise, are the tensor's."""
+    blob = bound.blob
+    if bound.storage is not Storage.OTHER and blob.shape is not None and None not in blob.shape:
         return tuple(size for size in blob.shape if size is not None)
     shape = tuple(tensor.shape)
     if blob.layer_type == "InnerProduct" and blob.role == "weight":
@@ -80,3 +81,105 @@ def second_bias(bound: BoundBlob) -> str | None:
     if bound.blob.layer_type not in ("LSTM", "RNN") or bound.name is None or "bias_ih" not in bound.name:
         return None
     return bound.name.replace("bias_ih", "bias_hh")
+
+
+def blob_transposed(recipe: TrainingRecipe, blob: LearnableBlob) -> bool:
+    """Whether an InnerProduct keeps this weight as input x output (``transpose: true``)."""
+    if blob.layer_type != "InnerProduct" or blob.role != "weight":
+        return False
+    return any(layer.name == blob.layer and bool(layer.settings.get("transpose")) for layer in recipe.layers)
+
+
+def stored(recipe: TrainingRecipe, blob: LearnableBlob, tensor: TensorReference) -> tuple[Storage, Fit] | None:
+    """How a tensor of the model stores a blob, ``None`` if it cannot.
+
+    A fully connected layer's weight may stand transposed in a module that is not torch's own. Where sizes do not show
+    whether it does, that is left undecided.
+    """
+    usual = fit(blob.shape, tensor.sizes, transpose=blob_transposed(recipe, blob))
+    if tensor.transposed is False or blob.layer_type != "InnerProduct" or blob.role != "weight":
+        return None if usual is None else (Storage.USUAL, usual)
+    turned = fit(blob.shape, tensor.sizes, transpose=not blob_transposed(recipe, blob))
+    if tensor.transposed is None and usual is not None:
+        return Storage.UNDECIDED if turned is not None and len(tensor.sizes) == 2 else Storage.USUAL, usual
+    return None if turned is None or len(tensor.sizes) != 2 else (Storage.TRANSPOSED, turned)
+
+
+# Whether a blob's shape fits a tensor's: the axes that Caffe and torch write differently for the same numbers.
+#
+# ===================  ==========================  ==============================================
+# layer                Caffe                       torch
+# ===================  ==========================  ==============================================
+# Convolution          O x I/group x kernel        the same
+# Deconvolution        I x O/group x kernel        the same (ConvTranspose)
+# InnerProduct         O x (C*H*W)                 the same; or O x C x H x W of a full-size Conv
+# InnerProduct         (C*H*W) x O (`transpose`)   transposed
+# BN, Scale, PReLU     1xC, 1xCx1x1 or no axes     C; one number
+# Embed                input x O                   the same (Embedding)
+# ===================  ==========================  ==============================================
+
+
+class Fit(StrEnum):
+    """How a blob stands in a tensor."""
+
+    SAME = "the same shape"
+    RESHAPED = "other axes, the same order"
+    TRANSPOSED = "transposed"
+    OPEN = "as far as the net states its sizes"
+
+
+def fit(blob: Shape | None, tensor: tuple[int, ...], *, transpose: bool = False) -> Fit | None:
+    """How a blob of Caffe's shape ``blob`` stands in a tensor of shape ``tensor``; ``None`` if it does not.
+
+    Axes of length one may come and go, and neighbouring axes after the first may be one axis on the other side; the
+    order of the numbers is the same then. Sizes that the net leaves open fit anything.
+
+    >>> fit((1, 64, 1, 1), (64,)), fit((4096, 25088), (4096, 512, 7, 7))
+    (<Fit.RESHAPED: 'other axes, the same order'>, <Fit.RESHAPED: 'other axes, the same order'>)
+    >>> fit((64, 3, 7, 7), (3, 64, 7, 7)) is None
+    True
+    """
+    if blob is None:
+        return Fit.OPEN
+    if transpose and len(blob) == 2:
+        turned = fit((blob[1], blob[0]), tensor)
+        return turned if turned in (None, Fit.OPEN) else Fit.TRANSPOSED
+    known = tuple(size for size in blob if size is not None)
+    if len(known) < len(blob):
+        return Fit.OPEN if _open_fit(blob, tensor) else None
+    if known == tensor:
+        return Fit.SAME
+    ours, theirs = (tuple(size for size in shape if size != 1) for shape in (known, tensor))
+    if ours == theirs:
+        return Fit.RESHAPED if _same_front(known, tensor) else None
+    if known[:1] != tensor[:1]:
+        return None
+    return Fit.RESHAPED if _merged(ours, theirs) or _merged(theirs, ours) else None
+
+
+def _same_front(blob: tuple[int, ...], tensor: tuple[int, ...]) -> bool:
+    """A vector fits a vector; with two axes or more on both sides, the first counts outputs and must agree."""
+    if len(blob) < 2 or len(tensor) < 2:
+        return True
+    return blob[0] == tensor[0]
+
+
+def _merged(fine: tuple[int, ...], coarse: tuple[int, ...]) -> bool:
+    """Whether ``coarse`` is ``fine`` with neighbouring axes multiplied together."""
+    sizes = iter(fine)
+    for size in coarse:
+        product = 1
+        while product < size:
+            product *= next(sizes, size + 1)
+        if product != size:
+            return False
+    return next(sizes, None) is None
+
+
+def _open_fit(blob: Shape, tensor: tuple[int, ...]) -> bool:
+    known = [size for size in blob if size is not None]
+    if len(blob) == len(tensor):
+        return all(size is None or size == other for size, other in zip(blob, tensor, strict=True))
+    if blob and tensor and blob[0] not in (None, 1) and blob[0] != tensor[0]:
+        return False
+    return prod(tensor) % max(1, prod(known)) == 0

@@ -1,116 +1,204 @@
-"""What to tell a person whose net and model do not fit: what differs, what comes closest, what to write."""
+"""What to show a person whose net and model do not fit: what differs, what comes closest, what to write."""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import tomli_w
-
-from caffe2torch.binding.graph import Node, Op, Unit, UnitKind, Wiring
-from caffe2torch.binding.isomorphism import match_whole
-from caffe2torch.binding.model_graph import ModelWiring
-from caffe2torch.binding.naming import normalised
-from caffe2torch.binding.tensor_matching import Assignment, Findings, How, fit, spell
+from caffe2torch.binding.graph import Unit, UnitKind
+from caffe2torch.binding.isomorphism import explain
+from caffe2torch.binding.layout import fit
+from caffe2torch.binding.model_graph import ModelGraph
+from caffe2torch.binding.names import names_of, normalised, toml_line
+from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
+from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
+from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.wording import listed, shape_text
 
-__all__ = ["Leftovers", "binding_notes", "complaint", "explain", "tie_complaint"]
+__all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
 
-_T = TypeVar("_T")
+_CANDIDATES = 5  # modules that a draft offers for a layer
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
+
+
+class IncompleteBindingError(BindingError):
+    """A binding that leaves something out; ``draft`` is a names file to complete, with what is certain filled in."""
+
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """Blobs (indices) that nothing was found for, parameters that nothing was found for, and why, in general."""
+    """Blobs (indices) that nothing was found for, and trained parameters (with shapes) that nothing was found for."""
 
     blobs: Sequence[int]
     parameters: Mapping[str, tuple[int, ...]]
-    explanation: Sequence[str] = ()
 
 
-def complaint(
-    recipe: TrainingRecipe,
-    model: str,
-    net: Sequence[Unit],
-    modules: Sequence[Unit],
-    findings: Findings,
-    assignment: Assignment,
-    left: Leftovers,
+def binding_error(
+    net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment, left: Leftovers
 ) -> BindingError:
     """The error for a binding that leaves something out: all that is wrong in one message, the first place first."""
-    bound = {str(one.tensor.key) for one in assignment.blobs.values() if one.tensor is not None}
+    bound = assignment.bound
     refused = {one.module.name for _, one in assignment.misfits}
     contested = {str(misfit.tensor.key) for misfit, _ in assignment.misfits if misfit.tensor is not None}
-    free = [module for module in modules if not any(held.key in bound for held in module.held)]
-    idle = [module for module in free if module.name not in refused and _unmeant(module, left)]
+    free = [unit for unit in model.units if not any(tensor.key in bound for tensor in unit.tensors)]
+    idle = [
+        unit
+        for unit in free
+        if unit.name not in refused and any(tensor.key in left.parameters for tensor in unit.tensors)
+    ]
     bad = dict.fromkeys(misfit.blob for misfit, _ in assignment.misfits)
     missing = [number for number in left.blobs if number not in bad]
-    units = [unit for unit in net if any(held.key in missing for held in unit.held)]
-    known = {held.key for module in free for held in module.held} | contested
+    units = [unit for unit in net.units if any(tensor.key in missing for tensor in unit.tensors)]
+    known = {tensor.key for unit in free for tensor in unit.tensors} | contested
     stray = [name for name in left.parameters if name not in known]
     lines = [
-        *left.explanation,
-        *_listed(assignment.clashes),
-        *_listed(_misfit_lines(recipe, assignment)),
-        *_listed(units, lambda unit: _unbound_line(unit, findings, free)),
-        *_listed(stray, lambda name: f"{name} ({spell(left.parameters[name])}) of the model belongs to no layer"),
-        *_listed(idle, lambda module: f"module {module.name or 'itself'} ({module.kind}) belongs to no layer"),
-        *_listed(_second_biases(modules, left)),
+        *_explanation(net, model, findings),
+        *listed(assignment.clashes, _MOST),
+        *listed(_misfit_lines(net.recipe, assignment), _MOST),
+        *listed(units, _MOST, lambda unit: _unbound_line(unit, findings, free)),
+        *listed(
+            stray, _MOST, lambda name: f"{name} ({shape_text(left.parameters[name])}) of the model belongs to no layer"
+        ),
+        *listed(idle, _MOST, lambda unit: f"module {unit.name or 'itself'} ({unit.kind}) belongs to no layer"),
+        *listed(_second_biases(model.units, left), _MOST),
     ]
     first = next(iter((*bad, *missing)), None)
-    return BindingError(
-        _headline(recipe, model, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
-        where=None if first is None else recipe.blobs[first].where,
+    other = _other_outputs(net.recipe, assignment)
+    only = other if len(other) == len({net.recipe.blobs[number].layer for number in bad}) else {}
+    outputs = "" if units or idle or stray or assignment.clashes else next(iter(only.values()), "")
+    error = IncompleteBindingError(
+        _headline(net.recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
+        where=None if first is None else net.recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint=_hint(findings, units, free, misfits=bool(bad), left=bool(idle or stray)),
+        hint=_hint(net.recipe, findings, assignment, units, free, left=bool(idle or stray)),
     )
+    error.draft = _draft(net, model, findings, assignment)
+    return error
 
 
-def tie_complaint(recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit]) -> BindingError | None:
-    """The error for units that nothing tells apart, if their multipliers differ; ``None`` if they are the same."""
-    said = {}
+def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
+    """A names file: certain layers as they are, for each other its candidates as comments, the best first.
+
+    Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
+    stand in the order of the differences to the layer, then of the way of their names and places.
+    """
+    recipe, bound = net.recipe, assignment.bound
+    reached = model.units if model.wiring is None else model.wiring.units
+    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
+    places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
+    for misfit, one in assignment.misfits:
+        places[recipe.blobs[misfit.blob].layer] = one.module
+    certain = names_of(
+        Binding(
+            model.name,
+            tuple(
+                BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
+                for number, one in sorted(assignment.blobs.items())
+                if one.tensor is not None and recipe.blobs[number].layer not in places
+            ),
+        )
+    )
+    lines = [
+        f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
+        "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
+    ]
+    for layer, layer_type, numbers in layers_with_blobs(recipe):
+        blobs = [recipe.blobs[number] for number in numbers]
+        shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
+        lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
+        keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
+        lines += [toml_line(key, certain[key]) for key in keys]
+        if keys:
+            continue
+        if all(number in assignment.blobs for number in numbers) and layer not in places:
+            lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
+            continue
+        unit = next((unit for unit in net.units if layer in unit.parts), None)
+        claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
+        ranked = [] if unit is None else sorted(_of_kind(unit, free), key=lambda one: _distance(unit, one, claimed))
+        first = [places[layer]] if layer in places else []
+        for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
+            differing = "; ".join(differences(unit, module)) if unit is not None else ""
+            lines.append(f"# {toml_line(layer, module.name)}  # {differing or 'the same sizes'}")
+        if layer in places:
+            lines.append(f"# and say that its shape differs: --reshaped {layer!r}")
+        elif not ranked:
+            lines.append("# no module of this kind is left: --skip it")
+    return "\n".join(lines) + "\n"
+
+
+def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
+    for number in numbers:
+        one = assignment.blobs[number]
+        yield one.remark or str(one.evidence)
+
+
+def _of_kind(unit: Unit, modules: Iterable[Unit]) -> list[Unit]:
+    return [module for module in modules if module.kind is unit.kind]
+
+
+def _distance(unit: Unit, module: Unit, claimed: Sequence[str] = ()) -> tuple[bool, int, float]:
+    """How far a module is from being the counterpart: modules that have a claim first, then by sizes, then by names."""
+    ratio = difflib.SequenceMatcher(None, normalised(unit.name.replace(".", "_")), normalised(module.name)).ratio()
+    return module.name not in claimed, len(differences(unit, module)), -ratio
+
+
+def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, str]:
+    """Layers of which only the number of outputs differs, with that: a model for other classes."""
+    sizes: dict[str, set[tuple[int | None, int]]] = {}
+    for misfit, _ in assignment.misfits:
+        blob, tensor = recipe.blobs[misfit.blob], misfit.tensor
+        ours, theirs = blob.shape or (), () if tensor is None else tensor.sizes
+        alike = ours and theirs and ours[0] != theirs[0] and fit((theirs[0], *ours[1:]), theirs) is not None
+        sizes.setdefault(blob.layer, set()).add((ours[0], theirs[0]) if alike else (None, 0))
+    return {
+        layer: f"layer {layer!r} has {ours} outputs in Caffe, {theirs} in the model"
+        for layer, found in sizes.items()
+        for ours, theirs in found
+        if len(found) == 1 and ours is not None
+    }
+
+
+def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterable[str]:
+    if model.wiring is None:
+        return [f"names alone decide, since the model's wiring could not be seen: {model.traced}"]
+    if model.ended:
+        return [f"the model's forward pass ended early: {model.ended}"]
+    return [] if findings.agree else explain(net.wiring, model.wiring)
+
+
+def tie_error(recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit]) -> BindingError | None:
+    """The error for units that nothing distinguishes, if their multipliers differ; ``None`` if they are the same."""
+    multipliers = {}
     for unit in units:
-        blobs = [recipe.blobs[int(held.key)] for held in unit.held]
-        said[unit.name] = ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
-    if len(set(said.values())) == 1:
+        blobs = [recipe.blobs[int(tensor.key)] for tensor in unit.tensors]
+        multipliers[unit.name] = ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
+    if len(set(multipliers.values())) == 1:
         return None
     layers = " and ".join(repr(unit.name) for unit in units[:4])
     places = " and ".join(module.name for module in modules[:4])
     either, other = (toml_line(units[0].name, module.name) for module in modules[:2])
     return BindingError(
         f"layers {layers} could be modules {places} in any order, and their (lr_mult, decay_mult) differ",
-        where=recipe.blobs[int(units[0].held[0].key)].where,
-        found="; ".join(f"{layer!r}: {multipliers}" for layer, multipliers in said.items()),
+        where=recipe.blobs[int(units[0].tensors[0].key)].where,
+        found="; ".join(f"{layer!r}: {pairs}" for layer, pairs in multipliers.items()),
         hint=f"decide in a names file: {either}  or  {other}",
     )
 
 
-def toml_line(layer: str, module: str) -> str:
-    """The line of a names file that binds a layer to a module.
-
-    >>> print(toml_line("conv1/7x7_s2", "features.0"))
-    "conv1/7x7_s2" = "features.0"
-    """
-    return tomli_w.dumps({layer: module}).strip()
-
-
 def _closest(unit: Unit, modules: Iterable[Unit]) -> Unit | None:
     """The module of the same kind that differs least in sizes, then in name."""
-    ours = normalised(unit.name.replace(".", "_"))
-
-    def distance(module: Unit) -> tuple[int, float]:
-        ratio = difflib.SequenceMatcher(None, ours, normalised(module.name)).ratio()
-        return len(differences(unit, module)), -ratio
-
-    return min((module for module in modules if module.kind is unit.kind), key=distance, default=None)
+    return min(_of_kind(unit, modules), key=lambda module: _distance(unit, module), default=None)
 
 
-def _headline(recipe: TrainingRecipe, model: str, misfits: int, units: int, left: int, clashes: int) -> str:
+def _headline(
+    recipe: TrainingRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int
+) -> str:
     counted = [
         (misfits, "blob does not fit the tensor in its place", "blobs do not fit the tensors in their place"),
         (units, "layer has no certain counterpart", "layers have no certain counterpart"),
@@ -119,14 +207,14 @@ def _headline(recipe: TrainingRecipe, model: str, misfits: int, units: int, left
     ]
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in counted if count]
     net = f"net {recipe.net_name!r}" if recipe.net_name else "the net"
-    return f"{net} does not bind to {model}: {', '.join(parts)}"
+    return f"{net} does not bind to {model}: {outputs or ', '.join(parts)}"
 
 
 def _misfit_lines(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for misfit, one in assignment.misfits:
         layer, place = recipe.blobs[misfit.blob].layer, one.module.name or "the model itself"
-        reasons.setdefault(f"layer {layer!r} at {place} ({one.how})", []).append(misfit.reason)
+        reasons.setdefault(f"layer {layer!r} at {place} ({one.evidence})", []).append(misfit.reason)
     layers: dict[str, list[str]] = {}
     for place, texts in reasons.items():
         layers.setdefault("; ".join(texts), []).append(place)
@@ -138,11 +226,11 @@ def _misfit_lines(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
 
 def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
     layers = "layer " + " with ".join(repr(part) for part in unit.parts)
-    if unit.name in findings.torn:
-        places = findings.torn[unit.name]
+    if unit.name in findings.conflicting:
+        places = findings.conflicting[unit.name]
         if len(places) > 1:
             return f"{layers} could be {' or '.join(places)}"
-        rivals = [name for name, others in findings.torn.items() if others == places and name != unit.name]
+        rivals = [name for name, others in findings.conflicting.items() if others == places and name != unit.name]
         return f"{layers} could be {places[0]}" + (f", as could {' or '.join(map(repr, rivals))}" if rivals else "")
     near = _closest(unit, free)
     if near is None:
@@ -151,28 +239,38 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
     return f"{layers} has no counterpart; closest is {near.name}: {what}"
 
 
-def _hint(findings: Findings, units: Sequence[Unit], free: Sequence[Unit], *, misfits: bool, left: bool) -> str:
+def _hint(
+    recipe: TrainingRecipe,
+    findings: Findings,
+    assignment: Assignment,
+    units: Sequence[Unit],
+    free: Sequence[Unit],
+    *,
+    left: bool,
+) -> str:
     advice = []
-    if misfits:
-        advice.append("give the model the net's sizes, or leave those layers out (skip, --skip LAYER)")
+    shapes = [recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor is not None]
+    lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
+    if shapes:
+        layers = list(dict.fromkeys(shapes))
+        options = " ".join(listed([f"--reshaped {layer!r}" for layer in layers], 3))
+        advice.append(f"keep a layer's own multipliers though its shape differs (reshaped={layers[:3]}, {options})")
+    if lacking:
+        advice.append(f"do without a blob that the model has not (skip, --skip {lacking[0]!r})")
     if units:
-        unit = next((unit for unit in units if unit.name in findings.torn), units[0])
+        unit = next((unit for unit in units if unit.name in findings.conflicting), units[0])
         near = _closest(unit, free)
-        place = findings.torn.get(unit.name, (near.name if near is not None else "MODULE",))[0]
+        place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
         example = toml_line(unit.name, place)
-        alone = next((unit for unit in units if unit.name not in findings.torn), units[0])
+        alone = next((unit for unit in units if unit.name not in findings.conflicting), units[0])
         advice.append(f"bind layers in a names file ({example}), or leave them out (skip, --skip {alone.name!r})")
-    if left or misfits:
+    if left:
         advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
 
 
-def _unmeant(module: Unit, left: Leftovers) -> bool:
-    return any(held.key in left.parameters for held in module.held)
-
-
 def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
-    names = [held.key for module in modules for held in module.held if held.role == "second bias"]
+    names = [tensor.key for module in modules for tensor in module.tensors if tensor.role == "second bias"]
     return [
         f"{name}: Caffe's recurrent layers have one bias where torch adds two; zero and freeze this one"
         for name in names
@@ -180,26 +278,18 @@ def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
     ]
 
 
-def _listed(things: Sequence[_T], line: Callable[[_T], str] = str) -> list[str]:
-    more = [f"... and {len(things) - _MOST} more"] if len(things) > _MOST else []
-    return [*map(line, things[:_MOST]), *more]
-
-
-# What differs between a unit of the net and one of the model, and between net and model as wholes.
-
-
 def differences(unit: Unit, module: Unit) -> list[str]:
     """In words what keeps a unit of the net from being a module, Caffe's side first; empty if nothing does."""
     if unit.kind is not module.kind:
         return [f"{unit.kind} / {module.kind}"]
     found = []
-    ours, theirs = unit.shape, tuple(size or 0 for size in module.shape or ())
+    ours, theirs = unit.shape, module.sizes
     if ours is not None and fit(ours, theirs) is None:
         if unit.kind is UnitKind.MAP and len(ours) > 1 and len(theirs) > 1:
             named = [("outputs", ours[:1], theirs[:1]), ("inputs per group", ours[1:2], theirs[1:2])]
             named.append(("kernel", ours[2:] or (1, 1), theirs[2:] or (1, 1)))
-            found += [f"{what} {spell(a)} / {spell(b)}" for what, a, b in named if a != b and None not in a]
-        found = found or [f"sizes {spell(ours)} / {spell(theirs)}"]
+            found += [f"{what} {shape_text(a)} / {shape_text(b)}" for what, a, b in named if a != b and None not in a]
+        found = found or [f"sizes {shape_text(ours)} / {shape_text(theirs)}"]
     if unit.groups != module.groups:
         found.append(f"groups {unit.groups} / {module.groups}")
     for role in ("bias", "shift"):
@@ -208,76 +298,35 @@ def differences(unit: Unit, module: Unit) -> list[str]:
     return found
 
 
-def explain(net: Wiring, model: Wiring) -> Iterator[str]:
-    """Sentences on what differs between two wirings that are not equal: how many units of a kind, sharing, order."""
-    counts = [Counter(str(unit.kind) for unit in wiring.units) for wiring in (net, model)]
-    for kind in sorted(counts[0].keys() | counts[1].keys()):
-        if counts[0][kind] != counts[1][kind]:
-            yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
-    if match_whole(_untied(net), _untied(model), {}) is not None:
-        yield f"the wirings are equal but for what is shared: {_shared(net)} in the net, {_shared(model)} in the model"
-    elif match_whole(_unordered(net), _unordered(model), {}) is not None:
-        yield "the wirings are equal but for the order in which branches are concatenated"
-
-
-def _shared(wiring: Wiring) -> str:
-    """The units that are used more than once, by the names of all their parts."""
-    uses = Counter(node.unit for node in wiring.nodes)
-    units = [" with ".join(map(repr, unit.parts)) for number, unit in enumerate(wiring.units) if uses[number] > 1]
-    more = f" and {len(units) - 3} more" if len(units) > 3 else ""
-    return ", ".join(units[:3]) + more if units else "nothing"
-
-
-def _unordered(wiring: Wiring) -> Wiring:
-    """The wiring with concatenations whose order counts for nothing."""
-    nodes = (Node(Op.JOINT, node.inputs) if node.op is Op.CONCAT else node for node in wiring.nodes)
-    return Wiring(wiring.units, tuple(nodes))
-
-
-def _untied(wiring: Wiring) -> Wiring:
-    """The wiring with a unit of its own for every use."""
-    units: list[Unit] = []
-    nodes: list[Node] = []
-    for node in wiring.nodes:
-        if node.unit is None:
-            nodes.append(node)
-        else:
-            nodes.append(Node(node.op, node.inputs, len(units)))
-            units.append(wiring.units[node.unit])
-    return Wiring(tuple(units), tuple(nodes))
-
-
 # What a person should know about a binding that holds: by which evidence, and what torch has otherwise.
 
 
 def binding_notes(
-    recipe: TrainingRecipe,
-    findings: Findings,
-    assignment: Assignment,
-    seen: ModelWiring,
-    modules: Sequence[Unit],
-    frozen: Sequence[str],
+    net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment, frozen: Sequence[str]
 ) -> Iterator[Note]:
     """How layers were bound, what is interchangeable, which blobs have no tensor, which tensors no blob."""
-    yield Note(None, Severity.INFO, _summary(recipe, assignment, seen))
-    if seen.wiring is None:
-        text = f"the model's wiring could not be seen, names alone decided ({seen.how})"
+    yield Note(None, Severity.INFO, _summary(net.recipe, assignment, model))
+    if model.wiring is None:
+        text = f"the model's wiring could not be seen, names alone decided ({model.traced})"
+        yield Note(None, Severity.WARNING, text)
+    if model.ended:
+        text = f"the model's forward pass ended early ({model.ended}); what it had not reached was bound by names"
         yield Note(None, Severity.WARNING, text)
     for warning in findings.warnings:
         yield Note(None, Severity.WARNING, warning)
     for units, others in findings.ties:
         layers, places = (" and ".join(repr(one.name) for one in side) for side in (units, others))
-        text = f"nothing tells which of the layers {layers} is which of the modules {places}; the optimizer is the same"
+        text = f"layers {layers} could be modules {places} in any order; the optimizer is the same"
         decide = f"loading weights needs a decision in a names file: {toml_line(units[0].name, others[0].name)}"
-        yield Note(recipe.blobs[int(units[0].held[0].key)].where, Severity.WARNING, f"{text}, {decide}")
-    yield from _remarks(recipe, assignment)
-    bound = {one.tensor.key for one in assignment.blobs.values() if one.tensor is not None}
+        yield Note(net.recipe.blobs[int(units[0].tensors[0].key)].where, Severity.WARNING, f"{text}, {decide}")
+    yield from _remarks(net, assignment)
+    bound = assignment.bound
     empty = [
         module.name
-        for module in modules
+        for module in model.units
         if module.kind is UnitKind.NORM
-        and any(held.key in bound for held in module.held)
-        and any(held.role == "mean" and held.key not in bound for held in module.held)
+        and any(tensor.key in bound for tensor in module.tensors)
+        and any(tensor.role == "mean" and tensor.key not in bound for tensor in module.tensors)
     ]
     if empty:
         yield Note(None, Severity.INFO, f"no blob holds the running statistics of {_some(empty)}")
@@ -285,27 +334,28 @@ def binding_notes(
         yield Note(None, Severity.INFO, f"no blob stands for {_some(frozen)}, which require no gradient")
 
 
-def _summary(recipe: TrainingRecipe, assignment: Assignment, seen: ModelWiring) -> str:
-    layers: dict[str, dict[str, None]] = {}
+def _summary(recipe: TrainingRecipe, assignment: Assignment, model: ModelGraph) -> str:
+    layers: dict[Evidence, dict[str, None]] = {}
     for number, one in sorted(assignment.blobs.items()):
-        layers.setdefault(one.how, {})[recipe.blobs[number].layer] = None
-    counts = ", ".join(f"{len(names)} by {how}" for how, names in layers.items() if how != How.SKIPPED)
-    skipped = f", {len(layers[How.SKIPPED])} skipped" if How.SKIPPED in layers else ""
-    wiring = "" if seen.wiring is None else f"; the model's wiring is from {seen.how}"
-    return f"layers bound: {counts or 'none'}{skipped}{wiring}"
+        if one.evidence not in (Evidence.CANCELLED, Evidence.NOT_NEEDED):
+            layers.setdefault(one.evidence, {})[recipe.blobs[number].layer] = None
+    skipped = layers.pop(Evidence.SKIPPED, {})
+    counts = ", ".join(f"{len(names)} by {evidence}" for evidence, names in layers.items())
+    wiring = "" if model.wiring is None else f"; the model's wiring is from {model.traced}"
+    return f"layers bound: {counts or 'none'}{f', {len(skipped)} skipped' if skipped else ''}{wiring}"
 
 
-def _remarks(recipe: TrainingRecipe, assignment: Assignment) -> Iterator[Note]:
+def _remarks(net: NetGraph, assignment: Assignment) -> Iterator[Note]:
     grouped: dict[str, list[int]] = {}
     for number, one in sorted(assignment.blobs.items()):
-        if one.remark and recipe.blobs[number].role != "factor":
+        if one.remark and net.recipe.blobs[number].role != "factor":
             grouped.setdefault(one.remark, []).append(number)
     for remark, numbers in grouped.items():
-        names = [recipe.blobs[number].name for number in numbers]
-        where = recipe.blobs[numbers[0]].where
-        severity = Severity.WARNING if "when loading weights" in remark else Severity.INFO
-        yield Note(where, severity, f"{_some(names)}: {remark}")
+        blobs = [net.recipe.blobs[number] for number in numbers]
+        matters = assignment.blobs[numbers[0]].evidence is Evidence.CANCELLED and not net.cancelled[numbers[0]]
+        severity = Severity.WARNING if matters else Severity.INFO
+        yield Note(blobs[0].where, severity, f"{_some([blob.name for blob in blobs])}: {remark}")
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return ", ".join(listed(names, 6))

@@ -6,13 +6,22 @@ are resolved in the file's order. What is no unit and no junction is transparent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
-from caffe2torch.binding.graph import INPUT, Held, Op, Unit, UnitKind, Wiring, WiringBuilder, contracted
+from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
-__all__ = ["biases_before_norms", "caffe_wiring", "net_inputs", "unit_kind"]
+__all__ = [
+    "NetGraph",
+    "biases_before_norms",
+    "caffe_wiring",
+    "layers_with_blobs",
+    "net_graph",
+    "net_inputs",
+    "unit_kind",
+]
 
 _KINDS = {
     "BN": UnitKind.NORM,  # SegNet's has no statistics
@@ -24,7 +33,7 @@ _KINDS = {
     "Lstm": UnitKind.RECURRENT,
     "RNN": UnitKind.RECURRENT,
 }
-"""Layer types whose roles alone do not tell what they compute."""
+"""Layer types whose roles alone do not determine what they compute."""
 
 _ELTWISE = {"SUM": Op.SUM, "PROD": Op.PRODUCT, "MAX": Op.MAX}
 
@@ -37,6 +46,37 @@ _FIRST_BOTTOM_ONLY = frozenset(
 """Layers whose further bottoms are sizes, masks, regions or labels: they give no gradient to them."""
 
 
+@dataclass(frozen=True, slots=True)
+class NetGraph:
+    """What binding reads of a net, collected once.
+
+    Attributes:
+        recipe: What was read.
+        wiring: Its layers as units and junctions; the units hold indices into ``recipe.blobs``.
+        cancelled: Biases that a batch normalization subtracts again, as ``biases_before_norms`` explains.
+    """
+
+    recipe: TrainingRecipe
+    wiring: Wiring
+    cancelled: Mapping[int, bool]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The layers that learn, those that are one unit as one."""
+        return self.wiring.units
+
+    def without(self, blobs: Collection[int]) -> Wiring:
+        """The wiring without the layers all of whose own blobs (indices) are among ``blobs``."""
+        kept = {blob.layer for number, blob in enumerate(self.recipe.blobs) if number not in blobs}
+        gone = frozenset(self.recipe.blobs[number].layer for number in blobs) - kept
+        return caffe_wiring(self.recipe, gone) if gone else self.wiring
+
+
+def net_graph(recipe: TrainingRecipe) -> NetGraph:
+    """Collect what binding reads of a net."""
+    return NetGraph(recipe, caffe_wiring(recipe), biases_before_norms(recipe))
+
+
 def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) -> Wiring:
     """The wiring of ``recipe.layers``; each unit holds indices into ``recipe.blobs``.
 
@@ -45,11 +85,14 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
     """
     builder = WiringBuilder()
     if not recipe.layers:
-        for blobs in _blobs_by_layer(recipe).values():
-            first = recipe.blobs[blobs[0]]
-            if first.layer not in skipped:
-                builder.use(builder.unit(_unit(recipe, first.layer, first.layer_type, blobs, {})), [INPUT])
-        return contracted(builder.build())
+        layers: dict[str, list[int]] = {}
+        for number, blob in enumerate(recipe.blobs):
+            layers.setdefault(blob.layer, []).append(number)
+        for layer_name, blobs in layers.items():
+            if layer_name not in skipped:
+                unit = _unit(recipe, layer_name, recipe.blobs[blobs[0]].layer_type, blobs, {})
+                builder.use(builder.unit(unit), [INPUT])
+        return builder.build()
     shared: dict[tuple[int, ...], int] = {}
     value: dict[str, int] = {}  # blob name -> the node that it now holds
     for layer in recipe.layers:
@@ -59,17 +102,31 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
                 shared[layer.blobs] = builder.unit(_unit(recipe, layer.name, layer.type, layer.blobs, layer.settings))
             elif layer.name not in builder.units[shared[layer.blobs]].parts:
                 number = shared[layer.blobs]
-                builder.units[number] = _with_part(builder.units[number], layer.name)
+                builder.units[number] = replace(builder.units[number], parts=(*builder.units[number].parts, layer.name))
             node = builder.use(shared[layer.blobs], _unit_sources(layer, sources))
         else:
             node = _junction(builder, layer, sources)
         for top in layer.tops:
             value[top] = node
-    return contracted(builder.build())
+    return builder.build()
+
+
+def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and blobs (indices into ``recipe.blobs``) of each layer that learns, in the file's order."""
+    if recipe.layers:
+        return [(layer.name, layer.type, layer.blobs) for layer in recipe.layers if layer.blobs]
+    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for number, blob in enumerate(recipe.blobs):
+        for layer, layer_type in (
+            (blob.layer, blob.layer_type),
+            *((use.layer, use.layer_type) for use in blob.shared_with),
+        ):
+            layers[layer] = (layer_type, (*layers.get(layer, (layer_type, ()))[1], number))
+    return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
 
 
 def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
-    """Name and shape of every blob from outside that something learnable looks at: images, but not labels."""
+    """Name and shape of every blob from outside that something learnable reads: images, but not labels."""
     origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
     used: dict[tuple[str, Shape | None], None] = {}
     for layer in recipe.layers:
@@ -143,23 +200,20 @@ def unit_kind(layer_type: str, roles: Sequence[str]) -> UnitKind:
     return UnitKind.OTHER
 
 
-def _unit(recipe: TrainingRecipe, name: str, layer_type: str, blobs: Sequence[int], settings: object) -> Unit:
-    held = tuple(Held(recipe.blobs[number].role, recipe.blobs[number].shape, number) for number in blobs)
-    kind = unit_kind(layer_type, [one.role for one in held])
-    options = settings if isinstance(settings, dict) or hasattr(settings, "get") else {}
-    shape = held[0].shape
-    if layer_type == "InnerProduct" and options.get("transpose") and shape is not None and len(shape) == 2:
+def _unit(
+    recipe: TrainingRecipe, name: str, layer_type: str, blobs: Sequence[int], settings: Mapping[str, object]
+) -> Unit:
+    tensors = tuple(TensorReference(recipe.blobs[number].role, recipe.blobs[number].shape, number) for number in blobs)
+    kind = unit_kind(layer_type, [one.role for one in tensors])
+    shape = tensors[0].shape
+    if layer_type == "InnerProduct" and settings.get("transpose") and shape is not None and len(shape) == 2:
         shape = (shape[1], shape[0])
     if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
         shape = _flat(shape)
-    groups = int(str(options.get("group", 1) or 1))
+    groups = int(str(settings.get("group", 1) or 1))
     if "epthwise" in layer_type and shape is not None and groups == 1:
         groups = shape[0] or 1  # forks' depthwise layers need not state what their name says
-    return Unit(name, (name,), kind, shape, held, groups)
-
-
-def _with_part(unit: Unit, name: str) -> Unit:
-    return Unit(unit.name, (*unit.parts, name), unit.kind, unit.shape, unit.held, unit.groups)
+    return Unit(name, (name,), kind, shape, tensors, groups)
 
 
 def _flat(shape: Shape | None) -> Shape | None:
@@ -167,10 +221,3 @@ def _flat(shape: Shape | None) -> Shape | None:
     if shape is None or None in shape:
         return None if shape is None else (None,)
     return (prod(size for size in shape if size is not None),)
-
-
-def _blobs_by_layer(recipe: TrainingRecipe) -> dict[str, list[int]]:
-    layers: dict[str, list[int]] = {}
-    for number, blob in enumerate(recipe.blobs):
-        layers.setdefault(blob.layer, []).append(number)
-    return layers

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import SequenceMatcher
 from enum import StrEnum
 from typing import Any
 
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Filler, LearnableBlob, Note, SolverSettings, TrainingRecipe
+from caffe2torch.wording import matches
 
 __all__ = [
     "Binding",
     "BoundBlob",
+    "Evidence",
     "Filling",
     "GroupMember",
     "GroupPlan",
     "Kind",
+    "Storage",
     "Unclaimed",
     "frozen_with_gradient",
     "plan_groups",
+    "read_evidence",
+    "users",
 ]
 
 
@@ -33,18 +36,74 @@ class Kind(StrEnum):
     NONE = "none"
 
 
+class Evidence(StrEnum):
+    """Why a blob is bound to its tensor, or to none; the values are the words of reports and locks."""
+
+    NAMED = "the user's names"
+    EQUAL_NAMES = "equal names"
+    SPELLING = "names equal but for spelling"
+    REMAINDER = "what names left of units that are alike"
+    STRUCTURE = "structure"
+    NEARBY = "structure nearby"
+    SKIPPED = "skipped by the user"
+    CANCELLED = "skipped"  # a bias that the model lacks and a batch normalization subtracts again
+    NOT_NEEDED = "not in the model"  # a blob that Caffe does not train either
+
+
+class Storage(StrEnum):
+    """How a parameter stores what its blob holds; multipliers do not depend on it, loading weights does."""
+
+    USUAL = "as torch's layer of that kind"
+    TRANSPOSED = "transposed"  # inputs x outputs, as ``x @ weight`` takes it
+    UNDECIDED = "not known"  # in one order or another: loading weights needs a decision
+    OTHER = "another shape"  # the user states it (``reshaped``): the parameter has values of its own
+
+
 @dataclass(frozen=True, slots=True)
 class BoundBlob:
-    """A blob and the tensor it became. ``name`` is as ``named_parameters()`` / ``named_buffers()`` of the bare model
-    give it, ``None`` where torch has no counterpart; ``how`` says which evidence bound it. ``rivals`` are other tensors
-    that nothing tells apart from it: the optimizer is the same whichever it is, but loading weights needs a decision.
+    """A blob and the tensor it became.
+
+    Attributes:
+        blob: The blob.
+        kind: What it is on torch's side.
+        name: As ``named_parameters()`` or ``named_buffers()`` of the bare model give it; ``None`` where torch has no
+            counterpart.
+        evidence: Why it is bound so.
+        rivals: Other tensors that nothing distinguishes from it: the optimizer is the same whichever it is, but
+            loading weights needs a decision.
+        remark: What a report adds to the evidence.
+        storage: How the tensor stores it.
     """
 
     blob: LearnableBlob
     kind: Kind
     name: str | None
-    how: str
+    evidence: Evidence
     rivals: tuple[str, ...] = ()
+    remark: str = ""
+    storage: Storage = Storage.USUAL
+
+    @property
+    def how(self) -> str:
+        """The evidence and the remark as reports and locks write them."""
+        colon = self.evidence is Evidence.CANCELLED
+        return f"{self.evidence}{': ' if colon else '; '}{self.remark}" if self.remark else str(self.evidence)
+
+
+def read_evidence(how: str) -> tuple[Evidence, str]:
+    """Evidence and remark of what ``BoundBlob.how`` wrote, in this version or an earlier one.
+
+    >>> read_evidence("structure (interchangeable); transposed")
+    (<Evidence.STRUCTURE: 'structure'>, 'interchangeable; transposed')
+
+    Raises ``ValueError`` for any other text.
+    """
+    for mark in (": ", " (interchangeable)", "; "):
+        first, found, remark = how.partition(mark)
+        if found and first in set(Evidence):
+            inner = "interchangeable" if mark == " (interchangeable)" else ""
+            return Evidence(first), "; ".join(filter(None, (inner, remark.removeprefix("; "))))
+    return Evidence(how), ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +147,7 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """How Caffe fills a parameter before training: its blob's own shape, and how that lies in the parameter.
+    """How Caffe fills a parameter before training: its blob's own shape, and how that stands in the parameter.
 
     ``layout`` is ``same``, ``transposed`` or ``gates``, as ``binding/layout.py`` explains.
     """
@@ -116,7 +175,7 @@ def plan_groups(
     scratch and that of a fine-tuning have the same groups and load each other's ``state_dict``.
 
     Raises ``BindingError`` for a key that matches no layer with a learnable blob, that is no regular expression, when
-    two keys claim one layer, or when nothing tells a layer with a key from one without.
+    two keys claim one layer, or when nothing distinguishes a layer with a key from one without.
     """
     keys = _finetuned_layers(recipe, finetune or {})
     key_of = {bound.name: _key(bound, keys) for bound in binding.blobs}
@@ -127,13 +186,13 @@ def plan_groups(
         key = _key(bound, keys)
         if key is not None and any(key_of.get(rival) != key for rival in bound.rivals):
             raise BindingError(
-                f"finetune names {key!r}, but {bound.name} could be another layer as well: nothing tells it from "
-                f"{', '.join(bound.rivals)}",
+                f"finetune names {key!r}, but {bound.name} could be another layer as well: nothing distinguishes it "
+                f"from {', '.join(bound.rivals)}",
                 where=bound.blob.where,
                 hint=f"decide in a names file which module layer {bound.blob.layer!r} is",
             )
-        slot = members.setdefault((key, bound.blob.lr_mult, bound.blob.decay_mult), [])
-        slot.append(GroupMember(bound.name, bound.blob))
+        equal = members.setdefault((key, bound.blob.lr_mult, bound.blob.decay_mult), [])
+        equal.append(GroupMember(bound.name, bound.blob))
     for left in binding.unclaimed:
         if left.lr_mult is not None and left.decay_mult is not None:
             members.setdefault((None, left.lr_mult, left.decay_mult), []).append(GroupMember(left.name, None))
@@ -163,34 +222,21 @@ def frozen_with_gradient(groups: Sequence[GroupPlan], solver: SolverSettings) ->
 
 def _key(bound: BoundBlob, keys: Mapping[str, str]) -> str | None:
     """The key of ``finetune`` that claims one of the layers that use a blob."""
-    layers = (bound.blob.layer, *(use.layer for use in bound.blob.shared_with))
-    return next((keys[layer] for layer in layers if layer in keys), None)
+    return next((keys[layer] for layer in users(bound.blob) if layer in keys), None)
 
 
 def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
     """Layer name to the key of ``finetune`` that claims it."""
-    names = list(dict.fromkeys(user for b in recipe.blobs for user in (b.layer, *(u.layer for u in b.shared_with))))
+    layers = dict.fromkeys(layer for blob in recipe.blobs for layer in users(blob))
     claimed: dict[str, str] = {}
     for key in finetune:
-        try:
-            matched = [key] if key in names else [name for name in names if re.fullmatch(key, name)]
-        except re.error as error:
-            raise BindingError(
-                f"{key!r} is neither a layer of the net nor a regular expression: {error}",
-                hint="write the layer's exact name, or a pattern such as 'conv_.*'",
-            ) from None
-        if not matched:
-            raise BindingError(
-                f"finetune names {key!r}, which matches no layer with learnable blobs",
-                hint=f"layers that learn: {', '.join(_nearest(key, names)[:12])}{', ...' * (len(names) > 12)}",
-            )
-        for name in matched:
+        for name, _ in matches(key, layers, what="finetune", of="layer that learns", error=BindingError):
             if name in claimed:
                 raise BindingError(f"finetune names layer {name!r} twice: by {claimed[name]!r} and by {key!r}")
             claimed[name] = key
     return claimed
 
 
-def _nearest(key: str, names: list[str]) -> list[str]:
-    """``names``, those first that were probably meant."""
-    return sorted(names, key=lambda name: (key not in name, -SequenceMatcher(None, key, name).ratio()))
+def users(blob: LearnableBlob) -> list[str]:
+    """The layers that use a blob, its own first."""
+    return [blob.layer, *(use.layer for use in blob.shared_with)]

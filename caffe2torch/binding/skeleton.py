@@ -1,4 +1,4 @@
-"""A stand-in for a port: one submodule a layer that learns, and nothing but its tensors."""
+"""A model made from a net alone: one submodule for each layer that learns, and nothing but its tensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from caffe2torch.binding.graph import Held, Unit, UnitKind, Wiring, without_units
-from caffe2torch.binding.naming import module_names
-from caffe2torch.binding.net_graph import caffe_wiring, unit_kind
-from caffe2torch.binding.tensor_matching import blob_transposed
+from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.layout import blob_transposed
+from caffe2torch.binding.names import module_names
+from caffe2torch.binding.net_graph import caffe_wiring, layers_with_blobs, unit_kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.net.build import with_inputs
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
 
-__all__ = ["SkeletonLayer", "layers_with_blobs", "skeleton", "skeleton_wiring"]
+__all__ = ["SkeletonLayer", "skeleton", "skeleton_wiring"]
 
 _ATTRIBUTES = {
     "weight": "weight",
@@ -32,7 +32,7 @@ _BUFFERS = ("mean", "variance")
 
 
 class SkeletonLayer(nn.Module):
-    """The tensors of one Caffe layer, and what it needs to tell how it was wired: it is never called.
+    """The tensors of one Caffe layer, and how its net is wired: it is never called.
 
     ``roles`` and ``blobs`` map an attribute to the role and the index of the blob that it stands for, in ``net``.
     """
@@ -94,20 +94,6 @@ def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] |
     return model
 
 
-def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and blobs (indices into ``recipe.blobs``) of each layer that learns, in the file's order."""
-    if recipe.layers:
-        return [(layer.name, layer.type, layer.blobs) for layer in recipe.layers if layer.blobs]
-    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for number, blob in enumerate(recipe.blobs):
-        for layer, layer_type in (
-            (blob.layer, blob.layer_type),
-            *((use.layer, use.layer_type) for use in blob.shared_with),
-        ):
-            layers[layer] = (layer_type, (*layers.get(layer, (layer_type, ()))[1], number))
-    return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
-
-
 def _register(
     module: SkeletonLayer, blob: LearnableBlob, number: int, tensors: dict[int, torch.Tensor], *, transposed: bool
 ) -> None:
@@ -147,31 +133,31 @@ def skeleton_wiring(model: nn.Module) -> Wiring | None:
     if not layers or any(module.net is not layers[0][1].net for _, module in layers):
         return None
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    held: dict[int, Held] = {}
+    tensors: dict[int, TensorReference] = {}
     paths: dict[int, list[str]] = {}
     for path, module in layers:
         for attribute, number in module.blobs.items():
             tensor = getattr(module, attribute)
             trained = isinstance(tensor, nn.Parameter)
-            held[number] = Held(module.roles[attribute], tuple(tensor.shape), names[id(tensor)], trained)
+            tensors[number] = TensorReference(module.roles[attribute], tuple(tensor.shape), names[id(tensor)], trained)
             paths.setdefault(number, []).append(path)
     net = layers[0][1].net
-    rank = {key: place for place, key in enumerate(held)}
-    first = [min((rank.get(int(one.key), len(rank)) for one in unit.held), default=0) for unit in net.units]
+    rank = {key: place for place, key in enumerate(tensors)}
+    first = [min((rank.get(int(one.key), len(rank)) for one in unit.tensors), default=0) for unit in net.units]
     order = sorted(range(len(net.units)), key=first.__getitem__)
     place = {number: index for index, number in enumerate(order)}
     nodes = tuple(node if node.unit is None else replace(node, unit=place[node.unit]) for node in net.nodes)
-    units = [_unit(net.units[number], held, paths) for number in order]
-    gone = {index for index, unit in enumerate(units) if not unit.held}
+    units = [_unit(net.units[number], tensors, paths) for number in order]
+    gone = {index for index, unit in enumerate(units) if not unit.tensors}
     return without_units(Wiring(tuple(units), nodes), gone)
 
 
-def _unit(unit: Unit, held: Mapping[int, Held], paths: Mapping[int, list[str]]) -> Unit:
+def _unit(unit: Unit, tensors: Mapping[int, TensorReference], paths: Mapping[int, list[str]]) -> Unit:
     """A unit of the net with the model's names and shapes; it holds nothing if the model has none of its tensors."""
-    own = [int(one.key) for one in unit.held if one.key in held]
+    own = [int(one.key) for one in unit.tensors if one.key in tensors]
     if not own:
-        return replace(unit, held=())
+        return replace(unit, tensors=())
     parts = tuple(dict.fromkeys(path for key in own for path in paths[key]))
-    tensors = tuple(held[key] for key in own)
-    shape = tensors[0].shape if unit.shape is None else tuple(size or 1 for size in unit.shape)
-    return replace(unit, name=parts[0], parts=parts, held=tensors, shape=shape)
+    held = tuple(tensors[key] for key in own)
+    shape = held[0].shape if unit.shape is None else tuple(size or 1 for size in unit.shape)
+    return replace(unit, name=parts[0], parts=parts, tensors=held, shape=shape)

@@ -8,7 +8,9 @@ need no rules. Gradients play no part: a frozen backbone under ``no_grad`` is fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -16,11 +18,12 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from caffe2torch.binding.graph import INPUT, Op, Unit, Wiring, WiringBuilder, contracted
-from caffe2torch.binding.modules import BareParameters, opaque_modules
-from caffe2torch.binding.wrappers import named_tensors
+from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.wrappers import named_modules, named_tensors
 
-__all__ = ["fx_wiring", "trace"]
+__all__ = ["REST", "fx_wiring", "trace"]
+
+REST = "the rest of the forward pass"
 
 _JOINS = {
     "cat": Op.CONCAT,
@@ -34,40 +37,56 @@ _JOINS = {
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
 
+_MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
+
 _Source = int | frozenset[str]
 """What a tensor's numbers come from: a node, or parameters that no value of the net has met yet."""
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None) -> Wiring:
-    """Run ``model`` once and return its wiring. Whatever the forward pass raises is passed on."""
-    tracer = _Tracer(model)
+def trace(
+    model: nn.Module, units: Sequence[Unit], inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None
+) -> tuple[Wiring, Exception | None]:
+    """Run ``model`` once and return its wiring, and what the forward pass raised.
+
+    After an error the wiring is as far as the pass went. What nothing had used by then feeds one further unit, which
+    stands for the rest, so that it is not taken for an output.
+    """
+    tracer = _Tracer(model, units)
     for tensor in (*inputs, *(named or {}).values()):
         tracer.know(tensor, INPUT)
+    error = None
     try:
         with torch.no_grad(), tracer:
             model(*inputs, **(named or {}))
+    except Exception as raised:  # whatever a user's forward pass raises
+        error = raised
+        used = {source for node in tracer.builder.nodes for source in node.inputs}
+        open_nodes = [number for number in range(len(tracer.builder.nodes)) if number not in used]
+        rest = tracer.builder.unit(Unit(REST, (REST,), UnitKind.OTHER, None, ()))
+        tracer.builder.use(rest, open_nodes)
     finally:
         for hook in tracer.hooks:
             hook.remove()
-    return contracted(tracer.builder.build())
+    return tracer.builder.build(), error
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """Follows sources from operation to operation while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = WiringBuilder()
-        self.bare = BareParameters(model, self.builder)
+        self.bare = _BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[int]] = []  # the sources that the unit calls now running were given
         self.number: dict[tuple[object, ...], int] = {}
         self.hooks: list[RemovableHandle] = []
-        for name, tensor in named_tensors(model):
-            if name in self.bare:
-                self.know(tensor, frozenset({name}))
-        for module, unit in opaque_modules(model):
+        self.transposed: dict[str, bool] = {}  # by parameter, as products used it
+        self.parameters = {name: tensor for name, tensor in named_tensors(model) if name in self.bare}
+        for name, tensor in self.parameters.items():
+            self.know(tensor, frozenset({name}))
+        for module, unit in _opaque_modules(model, units):
             self._watch(module, unit)
 
     def know(self, tensor: Tensor, source: _Source) -> None:
@@ -76,9 +95,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.alive.append(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        inputs = _tensors((args, kwargs or {}))
+        result = _elementwise_on_meta(func, inputs)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
+            self._note_order(inputs[-1])
         if not self.inside:
-            self._follow(func, args, _tensors((args, kwargs or {})), _tensors(result))
+            self._follow(func, args, inputs, _tensors(result))
         return result
 
     def _follow(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -103,13 +127,20 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
                 name, groups = "conv_transpose" if args[6] else name, args[8]
-            joined = self.bare.apply(name, parameters, values, groups)
+            joined = self.bare.apply(name, parameters, values, groups, self.transposed)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
         given = {_memory(one) for one in inputs}
         for output in outputs:
             if func._schema.is_mutable or _memory(output) not in given:
                 self.know(output, joined)
+
+    def _note_order(self, factor: Tensor) -> None:
+        """The last factor of a product is inputs x outputs: a parameter itself, or a transposed view of one."""
+        source = self.source.get(_memory(factor))
+        if isinstance(source, frozenset) and len(source) == 1:
+            own = self.parameters[next(iter(source))]
+            self.transposed[next(iter(source))] = (own.shape, own.stride()) == (factor.shape, factor.stride())
 
     def _write(self, name: str, inputs: list[Tensor]) -> None:
         """Numbers written over others: all of them, or joining those that stay."""
@@ -126,7 +157,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _watch(self, module: nn.Module, unit: Unit) -> None:
         """Take each call of a module as one use of its unit."""
-        keys = tuple(held.key for held in unit.held)
+        keys = tuple(tensor.key for tensor in unit.tensors)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             sources = [self.source.get(_memory(tensor)) for tensor in _tensors((args, kwargs))]
@@ -137,13 +168,48 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
-                self.number[keys] = self.builder.unit(unit)
+                self.number[keys] = self.builder.unit(_in_order(unit, self.transposed))
             node = self.builder.use(self.number[keys], sources)
             for tensor in _tensors(result):
                 self.know(tensor, node)
 
         self.hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self.hooks.append(module.register_forward_hook(after))
+
+
+_ELEMENTWISE = frozenset(
+    (
+        *("abs", "add", "clamp", "clamp_min", "div", "elu", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu"),
+        *("log", "maximum", "minimum", "mul", "neg", "pow", "relu", "rsqrt", "rsub", "sigmoid", "silu", "sqrt"),
+        *("sub", "tanh"),
+    )
+)
+
+
+def _elementwise_on_meta(func: Any, inputs: list[Tensor]) -> Any:
+    """What an operation on meta tensors gives where that is its first input's shape again, else ``None``.
+
+    Torch's own answer is written in Python, at most of the cost of a trace, and imports sympy the first time.
+    """
+    if not inputs or any(not one.is_meta or one.dtype != inputs[0].dtype for one in inputs) or func._schema.is_mutable:
+        return None
+    first, name = inputs[0], func.overloadpacket.__name__
+    if name == "native_batch_norm":
+        return _empty(first.shape, first), *(_empty(first.shape[1:2], first) for _ in range(2))
+    if name in _ELEMENTWISE and first.is_floating_point():
+        return _empty(first.shape, first) if all(_broadcasts(one.shape, first.shape) for one in inputs[1:]) else None
+    return None
+
+
+def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a tensor of ``shape`` can be expanded to ``to``."""
+    return len(shape) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def _memory(tensor: Tensor) -> int:
@@ -162,6 +228,115 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for one in value for tensor in _tensors(one)]
 
 
+def _opaque_modules(model: nn.Module, units: Sequence[Unit]) -> Iterator[tuple[nn.Module, Unit]]:
+    """The modules of which one call is one use of a unit: torch's own layers, and what looks like one.
+
+    A module of unknown kind is not among them: its operations show what it does with its parameters.
+    """
+    by_path = {part: unit for unit in units for part in unit.parts if unit.kind is not UnitKind.OTHER}
+    for path, module in named_modules(model):
+        if path in by_path:
+            yield module, by_path[path]
+
+
+# Parameters that a forward pass uses without calling a module: the operation determines the kind of unit.
+
+_BARE_KINDS = {
+    "convolution": UnitKind.MAP,
+    "conv_transpose": UnitKind.TRANSPOSED,
+    "linear": UnitKind.MAP,
+    "addmm": UnitKind.MAP,
+    "mm": UnitKind.MAP,
+    "bmm": UnitKind.MAP,
+    "baddbmm": UnitKind.MAP,
+    "native_batch_norm": UnitKind.NORM,
+    "batch_norm": UnitKind.NORM,
+    "prelu": UnitKind.SLOPE,
+    "_prelu_kernel": UnitKind.SLOPE,
+    "embedding": UnitKind.TABLE,
+    "mul": UnitKind.SCALE,
+    "div": UnitKind.SCALE,
+    "add": UnitKind.SCALE,
+    "sub": UnitKind.SCALE,
+}
+_BARE_ROLES = {
+    **dict.fromkeys(("mul", "div"), "scale"),
+    **dict.fromkeys(("add", "sub"), "shift"),
+    **dict.fromkeys(("_prelu_kernel", "prelu"), "slope"),
+    "embedding": "weight",
+}
+
+
+class _BareParameters:
+    """Makes units of parameters as operations use them; what one module applies in a row is one unit."""
+
+    def __init__(self, units: Sequence[Unit], builder: WiringBuilder) -> None:
+        self._builder = builder
+        self._tensors = {str(tensor.key): tensor for unit in units for tensor in unit.tensors}
+        self._order = {name: number for number, name in enumerate(self._tensors)}
+        self._made: dict[frozenset[str], int] = {}
+        self._module: dict[int, str] = {}  # unit -> the module whose parameters it holds
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def apply(
+        self,
+        operation: str,
+        parameters: frozenset[str],
+        values: list[int],
+        groups: int = 1,
+        transposed: Mapping[str, bool] | None = None,
+    ) -> int:
+        """The node for an operation that joins ``parameters`` and the nodes ``values``."""
+        names = sorted(parameters, key=self._order.__getitem__)
+        module = names[0].rpartition(".")[0]
+        own = tuple(_in_role(operation, self._tensors[name]) for name in names)
+        before = self._builder.nodes[values[0]].unit if len(set(values)) == 1 else None
+        if before is not None and self._module.get(before) == module and operation in ("mul", "add"):
+            unit = self._builder.units[before]
+            if all(unit.role(one.role) in (None, one) for one in own):
+                new = tuple(one for one in own if unit.role(one.role) is None)
+                self._builder.units[before] = replace(unit, tensors=unit.tensors + new)
+                return values[0]
+        if parameters not in self._made:
+            self._made[parameters] = self._builder.unit(
+                _in_order(_bare_unit(operation, groups, module, own), transposed or {})
+            )
+            self._module[self._made[parameters]] = module
+        return self._builder.use(self._made[parameters], values)
+
+
+def _in_order(unit: Unit, transposed: Mapping[str, bool]) -> Unit:
+    """The unit with what products showed of the order in which its weight stands."""
+    if unit.kind is not UnitKind.MAP or not any(str(one.key) in transposed for one in unit.tensors):
+        return unit
+    tensors = tuple(
+        replace(one, transposed=transposed.get(str(one.key), one.transposed)) if one.transposed is None else one
+        for one in unit.tensors
+    )
+    turned = any(one.transposed and one.shape == unit.shape for one in tensors) and unit.shape is not None
+    return replace(unit, tensors=tensors, shape=unit.shape[::-1] if turned and unit.shape else unit.shape)
+
+
+def _in_role(operation: str, tensor: TensorReference) -> TensorReference:
+    if operation in _BARE_ROLES:
+        return replace(tensor, role=_BARE_ROLES[operation])
+    if _BARE_KINDS.get(operation) in (UnitKind.MAP, UnitKind.TRANSPOSED):
+        return replace(tensor, role="weight" if len(tensor.shape or ()) > 1 else "bias")
+    return tensor
+
+
+def _bare_unit(operation: str, groups: int, module: str, tensors: tuple[TensorReference, ...]) -> Unit:
+    kind = _BARE_KINDS.get(operation, UnitKind.OTHER)
+    main = max(tensors, key=lambda one: len(one.shape or ()))
+    shape = main.shape
+    if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
+        shape = (prod(size or 1 for size in shape or ()),)
+    name = module or str(main.key)
+    return Unit(name, (name,), kind, shape, tensors, groups)
+
+
 # The wiring of a model by symbolic tracing: no sizes needed, but no decision in ``forward`` may depend on a value.
 
 _FX_JOINS = {
@@ -176,12 +351,12 @@ _NO_NUMBERS = frozenset({"size", "dim", "getattr", "len", "numel", "detach_shape
 _FxSource = int | frozenset[str] | None
 
 
-def fx_wiring(model: nn.Module) -> Wiring:
+def fx_wiring(model: nn.Module, units: Sequence[Unit]) -> Wiring:
     """Trace ``model`` with ``torch.fx`` and return its wiring. Whatever tracing raises is passed on."""
-    units = {id(module): unit for module, unit in opaque_modules(model)}
-    graph = _FxTracer(units).trace(model)
+    opaque = {id(module): unit for module, unit in _opaque_modules(model, units)}
+    graph = _FxTracer(opaque).trace(model)
     builder = WiringBuilder()
-    bare = BareParameters(model, builder)
+    bare = _BareParameters(units, builder)
     number: dict[tuple[object, ...], int] = {}
     source: dict[fx.Node, _FxSource] = {}
     for node in graph.nodes:
@@ -193,14 +368,14 @@ def fx_wiring(model: nn.Module) -> Wiring:
                 source[node] = INPUT
             case "get_attr":
                 source[node] = frozenset({str(node.target)}) if str(node.target) in bare else None
-            case "call_module" if (unit := units.get(id(model.get_submodule(str(node.target))))) is not None:
-                keys = tuple(held.key for held in unit.held)
+            case "call_module" if (unit := opaque.get(id(model.get_submodule(str(node.target))))) is not None:
+                keys = tuple(tensor.key for tensor in unit.tensors)
                 if keys not in number:
                     number[keys] = builder.unit(unit)
                 source[node] = builder.use(number[keys], values or [INPUT])
             case _:
                 source[node] = _joined(_name(node), node, values, parameters, builder, bare)
-    return contracted(builder.build())
+    return builder.build()
 
 
 def _joined(
@@ -209,7 +384,7 @@ def _joined(
     values: list[int],
     parameters: frozenset[str],
     builder: WiringBuilder,
-    bare: BareParameters,
+    bare: _BareParameters,
 ) -> _FxSource:
     if name in _NO_NUMBERS or not (values or parameters):
         return None
@@ -229,7 +404,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _spelled(name: str) -> str:
-    """The operation's name as ``BareParameters`` knows it, whatever its number of axes."""
+    """The operation's name as ``_BareParameters`` knows it, whatever its number of axes."""
     if name.startswith("conv_transpose"):
         return "conv_transpose"
     return "convolution" if name in ("conv1d", "conv2d", "conv3d") else name.removeprefix("i")

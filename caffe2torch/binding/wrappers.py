@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["bare", "named_modules", "named_tensors"]
+__all__ = ["WRAPPER_NAMES", "bare", "named_modules", "named_tensors", "unwrapped"]
 
 _HOLDS = {
     ("_orig_mod",): "_orig_mod",
@@ -20,6 +20,9 @@ _HOLDS = {
     ("_forward_module", "_original_module"): "_original_module",
 }
 """By the names of all its submodules, under which of them a wrapper holds what it wraps."""
+
+WRAPPER_NAMES = frozenset({"module", *(name for names in _HOLDS for name in names)})
+"""Names under which DataParallel, compile, FSDP, activation checkpointing and Fabric hold what they wrap."""
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -57,6 +60,15 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield (f"{path}.{name}" if path else name), tensor
+
+
+def unwrapped(path: str) -> str:
+    """A module's path as text without the segments that wrappers add.
+
+    >>> unwrapped("module.features._orig_mod.conv1")
+    'features.conv1'
+    """
+    return ".".join(segment for segment in path.split(".") if segment not in WRAPPER_NAMES)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:

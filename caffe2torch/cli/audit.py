@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files, read_model, report_options
+from caffe2torch.cli.options import (
+    draft_to,
+    model_options,
+    net_state,
+    one_or_two_files,
+    read_files,
+    read_model,
+    report_options,
+)
 from caffe2torch.cli.output import Outputs, report_file_text, show_report
 
 
@@ -21,6 +29,7 @@ from caffe2torch.cli.output import Outputs, report_file_text, show_report
 @click.option(
     "--accept", multiple=True, metavar="KIND", help="A kind of departure that you know of: it becomes a note."
 )
+@click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
 @net_state
 def command(
@@ -31,6 +40,7 @@ def command(
     optimizer: str,
     scheduler: str | None,
     lock: str | None,
+    write_names: str | None,
     report_file: str | None,
     style: str,
     force: bool,
@@ -47,11 +57,13 @@ def command(
     caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
     caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
     """
+    import tomli_w
+
     if model is None:
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
-    outputs = Outputs(report_file, inputs=(*files, lock, names, model, optimizer, scheduler), force=force)
+    outputs = Outputs(report_file, write_names, inputs=(*files, lock, names, model, optimizer, scheduler), force=force)
 
     from caffe2torch.lock import read_lock
 
@@ -60,21 +72,29 @@ def command(
         outputs.check_against(asked)
 
     from caffe2torch.auditing import audit
+    from caffe2torch.binding.names import names_of
+    from caffe2torch.binding.plan import Binding, BoundBlob, Evidence
     from caffe2torch.models.loading import call_factory
 
     built, named = read_model(model, names)
     assert built is not None
     theirs = call_factory(optimizer, built)
-    report = audit(
-        asked,
-        built,
-        theirs,
-        None if scheduler is None else call_factory(scheduler, theirs),
-        names=named,
-        finetune=dict(finetune),
-        **choices,
-    )
+    with draft_to(write_names, force=force):
+        report = audit(
+            asked,
+            built,
+            theirs,
+            None if scheduler is None else call_factory(scheduler, theirs),
+            names=named,
+            finetune=dict(finetune),
+            **choices,
+        )
+    written: dict[str, str | bytes] = {}
     if report_file is not None:
-        outputs.write({report_file: report_file_text(report, report_file)})
+        written[report_file] = report_file_text(report, report_file)
+    if write_names is not None:
+        rows = tuple(BoundBlob(row.blob, row.kind, row.parameter, Evidence.NAMED) for row in report.rows)
+        written[write_names] = tomli_w.dumps(names_of(Binding(report.model, rows)))
+    outputs.write(written)
     show_report(report, style)
     click.get_current_context().exit(0 if report.ok else 1)

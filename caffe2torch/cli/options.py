@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -119,6 +120,7 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
             "--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob."
         ),
         click.option("--skip", multiple=True, metavar="LAYER", help="A layer that the model does without."),
+        click.option("--reshaped", multiple=True, metavar="LAYER", help="A layer of another shape in the model."),
         click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module."),
         click.option(
             "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."
@@ -173,10 +175,27 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
 
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
     """The model that ``--model`` names, and the names that ``--names`` gives it."""
-    from caffe2torch.binding.names_file import read_names
+    from caffe2torch.binding.names import read_names
     from caffe2torch.models.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
+
+
+@contextlib.contextmanager
+def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
+    """Where net and model do not bind completely, write a names file to complete; the error then names it."""
+    from caffe2torch.binding.messages import IncompleteBindingError
+    from caffe2torch.outputs import write_files
+
+    try:
+        yield
+    except IncompleteBindingError as error:
+        if path is not None:
+            write_files({path: error.draft}, force=force)
+            error.hint = f"complete the draft in {path}, and give it to --names; or {error.hint}"
+        else:
+            error.hint = f"{error.hint}; --write-names FILE.toml writes a draft to complete"
+        raise
 
 
 def read_files(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind, plan_groups
 from caffe2torch.cli.options import assignment, net_state, one_or_two_files, read_files
 from caffe2torch.cli.output import Outputs, echo
 from caffe2torch.errors import SolverError, visible
@@ -121,6 +121,6 @@ def _max_iter(solver: SolverSettings, file: str) -> int:
 
 def _multipliers(recipe: TrainingRecipe, finetune: dict[str, float]) -> list[tuple[float, float]]:
     """The ``(lr_mult, decay_mult)`` of each group that a translation would make."""
-    bound = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, "") for blob in recipe.blobs)
+    bound = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, Evidence.EQUAL_NAMES) for blob in recipe.blobs)
     groups = plan_groups(recipe, Binding("", bound), finetune)
     return list(dict.fromkeys((group.lr_mult, group.decay_mult) for group in groups))

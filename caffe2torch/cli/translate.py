@@ -8,6 +8,7 @@ import click
 
 from caffe2torch.cli.options import (
     accumulation_option,
+    draft_to,
     model_options,
     net_state,
     one_or_two_files,
@@ -60,12 +61,13 @@ def command(
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
     outputs.check_against(recipe)
 
-    from caffe2torch.binding.names_file import names_of
+    from caffe2torch.binding.names import names_of
     from caffe2torch.lock import lock_of, render_lock
     from caffe2torch.translation import translate
 
     built, named = read_model(model, names)
-    t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
+    with draft_to(write_names, force=force):
+        t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
     written: dict[str, str | bytes] = {}
     if report_file is not None:
         written[report_file] = report_file_text(t.report, report_file)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from caffe2torch.errors import ModelError, describe
+from caffe2torch.wording import did_you_mean
 
 __all__ = ["call_factory", "load_factory", "load_model", "parse_spec"]
 
@@ -49,7 +51,7 @@ def call_factory(text: str, *args: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's function raises, SystemExit included
-        raise ModelError(f"{text} raises {describe(error)}") from error
+        raise ModelError(f"{text} raises {describe(error)}", where=_line(error)) from error
 
 
 def load_model(text: str) -> nn.Module:
@@ -80,7 +82,7 @@ def _torchvision(spec: Spec) -> nn.Module:
         builder = models.get_model_builder(spec.factory)
     except ValueError:
         raise ModelError(
-            f"torchvision has no model {spec.factory!r}", hint=_close(spec.factory, models.list_models())
+            f"torchvision has no model {spec.factory!r}", hint=did_you_mean(spec.factory, models.list_models())
         ) from None
     weightless = {name: None for name in inspect.signature(builder).parameters if name.startswith("weights")}
     return _built(spec, builder, spec.args, {**weightless, **spec.kwargs})
@@ -94,6 +96,7 @@ def _built(spec: Spec, factory: Callable[..., Any], args: tuple[Any, ...], kwarg
     except BaseException as error:  # whatever a user's constructor raises
         raise ModelError(
             f"{spec.text} raises {describe(error)}",
+            where=_line(error),
             hint=f"give it arguments: '{spec.module}:{spec.factory}(...)'" if isinstance(error, TypeError) else None,
         ) from error
     if not isinstance(model, nn.Module):
@@ -101,13 +104,20 @@ def _built(spec: Spec, factory: Callable[..., Any], args: tuple[Any, ...], kwarg
     return model
 
 
+def _line(error: BaseException) -> str | None:
+    """The place in the user's own code that an error comes from: the last one that no installed package holds."""
+    installed = tuple({*sysconfig.get_paths().values(), str(Path(__file__).parent.parent)})
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(installed)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own and not own[-1].filename.startswith("<") else None
+
+
 def _find(spec: Spec) -> Any:
     """The object that the spec names, from its module or script."""
     found: Any = _imported(spec)
     for part in spec.factory.split("."):
         if not hasattr(found, part):
-            hint = _close(part, [name for name in dir(found) if not name.startswith("_")])
-            raise ModelError(f"{spec.module} has no {part!r}", hint=hint)
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise ModelError(f"{spec.module} has no {part!r}", hint=did_you_mean(part, public))
         found = getattr(found, part)
     return found
 
@@ -138,7 +148,9 @@ def _imported(spec: Spec) -> Any:
             ) from None
         raise ModelError(f"{spec.module} cannot be imported: {missing}") from error
     except BaseException as error:  # whatever a user's module does while it is imported
-        raise ModelError(f"{spec.module} raises, while it is imported, {describe(error)}") from error
+        raise ModelError(
+            f"{spec.module} raises, while it is imported, {describe(error)}", where=_line(error)
+        ) from error
 
 
 @contextlib.contextmanager
@@ -159,11 +171,6 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _close(name: str, known: list[str]) -> str | None:
-    close = difflib.get_close_matches(name, known, 3)
-    return f"did you mean {' or '.join(close)}?" if close else None
-
-
 # Models by what a command line can say: ``MODULE:FACTORY``, a script's path, a name of torchvision's, arguments.
 #
 # ==============================  =====================================================================
@@ -178,7 +185,7 @@ def _close(name: str, known: list[str]) -> str | None:
 class Spec:
     """``module`` (or a script's path), the dotted name of the factory in it, and its literal arguments.
 
-    ``called`` tells whether the text has parentheses.
+    ``called``: whether the text has parentheses.
     """
 
     text: str

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import warnings
 import zipfile
 import zlib
@@ -33,9 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe2torch.binding.plan import Binding
+from caffe2torch.binding.plan import Binding, users
 from caffe2torch.binding.wrappers import bare, named_tensors
-from caffe2torch.errors import InputError, ModelError, OutputError, SnapshotError
+from caffe2torch.errors import BindingError, InputError, ModelError, OutputError, SnapshotError
 from caffe2torch.files import Counted, bar
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.outputs import whole_file
@@ -43,6 +42,7 @@ from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state
 from caffe2torch.solver.requirements import SOLVERS
+from caffe2torch.wording import matches
 
 __all__ = ["checksum", "load_checkpoint", "save_checkpoint"]
 
@@ -291,11 +291,13 @@ def check_model(
 ) -> tuple[dict[str, Any], list[Note]]:
     """The part of a saved ``state_dict`` that ``model`` takes, and a note on what it does not."""
     now = model.state_dict()
+    layers = dict.fromkeys(layer for bound in binding.blobs for layer in users(bound.blob))
+    found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in new_layers)
+    chosen = {layer for names in found for layer, _ in names}
     new = {  # modules, so that a new BatchNorm's counter of batches is new with it
         bound.name.rpartition(".")[0]
         for bound in binding.blobs
-        if bound.name is not None
-        and any(bound.blob.layer == layer or re.fullmatch(layer, bound.blob.layer) for layer in new_layers)
+        if bound.name is not None and not chosen.isdisjoint(users(bound.blob))
     }
     problems: dict[str, str] = {}
     for name in dict.fromkeys([*saved, *now]):

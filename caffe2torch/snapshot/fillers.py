@@ -139,7 +139,7 @@ def plan_fillings(
             kept.append(blob.name)
             continue
         layout, tensor = layout_of(recipe, bound, modules), tensors[bound.name]
-        shape = caffe_shape(blob, layout, tensor)
+        shape = caffe_shape(bound, layout, tensor)
         _check_filler(blob, blob.filler, shape)
         if problem := check(bound.name, tensor, prod(shape), str(blob.where)):
             raise BindingError(problem, where=blob.where)

@@ -5,7 +5,6 @@ Source: ``net.cpp`` (``Net::CopyTrainedLayersFrom``), ``sgd_solver.cpp`` (``Rest
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -15,6 +14,7 @@ from caffe2torch.errors import BindingError, SnapshotError
 from caffe2torch.recipe import LearnableBlob, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
+from caffe2torch.wording import matches
 
 __all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
 
@@ -157,16 +157,8 @@ def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int
 
 def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
     """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
-    named: set[str] = set()
-    for pattern in patterns:
-        try:
-            matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise BindingError(f"{pattern!r} names no layer, and is no regular expression: {error}") from None
-        if not matched:
-            raise BindingError(f"{pattern!r} names no layer with learnable blobs", hint="layers: " + ", ".join(layers))
-        named |= matched
-    return named
+    found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in patterns)
+    return {name for names in found for name, _ in names}
 
 
 def _shape(shape: Shape | None) -> str:

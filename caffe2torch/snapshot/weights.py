@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe2torch.binding.layout import Layout, layout_of, second_bias, to_torch
-from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.plan import Binding, Kind, Storage
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
 from caffe2torch.files import bar
@@ -21,6 +21,7 @@ from caffe2torch.snapshot.files import Weights
 from caffe2torch.snapshot.match_blobs import blob_weights
 from caffe2torch.snapshot.sharding import assign
 from caffe2torch.snapshot.wire import Array
+from caffe2torch.wording import matches
 
 __all__ = ["Copy", "check", "copy_all", "load_weights", "plan_weights", "tensor_like"]
 
@@ -54,15 +55,22 @@ def plan_weights(
     _refuse_undecided(binding)
     here = {bound.blob.layer for bound in binding.blobs if bound.kind is not Kind.NONE}
     held = replace(recipe, blobs=tuple(blob for blob in recipe.blobs if blob.layer in here))
-    arrays, found = blob_weights(held, weights, new_layers)
+    reshaped = _own_layers(binding, new_layers)
+    arrays, found = blob_weights(held, weights, (*new_layers, *reshaped))
     notes = list(found)
+    kept = [layer for layer in reshaped if any(blob.layer == layer and blob.name in arrays for blob in recipe.blobs)]
+    if kept:
+        message = (
+            f"{weights.file}: {', '.join(map(repr, kept))} has another shape or order in the model and keeps its values"
+        )
+        notes.append(Note(None, Severity.INFO, message))
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
     claimed = {bound.name for bound in binding.blobs}
     factors = {blob.layer: arrays.get(blob.name) for blob in recipe.blobs if blob.role == "factor"}
     copies: list[Copy] = []
     for bound in binding.blobs:
         blob, array = bound.blob, arrays.get(bound.blob.name)
-        if array is None:
+        if array is None or blob.layer in reshaped:
             continue
         if bound.kind is Kind.NONE or bound.name is None:
             if blob.role != "factor" and np.any(array):
@@ -91,6 +99,24 @@ def _refuse_undecided(binding: Binding) -> None:
             where=first.blob.where,
             hint=f"decide in a names file which module layer {first.blob.layer!r} is",
         )
+
+
+def _own_layers(binding: Binding, new_layers: Collection[str]) -> dict[str, None]:
+    """Layers whose parameters have another shape, or an unknown order and their user's word that they are new."""
+    layers = dict.fromkeys(bound.blob.layer for bound in binding.blobs)
+    found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in new_layers)
+    new = {name for names in found for name, _ in names}
+    unknown = [bound.blob for bound in binding.blobs if bound.storage is Storage.UNDECIDED]
+    undecided = [blob for blob in unknown if blob.layer not in new]
+    if undecided:
+        raise BindingError(
+            f"the numbers of {undecided[0].name} may stand in another order in the model, and weights must not be "
+            "guessed",
+            where=undecided[0].where,
+            hint=f"load the others, with new_layers=[{undecided[0].layer!r}], and copy this one yourself",
+        )
+    others = [bound.blob for bound in binding.blobs if bound.storage is Storage.OTHER]
+    return dict.fromkeys(blob.layer for blob in (*others, *unknown))
 
 
 def _divisor(factor: Array | None) -> float:

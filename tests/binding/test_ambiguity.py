@@ -1,4 +1,4 @@
-"""What cannot be told apart, and what is shared."""
+"""What nothing distinguishes, and what is shared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def twins(left: str = "", right: str = "") -> str:
 
 def test_interchangeable_layers_of_equal_multipliers_bind_and_say_so() -> None:
     binding = bind(recipe_of(twins()), Twins())
-    assert {bound.how for bound in binding.blobs} == {"structure (interchangeable)"}
+    assert {bound.how for bound in binding.blobs} == {"structure; interchangeable"}
     weights = {bound.name: bound.rivals for bound in binding.blobs if bound.blob.role == "weight"}
     assert weights == {"x.weight": ("y.weight",), "y.weight": ("x.weight",)}
     warning = next(note for note in binding.notes if note.severity is Severity.WARNING)

@@ -33,12 +33,10 @@ def test_a_shape_that_does_not_fit_names_layer_module_and_both_shapes() -> None:
     with pytest.raises(BindingError) as caught:
         bind(recipe_of(text), model(outputs=9))
     assert str(caught.value) == (
-        "net.prototxt:4:1: the net does not bind to Sequential: 2 blobs do not fit the tensors in their place, "
-        "2 parameters belong to no layer\n"
+        "net.prototxt:4:1: the net does not bind to Sequential: layer 'three' has 5 outputs in Caffe, 9 in the model\n"
         "  found: layer 'three' at 3 (structure): its weight is 5x384 in Caffe, 9x384 in 3.weight; "
         "its bias is 5 in Caffe, 9 in 3.bias\n"
-        "  hint: give the model the net's sizes, or leave those layers out (skip, --skip LAYER); say how parameters "
-        "without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)"
+        "  hint: keep a layer's own multipliers though its shape differs (reshaped=['three'], --reshaped 'three')"
     )
 
 

@@ -11,7 +11,7 @@ from nets import IMAGE, conv, layer, linear, names, norm, recipe_of
 from torch import Tensor, nn
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.binding.names_file import names_of, read_names, write_names
+from caffe2torch.binding.names import names_of, read_names, write_names
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.errors import BindingError, InputError, OutputError
@@ -91,8 +91,11 @@ def test_an_exact_name_wins_over_a_pattern() -> None:
         ({"conv1": "down.0.weight"}, "names binds layer 'conv1' to one tensor, but it has 2 blobs"),
         ({"conv1/0": "down.0"}, "names binds blob 'conv1/0' to 'down.0', which is a module"),
         ({"conv1/0": "down.1.weight"}, "names binds blob 'conv1/0' to down.1.weight: it is 4x3x3x3 in Caffe, 4x4x3x3"),
-        ({"conv(": "down.0"}, "names: 'conv(' with 'down.0' is no layer and no valid pattern"),
-        ({"conv(1)": r"down.\2"}, "is no layer and no valid pattern"),
+        (
+            {"conv(": "down.0"},
+            "names: no layer that learns is called 'conv(', and it is no regular expression: missing",
+        ),
+        ({"conv(1)": r"down.\2"}, "has no such groups as"),
         ({"conv1/1": "bn.bias", "conv2/1": "bn.bias"}, "names binds blobs 'conv1/1' and 'conv2/1' to one tensor"),
     ],
 )
@@ -116,7 +119,7 @@ def test_what_the_user_says_is_followed_against_the_structure_and_that_is_noted(
     assert names(binding)["b/0"] == "2.weight"
     assert names(binding)["a/0"] == "0.weight"
     warnings = [note.message for note in binding.notes if note.severity is Severity.WARNING]
-    assert warnings == ["what names says contradicts the wiring of net and model; names was followed"]
+    assert warnings == ["names contradicts the wiring of net and model; names was followed"]
 
 
 def test_a_module_of_a_layers_name_in_another_layers_place_is_bound_by_place_with_a_warning() -> None:

@@ -30,7 +30,7 @@ def test_batch_norm_and_its_scale_are_one_unit() -> None:
     wiring = caffe_wiring(recipe_of(IMAGE, conv("a", "data"), norm("n", "a"), conv("b", "a")))
     assert spelled(wiring) == ["a <- in", "n <- a", "b <- n"]
     assert wiring.units[1].parts == ("n", "n/scale")
-    assert [held.role for held in wiring.units[1].held] == ["mean", "variance", "factor", "scale", "shift"]
+    assert [tensor.role for tensor in wiring.units[1].tensors] == ["mean", "variance", "factor", "scale", "shift"]
 
 
 def test_a_scale_that_something_else_also_precedes_stands_alone() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.binding.naming import layer_name, module_name, module_names
+from caffe2torch.binding.names import layer_name, module_name, module_names
 from caffe2torch.binding.plan import Kind
 from caffe2torch.binding.skeleton import SkeletonLayer, skeleton
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, Stated, Statement, TrainingRecipe, Where

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from caffe2torch.binding.graph import Op, UnitKind
-from caffe2torch.binding.model_graph import model_wiring
+from caffe2torch.binding.model_graph import model_graph
 
 
 class Plain(nn.Module):
@@ -71,11 +71,11 @@ class Swish(Plain):
 
 @pytest.mark.parametrize("kind", [Plain, InPlace, WithoutGradients, Checkpointed, Functional, Masked, Swish])
 def test_a_chain_is_a_chain_however_it_is_spelled(kind: type[Plain]) -> None:
-    seen = model_wiring(kind(), recipe_of(IMAGE, conv("a", "data")))
+    seen = model_graph(kind(), recipe_of(IMAGE, conv("a", "data")))
     assert seen.wiring is not None
-    assert seen.how == "one forward pass on the meta device with (2, 3, 8, 8)"
+    assert seen.traced == "one forward pass on the meta device with (2, 3, 8, 8)"
     assert spelled(seen.wiring) == ["a <- in", "b <- a", "last <- b"]
-    assert [len(unit.held) for unit in seen.wiring.units] == [2, 2, 2]
+    assert [len(unit.tensors) for unit in seen.wiring.units] == [2, 2, 2]
 
 
 class Branches(nn.Module):
@@ -111,11 +111,12 @@ class Branches(nn.Module):
 )
 @pytest.mark.parametrize("way", ["run", "fx"])
 def test_junctions_are_what_they_do(how: str, junction: str, way: str) -> None:
-    from caffe2torch.binding.model_copy import meta_stand_in
+    from caffe2torch.binding.forward_pass import meta_copy
     from caffe2torch.binding.tracing import fx_wiring
 
     model = Branches(how)
-    wiring = model_wiring(model, recipe_of(IMAGE)).wiring if way == "run" else fx_wiring(meta_stand_in(model))
+    seen = model_graph(model, recipe_of(IMAGE))
+    wiring = seen.wiring if way == "run" else fx_wiring(meta_copy(model), seen.units)
     assert wiring is not None
     assert spelled(wiring)[-1] == f"d <- {junction}"
 
@@ -128,7 +129,7 @@ def test_parts_written_into_one_tensor_meet_in_it() -> None:
                 out[:, 3 * number : 3 * number + 3] = self.get_submodule(name)(x)
             return self.get_submodule("d")(out)
 
-    wiring = model_wiring(Written("cat"), recipe_of(IMAGE)).wiring
+    wiring = model_graph(Written("cat"), recipe_of(IMAGE)).wiring
     assert wiring is not None
     assert spelled(wiring)[-1] == "d <- joint(a, b, c)"
 
@@ -143,7 +144,7 @@ def test_a_module_called_twice_is_one_unit_used_twice() -> None:
             return self.b(self.a(x)), self.b(self.a(y))
 
     text = 'input: "data_p" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n'
-    seen = model_wiring(Siamese(), recipe_of(IMAGE, text, conv("a", "data"), conv("b", "data_p")))
+    seen = model_graph(Siamese(), recipe_of(IMAGE, text, conv("a", "data"), conv("b", "data_p")))
     assert seen.wiring is not None
     assert spelled(seen.wiring) == ["a <- in", "b <- a", "a <- in", "b <- a"]
     assert len(seen.wiring.units) == 2
@@ -166,7 +167,7 @@ def test_recurrent_layers_and_custom_modules_are_one_unit_each() -> None:
         def forward(self, words: Tensor) -> Tensor:
             return self.out(self.l2(self.lstm(self.table(words))[0]))
 
-    seen = model_wiring(Model(), recipe_of('input: "words" input_shape { dim: 7 dim: 2 }'))
+    seen = model_graph(Model(), recipe_of('input: "words" input_shape { dim: 7 dim: 2 }'))
     assert seen.wiring is not None
     assert spelled(seen.wiring) == ["table <- in", "lstm <- table", "l2 <- lstm", "out <- l2"]
     kinds = [unit.kind for unit in seen.wiring.units]
@@ -183,7 +184,7 @@ def test_a_norm_without_scale_and_a_scale_after_it_are_one_unit() -> None:
             return x * self.scale
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), Scale(), nn.Conv2d(4, 2, 1))
-    wiring = model_wiring(model, recipe_of(IMAGE)).wiring
+    wiring = model_graph(model, recipe_of(IMAGE)).wiring
     assert wiring is not None
     assert [unit.parts for unit in wiring.units] == [("0",), ("1", "2"), ("3",)]
     assert Op.SUM not in {node.op for node in wiring.nodes}

@@ -12,7 +12,7 @@ from checkpoint_runs import CASES, load, save, small_run, train
 from fuzz import Feed, damaged
 from snapshot_runs import Run, unchanged_on_refusal
 
-from caffe2torch.binding.names_file import read_names
+from caffe2torch.binding.names import read_names
 from caffe2torch.lock import lock_of, read_lock, render_lock
 from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
 from caffe2torch.snapshot.solver_state import load_state

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from caffe2torch.errors import ModelError
-from caffe2torch.models.loading import load_factory, load_model, parse_spec
+from caffe2torch.models.loading import call_factory, load_factory, load_model, parse_spec
 
 SCRIPT = """
 import sibling
@@ -175,3 +175,17 @@ def test_a_module_that_is_not_there_is_refused_with_a_way_out() -> None:
         load_model("no_such_port.nets:Net")
     assert caught.value.hint is not None
     assert "path/to/it.py:Net" in caught.value.hint
+
+
+def test_an_error_inside_a_factory_names_the_line_of_the_users_file(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import torch\n\ndef make():\n    return torch.nn.Conv2d(3, 5, 3, groups=2)\n\n"
+        "def late(model):\n    raise KeyError('x')\n"
+    )
+    with pytest.raises(ModelError) as caught:
+        load_model(f"{script}:make")
+    assert str(caught.value).startswith(f"{script}:4: ")
+    with pytest.raises(ModelError) as caught:
+        call_factory(f"{script}:late", None)
+    assert str(caught.value).startswith(f"{script}:7: ")

@@ -107,7 +107,7 @@ def test_a_new_layer_that_is_no_regular_expression_is_an_error(tmp_path: Path) -
 
 
 def test_a_new_layer_that_no_layer_matches_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BindingError, match="'three' names no layer"):
+    with pytest.raises(BindingError, match="new_layers: no layer that learns is called 'three'"):
         load(tmp_path, net_of(tmp_path), {"one": ONE, "two": TWO}, new_layers=["three"])
 
 

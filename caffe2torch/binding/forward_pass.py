@@ -1,0 +1,274 @@
+"""What one traced forward pass needs: a copy of the model that may be run, and inputs for it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from caffe2torch.binding.net_graph import net_inputs
+from caffe2torch.binding.wrappers import bare
+from caffe2torch.errors import ModelError
+from caffe2torch.recipe import TrainingRecipe
+
+__all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "meta_copy", "real_copy"]
+
+# Copies of a model to run in its place: same modules, other tensors, nothing of the user's model touched.
+
+_KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LocalResponseNorm)
+_PLAIN = (bool, int, float, str, type(None))  # nothing to copy
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """The model on the meta device: shapes and types, no numbers, hence no memory and no arithmetic.
+
+    Batch norms only pass on the shape that they are given. That is all they do here anyway, at most of the cost of a
+    forward pass, and ``SyncBatchNorm`` would insist on a GPU.
+    """
+    copied = _copy(model, _on_meta)
+    for module in copied.modules():
+        if type(module) in _KEEP_THE_SHAPE:
+            module.forward = _same_shape
+    return copied
+
+
+def _same_shape(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)  # ``empty_like`` is slow on meta, and imports sympy
+
+
+def real_copy(model: nn.Module) -> nn.Module:
+    """The model with its own numbers: parameters share the model's memory, buffers are copies that may change."""
+    return _copy(model, _on_its_device)
+
+
+def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy every module by hand, so that classes which refuse ``deepcopy`` are copied too and no tensor ever is.
+
+    Hooks are left behind, since they may write into what is the user's; those by which torch itself computes a
+    weight (``weight_norm``, ``spectral_norm``) stay. An attribute that cannot be copied is shared.
+    """
+    model = bare(model)
+    modules = list(model.modules())
+    memo: dict[int, Any] = {}
+    for module in modules:
+        memo[id(module)] = object.__new__(_own_class(module))
+        for name, value in vars(module).items():
+            for tensor in _tensors(value, 2) if name != "_modules" else ():
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = substitute(tensor)
+        for name in _HOOKS:
+            hooks = vars(module).get(name)
+            if hooks:
+                memo[id(hooks)] = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
+    for module in modules:
+        empty = memo[id(module)]
+        for name, value in vars(module).items():
+            if type(value) in _PLAIN:
+                empty.__dict__[name] = value
+                continue
+            try:
+                empty.__dict__[name] = copy.deepcopy(value, memo)
+            except Exception:  # whatever a user's object raises: locks, files, generators
+                empty.__dict__[name] = value
+    copied: nn.Module = memo[id(model)]
+    for module in copied.modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = bare(child)
+    return copied
+
+
+def _own_class(module: nn.Module) -> type:
+    """The class that the user wrote: ``fully_shard`` puts one in front of it that gathers shards in ``forward``."""
+    bases = type(module).__bases__
+    if any(base.__name__ == "FSDPModule" for base in bases):
+        return next(base for base in bases if base.__name__ != "FSDPModule")
+    return type(module)
+
+
+def _tensors(value: object, depth: int = 3) -> list[Tensor]:
+    """The tensors among a module's attributes, inside lists and dicts too."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth == 0 or not isinstance(value, dict | list | tuple) or not value:
+        return []
+    return [
+        tensor for one in (value.values() if isinstance(value, dict) else value) for tensor in _tensors(one, depth - 1)
+    ]
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype  # inputs are float32, whatever the model is
+    empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _on_its_device(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor.detach().clone()
+
+
+def _is_torchs(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+# Calls for a GPU on a machine without one, or in a trace on the meta device: they leave tensors where they are.
+
+
+class StayOnDevice(TorchFunctionMode):
+    """While active, ``.cuda()``, ``.to("cuda")``, ``device="cuda"`` and ``torch.cuda.FloatTensor`` mean ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._types = {name: getattr(torch.cuda, name) for name in dir(torch.cuda) if name.endswith("Tensor")}
+
+    def __enter__(self) -> StayOnDevice:
+        for name in self._types:
+            dtype = getattr(torch, name).dtype
+            setattr(torch.cuda, name, functools.partial(_tensor_of, dtype, self._device))
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, original in self._types.items():
+            setattr(torch.cuda, name, original)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.cuda:
+            return args[0]
+        if func is Tensor.type and len(args) > 1 and isinstance(args[1], functools.partial):
+            return args[0].to(args[1].args[0])
+        if func is Tensor.to:
+            args = tuple(one for one in args if not _is_cuda(one))
+            kwargs = {name: value for name, value in kwargs.items() if not (name == "device" and _is_cuda(value))}
+            return args[0] if len(args) == 1 and not kwargs else func(*args, **kwargs)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = self._device
+        return func(*args, **kwargs)
+
+
+def _is_cuda(value: Any) -> bool:
+    return isinstance(value, str | torch.device) and str(value).startswith("cuda")
+
+
+def _tensor_of(dtype: torch.dtype, device: torch.device, *given: Any) -> Tensor:
+    """What the old constructors make: of sizes, of another tensor, or of numbers."""
+    if all(isinstance(one, int) for one in given):
+        return torch.empty(given, dtype=dtype, device=device)
+    values = given[0]
+    return values.to(dtype) if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype, device=device)
+
+
+# Inputs: what the user states, what the net states, else typical sizes.
+
+Feed = tuple[list[Tensor], dict[str, Tensor]]
+InputShapes = Mapping[str, Sequence[int]] | Sequence[Sequence[int]]
+
+_SIDES = (224, 299, 227, 256, 32, 321, 64, 28, 96, 112, 300, 512, 331, 231, 128, 48, 448)
+
+
+def candidate_inputs(
+    model: nn.Module, recipe: TrainingRecipe, input_shapes: InputShapes | None = None
+) -> Iterator[Feed]:
+    """Positional and named arguments for ``model`` on the meta device, the likeliest first.
+
+    ``input_shapes`` (by the names that ``forward`` or the net gives, or in order) leave no choice. Raises
+    ``ModelError`` for a name in it that neither knows.
+    """
+    required, accepted = _arguments(model)
+    stated = net_inputs(recipe)
+    if input_shapes is not None:
+        yield _stated(input_shapes, accepted, [name for name, _ in stated])
+        return
+    count = max(1, len(required))
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | nn.Embedding | nn.RNNBase)]
+    dtype = torch.int64 if layers and isinstance(layers[0], nn.Embedding) else torch.float32
+    seen = set()
+    if len(stated) >= count:
+        known = [shape for _, shape in stated[:count]]
+        for channels in (None, *_channels(layers)):
+            shapes = [_filled(shape, channels) for shape in known]
+            if None not in shapes and str(shapes) not in seen:
+                seen.add(str(shapes))
+                yield [torch.empty(shape or (), dtype=dtype, device="meta") for shape in shapes], {}
+    for shape, dtype in _typical(layers):
+        yield [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)], {}
+
+
+def _stated(input_shapes: InputShapes, accepted: list[str], inputs: list[str]) -> Feed:
+    if not isinstance(input_shapes, Mapping):
+        return [torch.empty(tuple(shape), device="meta") for shape in input_shapes], {}
+    for name in input_shapes:
+        if name not in accepted and name not in inputs:
+            takes, has = ", ".join(accepted) or "nothing", ", ".join(inputs) or "no inputs"
+            raise ModelError(f"no input is called {name!r}", hint=f"forward takes {takes}; the net has {has}")
+    if all(name in accepted for name in input_shapes):
+        return [], {name: torch.empty(tuple(shape), device="meta") for name, shape in input_shapes.items()}
+    ordered = sorted(input_shapes, key=lambda name: inputs.index(name) if name in inputs else len(inputs))
+    return [torch.empty(tuple(input_shapes[name]), device="meta") for name in ordered], {}
+
+
+def _arguments(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of ``forward``'s arguments: those without a default, and all."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return [], []
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return [one.name for one in named if one.default is one.empty], [one.name for one in named]
+
+
+def _channels(layers: Sequence[nn.Module]) -> list[int]:
+    """Input channels that the model may want: its first convolution's, then a color or grey image's."""
+    first = [layer.in_channels for layer in layers if isinstance(layer, _ConvNd)][:1]
+    return list(dict.fromkeys((*first, 3, 1)))
+
+
+def _filled(shape: tuple[int | None, ...] | None, channels: int | None) -> tuple[int, ...] | None:
+    """An image's shape with open sizes filled and a batch of two, which batch norm needs; others as they are."""
+    if shape is None or not shape:
+        return None
+    if len(shape) == 4:
+        side = next((size for size in shape[2:] if size is not None), _SIDES[0])
+        image = channels or shape[1]
+        return None if image is None else (2, image, shape[2] or side, shape[3] or side)
+    return None if None in shape[1:] else (shape[0] or 2, *(size for size in shape[1:] if size is not None))
+
+
+def _typical(layers: Sequence[nn.Module]) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
+    convolutions = [layer for layer in layers if isinstance(layer, _ConvNd)]
+    if convolutions and (axes := len(convolutions[0].kernel_size)) != 2:
+        for channels in _channels(layers):
+            yield (2, channels, *((16, 112, 112) if axes == 3 else (256,))), torch.float32
+    for side in _SIDES if convolutions else ():
+        for channels in _channels(layers):
+            yield (2, channels, side, side), torch.float32
+    for layer in layers[:1]:
+        if isinstance(layer, nn.Linear):
+            yield (2, layer.in_features), torch.float32
+            yield (8, 2, layer.in_features), torch.float32
+        elif isinstance(layer, nn.RNNBase):
+            yield (8, 2, layer.input_size), torch.float32
+        elif isinstance(layer, nn.Embedding):
+            yield (8, 2), torch.int64

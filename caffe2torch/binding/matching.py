@@ -1,0 +1,428 @@
+"""Which unit of the model is the counterpart of which unit of the net, and by which evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.isomorphism import (
+    Colours,
+    Graph,
+    Palette,
+    Sizes,
+    backward,
+    explain,
+    forward,
+    match_whole,
+    rounds,
+    signatures,
+    unit_colours,
+    without_tails,
+)
+from caffe2torch.binding.layout import fit
+from caffe2torch.binding.model_graph import ModelGraph
+from caffe2torch.binding.names import name_hints
+from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
+from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.tensor_matching import Counterpart, Findings, match_tensors
+from caffe2torch.recipe import TrainingRecipe
+
+__all__ = ["alternatives", "find_counterparts", "match_parts"]
+
+
+def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str], skipped: Collection[int]) -> Findings:
+    """Find counterparts by structure where the model's wiring was seen, by names for the rest.
+
+    Args:
+        net: The net.
+        model: The model.
+        named: Layer to module path, as the user states.
+        skipped: Blobs (indices) that the model does without.
+    """
+    findings, rest = Findings(), list(model.units)
+    absent = _absent(net, model, named) - frozenset(skipped)
+    if model.wiring is not None:
+        if model.ended:
+            findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named)
+        else:
+            findings = _by_wiring(net, model.wiring, named, absent, skipped)
+        used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
+        rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
+        if model.ended:
+            by_place = (Evidence.STRUCTURE, Evidence.NEARBY, Evidence.REMAINDER)
+            findings.found = [
+                one
+                for one in findings.found
+                if one.evidence not in by_place or not any(_alike(one.module, unit) for unit in rest)
+            ]
+    covered = {blob for one in findings.found for blob in one.blobs}
+    findings.absent = absent - covered
+    covered |= absent
+    open_units = [unit for unit in net.units if not any(tensor.key in covered for tensor in unit.tensors)]
+    if rest and open_units:
+        findings.found += _by_names(net.recipe, open_units, rest, named)
+    return findings
+
+
+def _absent(net: NetGraph, model: ModelGraph, named: Mapping[str, str]) -> frozenset[int]:
+    """Blobs of layers that Caffe does not train and that no module of the model could be: ports compute them instead.
+
+    A bilinear Deconvolution is an interpolation there, a fixed Scale a number.
+    """
+    modules = {*model.units, *(model.wiring.units if model.wiring is not None else ())}
+    return frozenset(
+        number
+        for unit in net.units
+        if unit.kind is not UnitKind.NORM
+        and all(net.recipe.blobs[number].lr_mult == 0 for number in _blobs(unit))
+        and named.keys().isdisjoint(unit.parts)
+        and not any(_alike(unit, module) for module in modules)
+        for number in _blobs(unit)
+    )
+
+
+def _alike(unit: Unit, module: Unit) -> bool:
+    """Whether two units could be counterparts by kind, groups and sizes."""
+    return (module.kind, module.groups) == (unit.kind, unit.groups) and fit(unit.shape, module.sizes) is not None
+
+
+def _by_wiring(
+    net: NetGraph, model: Wiring, named: Mapping[str, str], absent: frozenset[int], skipped: Collection[int]
+) -> Findings:
+    """Counterparts by structure, with names where the structure leaves a choice or differs.
+
+    The net as it is, or without the layers to be skipped, may equal the model as a whole; or without kinds of units
+    that only one side has; or without units that only the model has. If none does: what the user states, then names
+    whose shapes fit, then what surrounds a unit.
+    """
+    nets = [net.without(absent)]
+    if skipped:
+        nets.append(net.without(absent.union(skipped)))
+    for one in nets:
+        findings = _whole(one, model, named)
+        if findings is not None:
+            return findings
+    for one in nets:
+        findings = _whole(_without_other_kinds(one, model), _without_other_kinds(model, one), named)
+        if findings is not None:
+            findings.agree = False
+            return findings
+    return _whole_but_extra(nets[-1], model, named) or _parts(net.recipe, nets[-1], model, named)
+
+
+def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
+    """The wiring without units of a kind that the other has not at all: batch norms of a net made without."""
+    kinds = {unit.kind for unit in other.units}
+    return without_units(wiring, {number for number, unit in enumerate(wiring.units) if unit.kind not in kinds})
+
+
+def _whole(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | None:
+    known = _named_pairs(net, model, named)
+    equal, alike = name_hints(net.units, model.units)
+    findings = Findings(agree=True)
+    matching = match_whole(net, model, known, (equal, alike))
+    if matching is None and known:
+        matching = match_whole(net, model, {}, (known, equal, alike))
+        if matching is not None:
+            taken = set(known.values())
+            rest = {one: other for one, other in matching.pairs.items() if one not in known and other not in taken}
+            matching = replace(matching, pairs={**known, **rest})
+            findings.agree = False
+            findings.warnings.append("names contradicts the wiring of net and model; names was followed")
+    if matching is None:
+        return None
+    rivals: dict[int, tuple[int, ...]] = {}
+    for ones, others in matching.ties:
+        findings.ties.append((tuple(net.units[one] for one in ones), tuple(model.units[other] for other in others)))
+        rivals.update(dict.fromkeys(ones, others))
+    for one, other in matching.pairs.items():
+        if one in known:
+            evidence = Evidence.NAMED
+        elif equal.get(one) == other:
+            evidence = Evidence.EQUAL_NAMES
+        elif alike.get(one) == other:
+            evidence = Evidence.SPELLING
+        else:
+            evidence = Evidence.REMAINDER if one in matching.by_name else Evidence.STRUCTURE
+        if one in equal and equal[one] != other and one not in known:
+            findings.warnings.append(
+                f"layer {net.units[one].name!r} stands where module {model.units[other].name} stands, not where the "
+                f"module of its own name does; bound by structure"
+            )
+        fitting = tuple(model.units[rival] for rival in rivals.get(one, ()) if rival != other)
+        findings.found.append(_counterpart(net.units[one], model.units[other], evidence, fitting))
+    return findings
+
+
+def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | None:
+    """Counterparts by structure where the model has more units, and there is only one choice of what to leave out."""
+    known = _named_pairs(net, model, named)
+    parts = match_parts(net, model, known)
+    left = set(range(len(model.units))) - set(parts.pairs.values())
+    if len(parts.pairs) < len(net.units) or alternatives(net, model, left).keys() - known.keys():
+        return None
+    findings = _whole(net, without_units(model, left), named)
+    if findings is not None:
+        findings.agree = False
+    return findings
+
+
+def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
+    """Counterparts by names, and near these by structure."""
+    findings = Findings()
+    known = _named_pairs(net, model, named)
+    evidence = dict.fromkeys(known, Evidence.NAMED)
+    by_name = (Evidence.EQUAL_NAMES, Evidence.SPELLING)
+    for hints, kind in zip(name_hints(net.units, model.units), by_name, strict=True):
+        for one, other in hints.items():
+            free = one not in known and other not in known.values()
+            if free and not match_tensors(recipe, _blobs(net.units[one]), model.units[other])[1]:
+                known[one] = other
+                evidence[one] = kind
+    parts = match_parts(net, model, known)
+    conflicting = {one: set(others) for one, others in parts.conflicting.items()}
+    if len(parts.pairs) == len(net.units):
+        for one, others in alternatives(net, model, set(range(len(model.units))) - set(parts.pairs.values())).items():
+            if one not in evidence:
+                conflicting.setdefault(one, {parts.pairs[one]}).update(others)
+    pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
+    certain = _agree_elsewhere(net, model, pairs)
+    if not certain and any(one not in evidence for one in pairs):
+        what = "; ".join(explain(net, model)) or "even without what has no counterpart"
+        findings.warnings.append(
+            f"net and model are not wired alike ({what}); layers were bound by what surrounds them"
+        )
+    for one, other in pairs.items():
+        by = evidence.get(one, Evidence.STRUCTURE if certain else Evidence.NEARBY)
+        findings.found.append(_counterpart(net.units[one], model.units[other], by))
+    findings.conflicting = {
+        net.units[one].name: tuple(model.units[other].name for other in sorted(others))
+        for one, others in conflicting.items()
+    }
+    return findings
+
+
+def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int]) -> bool:
+    """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
+    kept = sorted(pairs)
+    places = {other: place for place, other in enumerate(sorted(pairs.values()))}
+    rest = without_units(net, set(range(len(net.units))) - set(kept))
+    others = without_units(model, set(range(len(model.units))) - places.keys())
+    expected = {place: places[pairs[one]] for place, one in enumerate(kept)}
+    return match_whole(rest, others, expected) is not None
+
+
+def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[int, int]:
+    """What the user states, as units; units whose layers were sent to different modules are left to names alone."""
+    place = {part: number for number, unit in enumerate(model.units) for part in unit.parts}
+    pairs: dict[int, int] = {}
+    for number, unit in enumerate(net.units):
+        others = {place.get(named[part]) for part in unit.parts if part in named}
+        if len(others) == 1 and (other := next(iter(others))) is not None:
+            pairs[number] = other
+    return pairs
+
+
+def _counterpart(unit: Unit, module: Unit, evidence: Evidence, rivals: tuple[Unit, ...] = ()) -> Counterpart:
+    return Counterpart(unit.name, _blobs(unit), module, evidence, rivals, unit.groups)
+
+
+def _blobs(unit: Unit) -> tuple[int, ...]:
+    return tuple(int(tensor.key) for tensor in unit.tensors)
+
+
+def _by_names(
+    recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit], named: Mapping[str, str]
+) -> list[Counterpart]:
+    """Counterparts by names alone, layer by layer: a BatchNorm and its Scale may be two modules or one.
+
+    For models whose wiring cannot be seen, and for modules that no forward pass reaches. Shapes are left to ``assign``,
+    except where names agree only but for spelling.
+    """
+    wanted = {part for unit in units for part in unit.parts}
+    layers = [(layer, blobs) for layer, _, blobs in layers_with_blobs(recipe) if layer in wanted]
+    by_path = {part: module for module in modules for part in module.parts}
+    singles = [Unit(layer, (layer,), modules[0].kind, None, ()) for layer, _ in layers]
+    equal, alike = name_hints(singles, modules)
+    of_layer: dict[str, tuple[Unit, Evidence]] = {}
+    for number, (layer, blobs) in enumerate(layers):
+        if named.get(layer) in by_path:
+            of_layer[layer] = by_path[named[layer]], Evidence.NAMED
+        elif number in equal:
+            of_layer[layer] = modules[equal[number]], Evidence.EQUAL_NAMES
+        elif number in alike and not match_tensors(recipe, blobs, modules[alike[number]])[1]:
+            of_layer[layer] = modules[alike[number]], Evidence.SPELLING
+    for unit in units:  # the other half of a batch norm goes where the first went
+        known = [of_layer[part] for part in unit.parts if part in of_layer]
+        for part in unit.parts:
+            if known and part not in of_layer:
+                of_layer[part] = known[0]
+    groups = {part: unit.groups for unit in units for part in unit.parts}
+    return [
+        Counterpart(layer, blobs, *of_layer[layer], groups=groups[layer])
+        for layer, blobs in layers
+        if layer in of_layer
+    ]
+
+
+# Where net and model differ somewhere: what still agrees from one end, or for some way around.
+
+_RADIUS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PartialMatching:
+    """Units of the net to units of the model.
+
+    Attributes:
+        pairs: The pairs.
+        conflicting: Units for which the two ends of the net claim different counterparts, with all that were claimed.
+    """
+
+    pairs: dict[int, int]
+    conflicting: dict[int, frozenset[int]] = field(default_factory=dict)
+
+
+def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> PartialMatching:
+    """Extend ``known`` by every pair that is unique in what surrounds it, strongest evidence first.
+
+    A unit is paired by everything that its value comes from, up to the next pair that is known, or by everything that
+    it goes to; then by what is within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
+    the input and the way from the output lead to different counterparts (a chain of equal blocks that is longer on
+    one side), neither is taken.
+    """
+    search = _Search(without_tails(net), without_tails(model), dict(known))
+    while search.extend():
+        pass
+    return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.conflicting.items()})
+
+
+class _Search:
+    """The pairs so far, and the units that two claims compete for."""
+
+    def __init__(self, net: Wiring, model: Wiring, known: dict[int, int]) -> None:
+        self.graphs = (Graph(net), Graph(model))
+        self.signatures = signatures(net.units, model.units, Sizes.STRICT)
+        self.pairs = known
+        self.conflicting: dict[int, set[int]] = {}
+
+    def extend(self) -> bool:
+        """Add the pairs of the strongest evidence that still yields some; ``False`` when none does."""
+        self.palette = Palette()
+        self.labels = self._labels()
+        return self._take([self._unique(self._swept(forward)), self._unique(self._swept(backward))]) or self._near()
+
+    def _near(self) -> bool:
+        history = rounds(self.graphs, self.labels, self._pinned(), _RADIUS, self.palette)
+        return any(self._take([self._unique(colours)]) for colours in reversed(history[1:]))
+
+    def _take(self, claims: Sequence[Mapping[int, int]]) -> bool:
+        """Accept what no two claims contradict, note what they do; whether anything was accepted."""
+        ones: dict[int, set[int]] = {}
+        others: dict[int, set[int]] = {}
+        for claim in claims:
+            for one, other in claim.items():
+                ones.setdefault(one, set()).add(other)
+                others.setdefault(other, set()).add(one)
+        taken = False
+        for one, wanted in ones.items():
+            rivals = set().union(*(others[other] for other in wanted))
+            if len(wanted) == 1 and len(rivals) == 1 and one not in self.conflicting:
+                self.pairs[one] = next(iter(wanted))
+                taken = True
+            elif len(wanted) > 1 or len(rivals) > 1:
+                self.conflicting.setdefault(one, set()).update(wanted)
+        return taken
+
+    def _unique(self, colours: Sequence[Colours]) -> dict[int, int]:
+        """Units, not paired yet, whose colour no other unit has on its own side and exactly one on the other."""
+        sides: list[dict[int, list[int]]] = [{}, {}]
+        for side, graph, one in zip(sides, self.graphs, colours, strict=True):
+            for number, colour in enumerate(unit_colours(graph, one, self.palette)):
+                if graph.uses[number]:
+                    side.setdefault(colour, []).append(number)
+        done = set(self.pairs.values())
+        return {
+            ones[0]: sides[1][colour][0]
+            for colour, ones in sides[0].items()
+            if len(ones) == len(sides[1].get(colour, ())) == 1
+            and ones[0] not in self.pairs
+            and sides[1][colour][0] not in done
+        }
+
+    def _swept(self, sweep: Callable[[Graph, Colours, Palette, set[int]], Colours]) -> list[Colours]:
+        return [
+            sweep(graph, [self.palette(label) for label in labels], self.palette, pinned)
+            for graph, labels, pinned in zip(self.graphs, self.labels, self._pinned(), strict=True)
+        ]
+
+    def _labels(self) -> list[list[Hashable]]:
+        sides = [list(side) for side in self.signatures]
+        for one, other in self.pairs.items():
+            sides[0][one] = sides[1][other] = ("pair", one)
+        return [
+            [(node.op, None if node.unit is None else side[node.unit]) for node in graph.wiring.nodes]
+            for graph, side in zip(self.graphs, sides, strict=True)
+        ]
+
+    def _pinned(self) -> list[set[int]]:
+        """The nodes of known pairs: what is behind them adds nothing."""
+        paired = (list(self.pairs), list(self.pairs.values()))
+        return [
+            {use for unit in units for use in graph.uses[unit]}
+            for graph, units in zip(self.graphs, paired, strict=True)
+        ]
+
+
+# Units of the model that are left over and could as well be the counterpart of a unit that has one.
+#
+# Where the model has units that the net does not have, leaving out other ones may give the same wiring: of two equal
+# blocks in a row, either can be the one too many. If u could stand for a, then everything that a's value comes from has
+# a counterpart before u, and everything that it goes to has one after u. So u comes into question only if each kind of
+# unit occurs at least as often before u as before a, and after u as after a. Where no unit that is left over passes,
+# no other choice of what to leave out is possible.
+
+
+def alternatives(net: Wiring, model: Wiring, left: Collection[int]) -> dict[int, list[int]]:
+    """For units of the net the units among ``left`` (of the model) that could be their counterparts, if any could."""
+    labels = signatures(net.units, model.units, Sizes.STRICT)
+    wanted = {labels[1][other] for other in left}
+    ones = [number for number, label in enumerate(labels[0]) if label in wanted]
+    if not ones:
+        return {}
+    kinds = list(dict.fromkeys(labels[0]))
+    ours, theirs = _Around(net, labels[0], kinds), _Around(model, labels[1], kinds)
+    found = {
+        one: [other for other in left if labels[0][one] == labels[1][other] and theirs.has(other, ours.counts(one))]
+        for one in ones
+    }
+    return {one: others for one, others in found.items() if others}
+
+
+class _Around:
+    """For each unit the units before and after it, as sets of bits, counted by kind."""
+
+    def __init__(self, wiring: Wiring, labels: Sequence[Hashable], kinds: Sequence[Hashable]) -> None:
+        self.masks = [sum(1 << number for number, label in enumerate(labels) if label == kind) for kind in kinds]
+        own = [0 if node.unit is None else 1 << node.unit for node in wiring.nodes]
+        before, after = [0] * len(own), [0] * len(own)
+        for number, node in enumerate(wiring.nodes):
+            for source in node.inputs:
+                before[number] |= before[source] | own[source]
+        for number in range(len(own) - 1, -1, -1):
+            for source in wiring.nodes[number].inputs:
+                after[source] |= after[number] | own[number]
+        self.sides: list[tuple[int, int]] = [(0, 0)] * len(wiring.units)
+        for number, node in enumerate(wiring.nodes):
+            if node.unit is not None:
+                so_far = self.sides[node.unit]
+                self.sides[node.unit] = (so_far[0] | before[number], so_far[1] | after[number])
+
+    def counts(self, unit: int) -> list[int]:
+        """How many units of each kind are before, and after, a unit."""
+        return [(side & mask).bit_count() for side in self.sides[unit] for mask in self.masks]
+
+    def has(self, unit: int, counts: Sequence[int]) -> bool:
+        """Whether a unit has at least so many of each kind before and after it."""
+        return all(own >= wanted for own, wanted in zip(self.counts(unit), counts, strict=True))

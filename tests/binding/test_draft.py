@@ -1,0 +1,116 @@
+"""Where net and model do not bind completely there is a names file to complete, and completing it binds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from nets import IMAGE, conv, linear, names, recipe_of
+
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.messages import IncompleteBindingError
+from caffe2torch.binding.names import read_names
+from caffe2torch.cli import main
+
+NET = (
+    conv("stem", "data", 4)
+    + conv("mid/a", "stem", 4)
+    + conv("mid/b", "mid/a", 4)
+    + conv("tail", "mid/b", 6, kernel=1)
+    + linear("score", "tail", 101)
+)
+PORT = """
+import torch
+from torch import nn
+
+class Port(nn.Module):
+    def __init__(self, classes=101, middle=3):
+        super().__init__()
+        self.unused = nn.Conv2d(4, 4, 3, padding=1)
+        self.unused.requires_grad_(False)
+        self.head = nn.Linear(384, classes)
+        self.end = nn.Conv2d(4, 6, 1)
+        self.body = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(middle))
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.body:
+            x = layer(x)
+        return self.head(self.end(x).flatten(1))
+
+def make(classes=101, middle=3):
+    return Port(classes, middle)
+
+def optimizer(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.prototxt").write_text(IMAGE + NET)
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed"')
+    (tmp_path / "port.py").write_text(PORT)
+    return tmp_path
+
+
+def run(folder: Path, verb: str, *options: str, factory: str = "make") -> tuple[int, str]:
+    given = [verb, str(folder / "net.prototxt"), str(folder / "solver.prototxt")]
+    given += ["--model", f"{folder / 'port.py'}:{factory}", *options]
+    if verb == "audit":
+        given += ["--optimizer", f"{folder / 'port.py'}:optimizer"]
+    result = CliRunner().invoke(main, given)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("verb", ["translate", "audit"])
+def test_a_draft_fills_in_what_is_certain_offers_what_forward_reaches_and_binds_once_completed(
+    folder: Path, verb: str
+) -> None:
+    draft = folder / "names.toml"
+    status, output = run(folder, verb, "--write-names", str(draft))
+    assert status == 2
+    assert f"complete the draft in {draft}" in " ".join(output.split())
+    text = draft.read_text()
+    assert read_names(draft) == {"stem": "first", "tail": "end", "score": "head"}
+    assert "unused" not in text
+    a, b = (text[text.index(f"# mid/{name} (") :].split("\n\n")[0] for name in "ab")
+    for section, line in ((a, 3), (b, 4)):
+        assert f"net.prototxt:{line}:1" in section
+        assert "weight 4x4x3x3, bias 4" in section
+        assert re.findall(r'# "mid/." = "(.*)"  # the same sizes', section)
+    for chosen in ('"mid/a" = "body.0"', '"mid/b" = "body.2"'):
+        assert f"# {chosen}" in text
+        text = text.replace(f"# {chosen}", chosen)
+    draft.write_text(text)
+    status, output = run(
+        folder, verb, "--names", str(draft), "--unclaimed", "lr_mult=1,decay_mult=1", "--write-names",
+        str(folder / "again.toml"),
+    )  # fmt: skip
+    assert status == 0, output
+    assert read_names(folder / "again.toml") == read_names(draft)
+
+
+def test_a_layer_of_another_shape_has_its_place_as_first_candidate(folder: Path) -> None:
+    draft = folder / "names.toml"
+    status, _ = run(folder, "translate", "--write-names", str(draft), factory="make(10, 2)")
+    assert status == 2
+    assert (
+        "# score = \"head\"  # outputs 101 / 10\n# and say that its shape differs: --reshaped 'score'"
+        in draft.read_text()
+    )
+    assert read_names(draft) == {"stem": "first", "mid/a": "body.0", "mid/b": "body.1", "tail": "end"}
+
+
+def test_without_the_option_the_error_names_it_and_bind_keeps_the_draft(folder: Path) -> None:
+    assert "--write-names FILE.toml writes a draft" in " ".join(run(folder, "translate")[1].split())
+    namespace: dict[str, type] = {}
+    exec(PORT, namespace)
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe_of(IMAGE, NET), namespace["Port"]())
+    assert 'stem = "first"' in caught.value.draft
+    bound = bind(recipe_of(IMAGE, NET), namespace["Port"](middle=2))
+    assert names(bound)["mid/b/0"] == "body.1.weight"
