@@ -39,6 +39,7 @@ from caffe2torch.files import Counted, bar
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.outputs import whole_file
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.snapshot.check_tensors import check_archive, check_tensors, kind_problem
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state
 from caffe2torch.solver.requirements import SOLVERS
@@ -119,7 +120,7 @@ def load_checkpoint(
         weights, kept = check_model(path, content["model"], module, binding, new_layers if finetune else ())
         # Only a multistep policy counts steps: one that comes new to a run begins at 0 and catches up, as in Caffe.
         counters = {key: content["scheduler"].get(key, 0) for key in scheduler.state_dict()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise SnapshotError(f"is damaged: {error!r}", where=str(path)) from None
     now = module.state_dict()
     module.load_state_dict({name: like(value, now[name]) for name, value in weights.items()}, strict=False)
@@ -156,8 +157,11 @@ def _read(path: str | os.PathLike[str]) -> Any:
     if not place.is_file():
         raise InputError("is a folder" if place.is_dir() else "is not there", where=str(path))
     reason = "it is no zip archive, as torch's files are"
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        check_archive(path)
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch wonders about what it is about to refuse
                 return torch.load(path, map_location="cpu", weights_only=True)
@@ -211,7 +215,8 @@ def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
 
 
 def check_whole(path: AnyPath, content: Any) -> dict[str, Any]:
-    """The content of a file, if it is that of a checkpoint."""
+    """The content of a file, if it is that of a checkpoint and plain data throughout."""
+    check_tensors(path, content)
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, FIRST_FORMAT):
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise SnapshotError("is no checkpoint of caffe2torch", where=str(path), found=str(found), expected=FORMAT)
@@ -221,7 +226,7 @@ def check_whole(path: AnyPath, content: Any) -> dict[str, Any]:
     written = {key: value for key, value in content.items() if key != "checksum"}
     try:
         as_written = content.get("checksum") == checksum(written)
-    except (TypeError, RuntimeError):  # no plain data, or tensors that hold no numbers in a row
+    except TypeError:
         as_written = False
     if not as_written:
         raise SnapshotError("is damaged: what it holds is not what was written", where=str(path))
@@ -307,6 +312,8 @@ def check_model(
         elif isinstance(after, Tensor) and not (isinstance(before, Tensor) and before.shape == after.shape):
             size = list(before.shape) if isinstance(before, Tensor) else type(before).__name__
             problems[name] = f"{name} is {size} in the file, {list(after.shape)} in the model"
+        elif isinstance(before, Tensor) and isinstance(after, Tensor) and (other := kind_problem(before, after)):
+            raise SnapshotError(f"is damaged: {name} {other}", where=str(path))
     if errors := [problem for name, problem in problems.items() if name.rpartition(".")[0] not in new]:
         hint = "layers that are meant to be new must be named as such (a fine-tuning factor does that)"
         raise SnapshotError(f"is of another model: {_listed(errors)}", where=str(path), hint=hint)
@@ -347,8 +354,10 @@ def check_optimizer(
     iteration, counters = content["iteration"], content["scheduler"]
     if counters.get("last_epoch") != iteration or not 0 <= iteration < 2**31:
         problems.append("the scheduler's counters are missing, or not those of its iteration")
-    elif not isinstance(counters.get("current_step", 0), int):
-        problems.append("the scheduler's current_step is no number")
+    elif not all(isinstance(counters.get(key, 0), int) for key in ("current_step", "_step_count")):
+        problems.append("the scheduler's counters are no numbers")
+    elif not all(isinstance(rate, float) for rate in counters.get("_last_lr", ())):  # the groups may be others now
+        problems.append("the scheduler's rates are no numbers")
     if problems:
         raise SnapshotError(f"is of another run: {_listed(problems)}", where=str(path))
     if any(states.values()):

@@ -190,6 +190,14 @@ def test_a_names_file_that_python_cannot_parse_is_one_error(text: str) -> None:
     assert "names.toml: bad TOML" in refused("translate", *files, "--model", "port.py:Net", "--names", "names.toml")
 
 
+def test_a_filler_value_of_400_digits_is_infinite_and_no_traceback() -> None:
+    Path("net.prototxt").write_text(
+        NET + 'layer { name: "c" type: "BatchNorm" bottom: "b" top: "c" '
+        f'batch_norm_param {{ scale_filler {{ type: "constant" value: {"9" * 400} }} }} }}'
+    )
+    assert run("inspect", "net.prototxt", "--format", "json")[0] == 0
+
+
 def test_json_has_null_where_a_number_is_none() -> None:
     Path("solver.prototxt").write_text(SOLVER.replace("0.9", "nan"))
     Path("net.prototxt").write_text(NET.replace("lr_mult: 1 ", "lr_mult: inf ", 1))
