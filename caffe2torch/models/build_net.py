@@ -16,8 +16,8 @@ from caffe2torch.binding.plan import Binding, BoundBlob, Kind
 from caffe2torch.errors import Caffe2TorchError, UnsupportedError
 from caffe2torch.models import functions
 from caffe2torch.models.builders import BUILDERS, Site, Spec
-from caffe2torch.models.losses import LOSSES, loss_weights
-from caffe2torch.models.program import Program, Trace, is_input, program, trace
+from caffe2torch.models.losses import LOSSES, is_loss, loss_weights
+from caffe2torch.models.program import Program, Trace, is_input, overwriting, program, trace
 from caffe2torch.net.build import with_inputs
 from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_context import Node
@@ -26,7 +26,7 @@ from caffe2torch.reading import read_phase
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, TrainingRecipe
 from caffe2torch.snapshot.fillers import initialize
 
-__all__ = ["CaffeNet", "LayerFactory", "build_model"]
+__all__ = ["CaffeNet", "LayerFactory", "build_model", "identifier"]
 
 LayerFactory = Callable[[Layer], nn.Module]
 """Makes the module of a layer; it is called with the layer's bottoms and gives its tops."""
@@ -55,6 +55,7 @@ class CaffeNet(nn.Module):
         self.missing: dict[str, str] = {}
         self._phases = dict(phases)
         self._bound: dict[int, str] = {}
+        self._specs: dict[str, Spec] = {}
 
     def forward(self, *inputs: Tensor, loss: bool = False, **named: Tensor) -> Tensor | dict[str, Tensor]:
         """What the net computes before its losses: a tensor, or a dictionary by blob where there are several.
@@ -256,11 +257,16 @@ class _Builder:
         phases = {self.recipe.phase: self._add(self.recipe, self.recipe.phase)}
         twin = read_phase(self.recipe, other)
         phases[other] = phases[self.recipe.phase] if twin is None else self._add(_sized(twin, self.recipe), other)
+        for name in overwriting(phases["TRAIN"].trace) & overwriting(phases["TEST"].trace):
+            if self.makes[name] == Spec(nn.ReLU):
+                self.makes[name] = Spec(nn.ReLU, (), {"inplace": True})
+                self.modules[name] = nn.ReLU(inplace=True)
         model = CaffeNet(self.recipe, phases, self.names)
         for name, module in self.modules.items():
             model.add_module(name, module)
         model.missing.update(self.missing)
         model._bound.update(self.bound)
+        model._specs.update((name, make) for name, make in self.makes.items() if isinstance(make, Spec))
         return model
 
     def _add(self, recipe: TrainingRecipe, phase: str) -> _Phase:
@@ -272,10 +278,11 @@ class _Builder:
                 steps.append((layer, None, ()))
             else:
                 bottoms = tuple(shapes.get(name) or self.seen.get(name) for name in layer.bottoms)
-                steps.append((layer, self._module(recipe, phase, layer, bottoms, taken), loss_weights(layer)))
+                weights = loss_weights(layer) if layer.tops else (1.0,) * is_loss(layer)
+                steps.append((layer, self._module(recipe, phase, layer, bottoms, taken), weights))
             shapes.update(zip(layer.tops, layer.top_shapes, strict=True))
         self.seen = self.seen or shapes
-        found = trace(steps, LOSSES)
+        found = trace(steps)
         return _Phase(
             phase,
             found,
@@ -292,9 +299,9 @@ class _Builder:
     ) -> str:
         """The name of the module of a layer, which is made unless the other phase has the same."""
         make = self._make(recipe, layer, bottoms)
-        name = _identifier(layer.name, taken)
+        name = identifier(layer.name, taken)
         if name in self.makes and (self.makes[name] != make or self.names[name] != layer.name):
-            name = _identifier(f"{layer.name}_{phase.lower()}", {*taken, *self.modules})
+            name = identifier(f"{layer.name}_{phase.lower()}", {*taken, *self.modules})
         taken.add(name)
         if name in self.modules:
             return name
@@ -310,7 +317,7 @@ class _Builder:
             return factory, layer.type, settings
         if layer.type in LOSSES:
             return LOSSES[layer.type], layer.type, settings
-        if not layer.tops:  # it writes or shows something: nothing that the net computes with
+        if not layer.tops and not is_loss(layer):  # it writes or shows something: nothing that the net computes with
             return Spec(functions.silence)
         if layer.type not in BUILDERS:
             return "there is no such layer in BVLC's Caffe, and none here"
@@ -407,7 +414,7 @@ def _attributes(recipe: TrainingRecipe, layer: Layer, module: nn.Module) -> list
     return found
 
 
-def _identifier(layer: str, taken: Iterable[str]) -> str:
+def identifier(layer: str, taken: Iterable[str]) -> str:
     """A layer's name as Python allows an attribute, and as ``nn.Module`` has none yet."""
     name = re.sub(r"\W", "_", layer, flags=re.ASCII) or "layer"
     if name[0].isdigit() or name.startswith("__"):

@@ -259,7 +259,7 @@ def _eltwise(site: Site) -> Spec:
 
 def _slice(site: Site) -> Spec:
     points = integers(site.settings, "slice_point")
-    return _spec(functions.slices, tops=len(site.node.top_names), slice_point=points, axis=_axis(site, "slice_dim"))
+    return _spec(functions.slice_tops, tops=len(site.node.top_names), slice_point=points, axis=_axis(site, "slice_dim"))
 
 
 def _reshape(site: Site) -> Spec:
@@ -296,7 +296,7 @@ BUILDERS: Mapping[str, Builder] = {
     "ELU": _settings(nn.ELU, "alpha"),
     "Eltwise": _eltwise,
     "Embed": lambda site: _spec(layers.Embed, *site.shapes["weight"], bias="bias" in site.shapes),
-    "Exp": _settings(functions.exp, "base", "scale", "shift"),
+    "Exp": _settings(functions.exponential, "base", "scale", "shift"),
     "Filter": _plain(functions.filtered),
     "Flatten": _settings(nn.Flatten, start_dim="axis", end_dim="end_axis"),
     "Gather": _plain(functions.gather),
@@ -307,7 +307,7 @@ BUILDERS: Mapping[str, Builder] = {
     "Interp": _settings(functions.interp, "height", "width", "shrink_factor", "zoom_factor", "pad_beg", "pad_end"),
     "LRN": _lrn,
     "LSTM": _recurrent(layers.LSTM, 4),
-    "Log": _settings(functions.log, "base", "scale", "shift"),
+    "Log": _settings(functions.logarithm, "base", "scale", "shift"),
     "MVN": _settings(functions.mvn, "normalize_variance", "across_channels", "eps"),
     "Mish": _plain(nn.Mish),
     "Normalize": _normalize,

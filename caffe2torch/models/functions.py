@@ -143,12 +143,12 @@ def power(x: Tensor, power: float = 1.0, scale: float = 1.0, shift: float = 0.0)
     return y if power == 1 else y**power
 
 
-def exp(x: Tensor, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def exponential(x: Tensor, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """``exp_layer.cpp``: ``base ** (shift + scale * x)``; base -1 stands for e."""
     return torch.exp((1.0 if base == -1 else math.log(base)) * (shift + scale * x))
 
 
-def log(x: Tensor, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def logarithm(x: Tensor, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """``log_layer.cpp``: the logarithm to ``base`` of ``shift + scale * x``; base -1 stands for e."""
     return torch.log(shift + scale * x) / (1.0 if base == -1 else math.log(base))
 
@@ -207,7 +207,7 @@ def concat(*bottoms: Tensor, axis: int = 1) -> Tensor:
     return torch.cat(bottoms, axis)
 
 
-def slices(x: Tensor, tops: int, slice_point: Sizes = (), axis: int = 1) -> Tops:
+def slice_tops(x: Tensor, tops: int, slice_point: Sizes = (), axis: int = 1) -> Tops:
     """``slice_layer.cpp``: cut at points, or into ``tops`` equal parts."""
     return torch.tensor_split(x, tuple(slice_point) or tops, axis)
 

@@ -163,7 +163,7 @@ class Recurrent(nn.Module):
         elif self.state and self.state[0].shape == size:
             state = [one.to(terms) for one in self.state]
         outputs = []
-        for term, goes_on in zip(terms, cont.to(terms.dtype).unsqueeze(2), strict=True):
+        for term, goes_on in zip(terms, cont.detach().to(terms.dtype).unsqueeze(2), strict=True):
             state = self.step(term + F.linear(state[0] * goes_on, self.hidden_weight), goes_on, state)
             outputs.append(state[0])
         y = self.output(torch.stack(outputs))

@@ -7,16 +7,25 @@ value is needed no longer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.models.builders import METRICS
+from caffe2torch.models.losses import is_loss
 from caffe2torch.recipe import Layer
 
-__all__ = ["Program", "Step", "Trace", "is_input", "program", "trace"]
+__all__ = ["Program", "Step", "Trace", "is_input", "overwriting", "program", "trace"]
 
 _OWN_TOPS = frozenset({"Parameter"})
 """Layers without bottoms that compute their tops, instead of bringing them in."""
+
+_LABELS = {
+    "ContrastiveLoss": (2,),
+    "InfogainLoss": (1, 2),
+    **dict.fromkeys(("HingeLoss", "MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss"), (1,)),
+}
+"""The bottoms of losses that ``AllowForceBackward`` keeps from a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +74,16 @@ def is_input(layer: Layer) -> bool:
     return not layer.bottoms and layer.type not in _OWN_TOPS
 
 
-def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]], is_loss: Collection[str]) -> Trace:
+def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]]) -> Trace:
     """Number the values. Each layer comes with its module's name (``None``: it brings data in) and its loss weights.
 
-    ``is_loss`` are the types that are losses whatever their weights. A bottom that no layer makes is an input, too.
+    A bottom that no layer makes is an input, too.
     """
     names: list[str] = []
     final: dict[str, int] = {}
     inputs: dict[str, int] = {}
     steps: list[Step] = []
+    learned: set[int] = set()  # values that something learned made
 
     def new(blob: str) -> int:
         names.append(blob)
@@ -89,28 +99,29 @@ def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]], is_loss
                 inputs[blob] = new(blob)
         bottoms = tuple(final[blob] for blob in layer.bottoms)
         # A loss without a top gives one all the same (``net.cpp``, ``AutoTopBlobs``).
-        tops = tuple(new(blob) for blob in layer.tops or ("(automatic)",) * (layer.type in is_loss))
+        tops = tuple(new(blob) for blob in layer.tops or ("(automatic)",) * is_loss(layer))
         stated = layer.settings.get("propagate_down", ())
-        detached = tuple(i for i, down in enumerate(stated if isinstance(stated, tuple) else ()) if not down)
-        steps.append(Step(layer, module, bottoms, tops, weights, detached))
+        detached = [i for i, down in enumerate(stated if isinstance(stated, tuple) else ()) if not down]
+        # Caffe gives labels no gradient, even where force_backward asks for one of everything.
+        detached += [i for i in _LABELS.get(layer.type, ()) if i < len(bottoms) and bottoms[i] not in learned]
+        if layer.blobs or learned.intersection(bottoms):
+            learned.update(tops)
+        steps.append(Step(layer, module, bottoms, tops, weights, tuple(detached)))
     losses = tuple(
         (value, weight) for step in steps for value, weight in zip(step.outputs, step.weights, strict=False) if weight
     )
-    return Trace(tuple(names), tuple(inputs.items()), tuple(steps), final, _predictions(steps, is_loss), losses)
+    return Trace(tuple(names), tuple(inputs.items()), tuple(steps), final, _predictions(steps, learned), losses)
 
 
-def _predictions(steps: Sequence[Step], is_loss: Collection[str]) -> tuple[int, ...]:
+def _predictions(steps: Sequence[Step], learned: Collection[int]) -> tuple[int, ...]:
     """What goes into a loss or out of the net, as far as something learned made it (labels are not predicted)."""
-    learned: set[int] = set()
     judged: set[int] = set()  # what losses and metrics give, and what follows from it
     into_losses: set[int] = set()
     into_metrics: set[int] = set()
     used: set[int] = set()
     made: set[int] = set()
     for step in steps:
-        loss = any(step.weights) or step.layer.type in is_loss
-        if step.layer.blobs or learned.intersection(step.inputs):
-            learned.update(step.outputs)
+        loss = any(step.weights) or is_loss(step.layer)
         if loss or step.layer.type in METRICS or judged.intersection(step.inputs):
             judged.update(step.outputs)
             (into_losses if loss else into_metrics).update(step.inputs)
@@ -122,20 +133,23 @@ def _predictions(steps: Sequence[Step], is_loss: Collection[str]) -> tuple[int, 
     return tuple([value for value in found if value in learned] or [value for value in found if value in made])
 
 
-def program(source: Trace, results: Iterable[int], *, keep: bool = False) -> Program:
+def program(
+    source: Trace, results: Iterable[int], *, keep: bool = False, merge: bool = True, given: Collection[int] = ()
+) -> Program:
     """The part of a trace that ``results`` need; unless ``keep``, every value goes as soon as nothing needs it.
 
-    Where values may go, a Scale right after its BatchNorm becomes one pass with it.
+    Where values may go and with ``merge``, a Scale right after its BatchNorm becomes one pass with it. Values that are
+    ``given`` need no step.
     """
     results = tuple(results)
     needed, steps = set(results), []
     for step in reversed(source.steps):
-        if keep or needed.intersection(step.outputs):
+        if keep or needed.difference(given).intersection(step.outputs):
             needed.update(step.inputs)
             steps.append(step)
     steps.reverse()
     if not keep:
-        steps = _freeing(_merged(steps, results), results)
+        steps = _freeing(_merged(steps, results) if merge else steps, results)
     inputs = tuple((name, value) for name, value in source.inputs if keep or value in needed)
     return Program(inputs, tuple(steps), results)
 
@@ -161,6 +175,28 @@ def _plain(step: Step) -> bool:
     settings = step.layer.settings
     one_axis = settings.get("axis", 1) == 1 and settings.get("num_axes", 1) == 1
     return step.layer.type == "Scale" and len(step.inputs) == 1 and one_axis and not step.detached
+
+
+_OVERWRITABLE = frozenset(
+    {"BN", "BatchNorm", "Concat", "Convolution", "Deconvolution", "Eltwise", "InnerProduct", "Scale"}
+)
+"""Layers whose backward pass does not look at their top, so that a ReLU may write over it."""
+
+
+def overwriting(source: Trace) -> set[str]:
+    """The modules of ReLUs that Caffe runs in place and that torch may run in place, too."""
+    makers = {value: step for step in source.steps for value in step.outputs}
+    reads = Counter(value for step in source.steps for value in step.inputs)
+    return {
+        step.module
+        for step in source.steps
+        if step.layer.type == "ReLU"
+        and step.layer.bottoms == step.layer.tops
+        and reads[step.inputs[0]] == 1
+        and step.inputs[0] in makers
+        and makers[step.inputs[0]].layer.type in _OVERWRITABLE
+        and len(makers[step.inputs[0]].outputs) == 1
+    }
 
 
 def _freeing(steps: list[Step], results: Sequence[int]) -> list[Step]:
