@@ -19,6 +19,7 @@ VERBS = {
     "audit": "check an optimizer that someone else wrote",
     "convert": "carry a Caffe snapshot over to a PyTorch checkpoint",
     "inspect": "show what a net and its solver learn, without torch",
+    "model": "write a net as a torch module",
     "plot": "draw the learning rate over the run, and what stock torch would make of it",
     "translate": "give a checked optimizer for a net and its solver",
 }

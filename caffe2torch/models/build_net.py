@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +58,15 @@ class CaffeNet(nn.Module):
         self._bound: dict[int, str] = {}
         self._specs: dict[str, Spec] = {}
 
-    def forward(self, *inputs: Tensor, loss: bool = False, **named: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, *inputs: Tensor, **named: Any) -> Tensor | dict[str, Tensor]:
         """What the net computes before its losses: a tensor, or a dictionary by blob where there are several.
 
         Args:
             inputs: The input blobs that this needs (images, but no labels), in the net's order.
-            loss: Give the whole loss instead, as ``loss()``, for wrappers that know ``forward`` alone (DDP).
-            named: Input blobs by name.
+            named: Input blobs by name. ``loss=True`` gives the whole loss of all inputs instead, as ``loss()`` does,
+                for wrappers that know ``forward`` alone (DDP, FSDP).
         """
-        if loss:
+        if named.pop("loss", False) is True:
             return self.loss(*inputs, **named)
         phase = self._phase()
         found = self._run(phase.forward, "the net", inputs, named)
