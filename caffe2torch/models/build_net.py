@@ -119,6 +119,11 @@ class CaffeNet(nn.Module):
         known = all(name in names for name, parameter in self.named_parameters() if parameter.requires_grad)
         return Binding(type(self).__name__, tuple(bound)) if known else None
 
+    def __prepare_scriptable__(self) -> CaffeNet:
+        raise UnsupportedError(
+            "a built net is no TorchScript", hint="use torch.export, or the file of caffe2torch model"
+        )
+
     def _phase(self) -> _Phase:
         wanted = "TRAIN" if self.training else "TEST"
         return self._phases.get(wanted) or next(iter(self._phases.values()))

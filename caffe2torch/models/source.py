@@ -176,6 +176,8 @@ class _Writer:
             return self.model._specs.get(step.module)
         stated = {}
         for name, parameter in inspect.signature(type(module)).parameters.items():
+            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:  # a loss without settings
+                continue
             value = getattr(module, name)
             value = value.tolist() if isinstance(value, Tensor) else value
             if value != parameter.default:

@@ -60,7 +60,8 @@ def test_every_built_type_is_one_that_reading_knows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "size"), [("kernel_size: 3 pad: 2", 7), ("kernel_size: 3 pad: 2 stride: 2", 6), ("kernel_size: 2 pad: 1", 5)]
+    ("pool", "size"),
+    [("kernel_size: 3 pad: 2", 7), ("kernel_size: 3 pad: 2 stride: 2", 6), ("kernel_size: 2 pad: 1", 5)],
 )
 @pytest.mark.parametrize("kind", ["MAX", "AVE"])
 def test_pooling_with_wide_padding_is_pooling_of_the_padded_image(pool: str, size: int, kind: str) -> None:
@@ -79,7 +80,9 @@ def test_pooling_with_wide_padding_is_pooling_of_the_padded_image(pool: str, siz
 
 
 def test_stochastic_pooling_draws_values_of_the_window_in_proportion() -> None:
-    recipe = recipe_of(IMAGE, layer("Pooling", "y", "data", "", "pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 }"))
+    recipe = recipe_of(
+        IMAGE, layer("Pooling", "y", "data", "", "pooling_param { pool: STOCHASTIC kernel_size: 2 stride: 2 }")
+    )
     model = build_model(recipe)
     x = torch.zeros(2, 3, 8, 8)
     x[:, :, ::2, ::2], x[:, :, 1::2, 1::2] = 1.0, 3.0

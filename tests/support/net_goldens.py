@@ -288,3 +288,19 @@ def run_errors(case: Path) -> dict[str, float]:
             off = apart(value.reshape(recorded[0].shape), recorded[iteration + 1], move or 1.0)
             errors[blob.name] = max(errors.get(blob.name, 0), off)
     return errors
+
+
+NETS_OF_A_KIND = (
+    "bvlc-lenet-inv.TRAIN",
+    "bvlc-siamese-mnist.TRAIN",
+    "bvlc-cifar10-full.TRAIN",
+    "cvgj-alexnet-bn.TRAIN",
+    "lrcn-activity-lstm-flow.TEST",
+    "fcn8s-voc.TRAIN",
+    "bvlc-googlenet-poly.TRAIN",
+    "cvgj-resnet50-preact.TEST",
+    "enet-encoder.TRAIN",
+    "hed.TRAIN",
+    "mobilenet-ssd.TRAIN",
+)
+"""Recorded nets of different kinds."""
