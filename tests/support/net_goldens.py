@@ -176,11 +176,11 @@ def picked(array: Array) -> Array:
     return array.reshape(-1)[np.linspace(0, array.size - 1, 32).astype(np.int64)]
 
 
-def built(folder: Path) -> tuple[CaffeNet, dict[str, Any]]:
-    """The net of a record with its weights, in float64, in its phase; and its ``meta.json``."""
+def built(folder: Path, dtype: torch.dtype = torch.float64) -> tuple[CaffeNet, dict[str, Any]]:
+    """The net of a record with its weights, in its phase; and its ``meta.json``."""
     meta = json.loads((folder / "meta.json").read_text())
     recipe = read_recipe(folder / "run.prototxt", phase=meta["phase"], stages=meta["stages"] or ())
-    model = build_model(recipe).double().train(meta["phase"] == "TRAIN")
+    model = build_model(recipe).to(dtype).train(meta["phase"] == "TRAIN")
     assert not model.missing
     load(model, [weights(i, e["kind"], e["shape"], meta["gain"]) for i, e in enumerate(meta["learnables"])])
     for module in model.modules():
@@ -192,12 +192,12 @@ def built(folder: Path) -> tuple[CaffeNet, dict[str, Any]]:
     return model, meta
 
 
-def net_errors(folder: Path) -> dict[str, float]:
-    """How far every blob, the loss, every gradient and every statistic of a recorded net is off, in float64."""
-    model, meta = built(folder)
+def net_errors(folder: Path, dtype: torch.dtype = torch.float64) -> dict[str, float]:
+    """How far every blob, the loss, every gradient and every statistic of a recorded net is off Caffe's in float64."""
+    model, meta = built(folder, dtype)
     recorded = np.load(folder / "rec.npz")
     inputs = {
-        spec["name"]: torch.from_numpy(input_values(spec)).double().requires_grad_(meta["force_backward"])
+        spec["name"]: torch.from_numpy(input_values(spec)).to(dtype).requires_grad_(meta["force_backward"])
         for spec in meta["inputs"]
     }
     blobs = model.blobs(**inputs)
@@ -222,6 +222,18 @@ def net_errors(folder: Path) -> dict[str, float]:
     return errors
 
 
+def float32_noise(folder: Path) -> dict[str, float]:
+    """How far Caffe's own float32 is off its float64, by the keys of ``net_errors``."""
+    meta, recorded = json.loads((folder / "meta.json").read_text()), np.load(folder / "rec.npz")
+    learnables = [f"gradient {one['layer']}/{one['blob']}" for one in meta["learnables"]]
+    return {
+        "loss": float(meta["noise"]["loss"]) if isinstance(meta["noise"], dict) and "loss" in meta["noise"] else 0.0,
+        **dict(zip((f"blob {one[0]}" for one in meta["tops"]), map(float, recorded["top_noise"]), strict=True)),
+        **dict(zip(learnables, map(float, recorded["grad_noise"]), strict=True)),
+        **dict(zip((f"input {one['name']}" for one in meta["inputs"]), map(float, recorded["in_noise"]), strict=True)),
+    }
+
+
 def _names(entries: list[Any]) -> list[str]:
     return [entry if isinstance(entry, str) else entry[0] for entry in entries]
 
@@ -230,7 +242,7 @@ def _seeded(blob: Tensor, number: int) -> Tensor:
     """A net without a loss was given random gradients of its outputs."""
     generator = np.random.Generator(np.random.PCG64(3 + 10 * number))
     seed = generator.standard_normal(blob.numel(), dtype=np.float32).reshape(tuple(blob.shape))
-    return (blob * torch.from_numpy(seed).double()).sum()
+    return (blob * torch.from_numpy(seed).to(blob.dtype)).sum()
 
 
 def _gradient_errors(
