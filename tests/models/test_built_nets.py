@@ -92,7 +92,7 @@ def test_the_built_net_of_segnet_basic_and_the_built_in_one_agree(fixtures: Path
     torch.testing.assert_close(scores, by_hand(images), rtol=0, atol=1e-12 * scores.abs().max().item())
     labels = torch.randint(0, int(classes or 0), (2, 1, 32, 48))
     built.loss(images, labels).backward()  # type: ignore[no-untyped-call]
-    loss = [module for module in built.modules() if isinstance(module, CaffeSoftmaxLoss)][0]
+    loss = next(module for module in built.modules() if isinstance(module, CaffeSoftmaxLoss))
     loss(by_hand(images), labels).backward()
     for ours, theirs in zip(tensors(built), by_hand.parameters(), strict=True):
         assert ours.grad is not None

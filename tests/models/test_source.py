@@ -137,7 +137,7 @@ def test_a_frozen_parameter_stays_frozen() -> None:
 
 
 def test_unknown_layers_are_all_named() -> None:
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="cannot be computed"):
         model = build_model(recipe_of(IMAGE, layer("Python", "a", "data"), layer("Odd", "b", "a"), linear("ip", "b")))
     with pytest.raises(UnsupportedError, match=r"a \(Python\), b \(Odd\)"):
         model_source(model)
