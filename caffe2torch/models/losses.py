@@ -39,22 +39,22 @@ def loss_weights(layer: Layer) -> tuple[float, ...]:
     """
     stated = layer.settings.get("loss_weight", ())
     weights = stated if isinstance(stated, tuple) else (stated,)
+    tops = max(len(layer.tops), is_loss(layer))  # Caffe makes a loss layer's top where the file names none
     if not weights:
-        first = 1.0 if is_loss(layer) else 0.0
-        return (first, *(0.0 for _ in layer.tops[1:])) if layer.tops else ()
-    if len(weights) != len(layer.tops):
+        return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
+    if len(weights) != tops:
         raise NetError(
             f"layer {layer.name!r} states loss_weight for some of its tops",
             where=layer.where,
-            found=f"{len(weights)} weights, {len(layer.tops)} tops",
+            found=f"{len(weights)} weights, {tops} tops",
             expected="none, or one per top",
         )
     return tuple(float(weight) for weight in weights)
 
 
 def is_loss(layer: Layer) -> bool:
-    """Whether this is a loss layer, whose first top counts without a ``loss_weight``."""
-    return layer.type.endswith("Loss")
+    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
+    return "Loss" in layer.type
 
 
 def normalization(layer: Layer) -> Normalization:
