@@ -21,7 +21,17 @@ from caffe2torch.models.loss_modules import (
 )
 from caffe2torch.recipe import Layer
 
-__all__ = ["LOSSES", "is_loss", "loss_weights", "normalization", "stock_call"]
+__all__ = [
+    "LOSSES",
+    "class_axis",
+    "class_weights",
+    "ignore_label",
+    "is_loss",
+    "loss_weights",
+    "normalization",
+    "propagate_down",
+    "stock_call",
+]
 
 
 def loss_weights(layer: Layer) -> tuple[float, ...]:
@@ -52,6 +62,26 @@ def loss_weights(layer: Layer) -> tuple[float, ...]:
     return tuple(float(weight) for weight in weights)
 
 
+def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
+    """For each bottom whether the layer asks for a gradient or forbids it; ``None`` where it states nothing.
+
+    Raises:
+        NetError: It states some of them, but not one per bottom.
+    """
+    stated = layer.settings.get("propagate_down", ())
+    flags = stated if isinstance(stated, tuple) else (stated,)
+    if not flags:
+        return (None,) * len(layer.bottoms)
+    if len(flags) != len(layer.bottoms):
+        raise NetError(
+            f"layer {layer.name!r} states propagate_down for some of its bottoms",
+            where=layer.where,
+            found=f"{len(flags)} values, {len(layer.bottoms)} bottoms",
+            expected="none, or one per bottom",
+        )
+    return tuple(bool(flag) for flag in flags)
+
+
 def is_loss(layer: Layer) -> bool:
     """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
     return "Loss" in layer.type
@@ -78,11 +108,11 @@ def _softmax(layer: Layer) -> nn.Module:
             where=layer.where,
             hint="give the probabilities by a layer of type Softmax",
         )
-    return CaffeSoftmaxLoss(_class_weights(layer), _ignore_label(layer), normalization(layer), _axis(layer))
+    return CaffeSoftmaxLoss(class_weights(layer), ignore_label(layer), normalization(layer), class_axis(layer))
 
 
 def _sigmoid(layer: Layer) -> nn.Module:
-    return SigmoidCrossEntropyLoss(_ignore_label(layer), normalization(layer))
+    return SigmoidCrossEntropyLoss(ignore_label(layer), normalization(layer))
 
 
 def _infogain(layer: Layer) -> nn.Module:
@@ -98,7 +128,7 @@ def _infogain(layer: Layer) -> nn.Module:
             where=layer.where,
             expected="a third bottom or `source`",
         )
-    return InfogainLoss(None, _ignore_label(layer), normalization(layer), _axis(layer))
+    return InfogainLoss(None, ignore_label(layer), normalization(layer), class_axis(layer))
 
 
 def _hinge(layer: Layer) -> nn.Module:
@@ -115,10 +145,14 @@ def _smooth_l1(layer: Layer) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Row:
-    """A loss layer: how many bottoms it takes, the first and the last, and the module that is built from it."""
+    """A loss layer: how many bottoms it takes at least and at most, and the module that is built from it.
+
+    ``learns`` is the number of bottoms that can get a gradient; Caffe ends its run where another one needs one.
+    """
 
     bottoms: tuple[int, int]
     build: Callable[[Layer], nn.Module]
+    learns: int = 1
 
     def __call__(self, layer: Layer) -> nn.Module:
         few, many = self.bottoms
@@ -129,17 +163,25 @@ class _Row:
                 found=str(len(layer.bottoms)),
                 expected=str(few) if few == many else f"{few} to {many}",
             )
+        flags = propagate_down(layer)
+        for bottom, flag in list(zip(layer.bottoms, flags, strict=True))[self.learns :]:
+            if flag is True:
+                raise NetError(
+                    f"layer {layer.name!r}: Caffe gives {bottom!r} no gradient, and propagate_down asks for one",
+                    where=layer.where,
+                    hint="state propagate_down: false for it",
+                )
         return self.build(layer)
 
 
 LOSSES: Mapping[str, Callable[[Layer], nn.Module]] = {
-    "ContrastiveLoss": _Row((3, 3), _contrastive),
-    "EuclideanLoss": _Row((2, 2), lambda _: EuclideanLoss()),
+    "ContrastiveLoss": _Row((3, 3), _contrastive, learns=2),
+    "EuclideanLoss": _Row((2, 2), lambda _: EuclideanLoss(), learns=2),
     "HingeLoss": _Row((2, 2), _hinge),
     "InfogainLoss": _Row((2, 3), _infogain),
     "MultinomialLogisticLoss": _Row((2, 2), lambda _: MultinomialLogisticLoss()),
     "SigmoidCrossEntropyLoss": _Row((2, 2), _sigmoid),
-    "SmoothL1Loss": _Row((2, 4), _smooth_l1),
+    "SmoothL1Loss": _Row((2, 4), _smooth_l1, learns=2),
     "SoftmaxWithLoss": _Row((2, 2), _softmax),
 }
 """From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""
@@ -159,7 +201,7 @@ def stock_call(layer: Layer) -> str | None:
     """
     if layer.type not in ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss"):
         return None
-    ignored = _ignore_label(layer)
+    ignored = ignore_label(layer)
     sums = normalization(layer) is Normalization.NONE
     counts = normalization(layer) is Normalization.VALID or (
         normalization(layer) is Normalization.FULL and ignored is None
@@ -169,7 +211,7 @@ def stock_call(layer: Layer) -> str | None:
     arguments = ['reduction="sum"'] if sums else []
     if layer.type == "SigmoidCrossEntropyLoss":
         return None if ignored is not None else f"torch.nn.BCEWithLogitsLoss({', '.join(arguments)})"
-    if _axis(layer) != 1 or _class_weights(layer) is not None:
+    if class_axis(layer) != 1 or class_weights(layer) is not None:
         return None
     if ignored is not None:
         arguments.insert(0, f"ignore_index={ignored}")
@@ -181,19 +223,21 @@ def _loss_param(layer: Layer) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _class_weights(layer: Layer) -> tuple[float, ...] | None:
+def class_weights(layer: Layer) -> tuple[float, ...] | None:
     """The SegNet fork's class weights; stated alone, without ``weight_by_label_freqs``, they do not count."""
     settings = _loss_param(layer)
     weights = settings.get("class_weighting", ())
     return weights if settings.get("weight_by_label_freqs") and isinstance(weights, tuple) else None
 
 
-def _ignore_label(layer: Layer) -> int | None:
+def ignore_label(layer: Layer) -> int | None:
+    """The label that costs nothing, if there is one."""
     value = _loss_param(layer).get("ignore_label")
     return value if isinstance(value, int) else None
 
 
-def _axis(layer: Layer) -> int:
+def class_axis(layer: Layer) -> int:
+    """The axis of the scores that holds the classes."""
     value = layer.settings.get("axis", 1)
     return value if isinstance(value, int) else 1
 
