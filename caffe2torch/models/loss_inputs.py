@@ -1,21 +1,15 @@
-"""What Caffe's loss layers ask of their inputs, and how a value gets the gradient of another one."""
+"""What Caffe's loss layers ask of their inputs."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
 from torch import Tensor
 
 from caffe2torch.errors import Caffe2TorchError
 
-__all__ = ["class_numbers", "classes_first", "no_gradient", "one_hot", "shaped", "sizes", "value_of"]
-
-
-def value_of(value: Tensor, *, gradient_of: Tensor) -> Tensor:
-    """``value`` with the gradient of another tensor: Caffe's floors, and its 1e-4, are in one of the two only."""
-    return value.detach() + (gradient_of - gradient_of.detach())
+__all__ = ["class_numbers", "classes_first", "in_range", "no_gradient", "shaped", "sizes"]
 
 
 def classes_first(scores: Tensor, axis: int) -> tuple[Tensor, int]:
@@ -60,9 +54,8 @@ def no_gradient(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def one_hot(labels: Tensor, scores: Tensor) -> Tensor:
-    """``(N, ..., C)``, 1 at each label; a label that is no class is an ``IndexError``, as for torch's own losses."""
-    classes = scores.shape[1]
+def in_range(labels: Tensor, classes: int) -> Tensor:
+    """The labels, each of which must be a class; else an ``IndexError``, as torch's own losses have it."""
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise IndexError(f"a label is out of range: there are {classes} classes")
-    return F.one_hot(labels, classes).to(scores.dtype)
+    return labels

@@ -16,7 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents 
 from torch import Tensor, nn
 
 from caffe2torch.errors import Caffe2TorchError
-from caffe2torch.models.loss_inputs import class_numbers, classes_first, no_gradient, one_hot, shaped, sizes, value_of
+from caffe2torch.models.loss_functions import contrastive_loss, infogain_sum, value_of
+from caffe2torch.models.loss_inputs import class_numbers, classes_first, in_range, no_gradient, shaped, sizes
 
 __all__ = [
     "CaffeSoftmaxLoss",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _LOG_FLT_MIN = math.log(torch.finfo(torch.float32).tiny)  # Caffe takes the logarithm of max(probability, FLT_MIN)
-_FLOOR = 1e-20  # kLOG_THRESHOLD of InfogainLoss and MultinomialLogisticLoss
+_FLOOR = 1e-20  # kLOG_THRESHOLD
 _NOTHING_IGNORED = torch.iinfo(torch.int64).min  # torch's own default ignores -100
 
 
@@ -207,7 +208,8 @@ class HingeLoss(nn.Module):
             Caffe2TorchError: The labels do not fit the scores.
         """
         scores = scores.flatten(1)
-        sign = 1 - 2 * one_hot(class_numbers(labels, (scores.shape[0],)), scores)
+        labels = in_range(class_numbers(labels, (scores.shape[0],)), scores.shape[1])
+        sign = 1 - 2 * F.one_hot(labels, scores.shape[1]).to(scores)
         margins = F.relu(1 + sign * scores)
         return (margins if self.norm == "L1" else margins.square()).sum() / scores.shape[0]
 
@@ -246,19 +248,9 @@ class ContrastiveLoss(nn.Module):
         """
         if a.dim() < 2 or a.numel() != a.shape[0] * a.shape[1]:
             raise Caffe2TorchError("ContrastiveLoss compares vectors", found=sizes(a.shape), expected="(N, C)")
-        difference = a.flatten(1) - shaped(b, tuple(a.shape), "second input").flatten(1)
-        squares = difference.square().sum(1)
-        with torch.no_grad():
-            distance = squares.sqrt()
-            if self.legacy_version:
-                apart = (self.margin - squares).clamp_min(0)
-                slope = -(apart > 0).to(squares.dtype)
-            else:
-                gap = (self.margin - distance).clamp_min(0)
-                apart, slope = gap.square(), -gap / (distance + 1e-4)
-        apart = value_of(apart, gradient_of=slope * squares)
-        costs = torch.where(class_numbers(similar, (a.shape[0],)) != 0, squares, apart)
-        return costs.sum() / (2 * a.shape[0])
+        b = shaped(b, tuple(a.shape), "second input").flatten(1)
+        similar = class_numbers(similar, (a.shape[0],))
+        return contrastive_loss(a.flatten(1), b, similar, self.margin, self.legacy_version)
 
     def extra_repr(self) -> str:
         """What the loss is made with, for ``print``."""
@@ -316,11 +308,9 @@ class InfogainLoss(nn.Module):
         classes = scores.shape[1]
         matrix = shaped(no_gradient(matrix, "matrix H"), (classes, classes), "matrix H").to(scores.dtype)
         labels = class_numbers(labels, (scores.shape[0], *scores.shape[2:]))
-        kept = labels != (_NOTHING_IGNORED if self.ignore_label is None else self.ignore_label)
-        rows = one_hot(labels.where(kept, 0), scores) @ matrix
-        log_p = F.log_softmax(scores, dim=1).movedim(1, -1)
-        log_p = value_of(log_p.clamp_min(math.log(_FLOOR)), gradient_of=log_p)
-        total = -(rows * kept[..., None] * log_p).sum()
+        kept = torch.ones_like(labels, dtype=torch.bool) if self.ignore_label is None else labels != self.ignore_label
+        in_range(labels[kept], classes)
+        total = infogain_sum(scores, labels, matrix, self.ignore_label)
         return total / _divisor(self.normalization, kept, outer)
 
     def extra_repr(self) -> str:

@@ -23,12 +23,14 @@ from caffe2torch.recipe import Layer
 
 __all__ = [
     "LOSSES",
+    "LossLayer",
     "class_axis",
     "class_weights",
     "ignore_label",
     "is_loss",
     "loss_weights",
     "normalization",
+    "number",
     "propagate_down",
     "stock_call",
 ]
@@ -136,15 +138,15 @@ def _hinge(layer: Layer) -> nn.Module:
 
 
 def _contrastive(layer: Layer) -> nn.Module:
-    return ContrastiveLoss(_number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
+    return ContrastiveLoss(number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
 
 
 def _smooth_l1(layer: Layer) -> nn.Module:
-    return SmoothL1Loss(_number(layer, "sigma", 1.0))
+    return SmoothL1Loss(number(layer, "sigma", 1.0))
 
 
 @dataclass(frozen=True)
-class _Row:
+class LossLayer:
     """A loss layer: how many bottoms it takes at least and at most, and the module that is built from it.
 
     ``learns`` is the number of bottoms that can get a gradient; Caffe ends its run where another one needs one.
@@ -155,6 +157,7 @@ class _Row:
     learns: int = 1
 
     def __call__(self, layer: Layer) -> nn.Module:
+        """The module of this layer. Raises ``NetError`` for what Caffe refuses."""
         few, many = self.bottoms
         if not few <= len(layer.bottoms) <= many:
             raise NetError(
@@ -174,15 +177,15 @@ class _Row:
         return self.build(layer)
 
 
-LOSSES: Mapping[str, Callable[[Layer], nn.Module]] = {
-    "ContrastiveLoss": _Row((3, 3), _contrastive, learns=2),
-    "EuclideanLoss": _Row((2, 2), lambda _: EuclideanLoss(), learns=2),
-    "HingeLoss": _Row((2, 2), _hinge),
-    "InfogainLoss": _Row((2, 3), _infogain),
-    "MultinomialLogisticLoss": _Row((2, 2), lambda _: MultinomialLogisticLoss()),
-    "SigmoidCrossEntropyLoss": _Row((2, 2), _sigmoid),
-    "SmoothL1Loss": _Row((2, 4), _smooth_l1, learns=2),
-    "SoftmaxWithLoss": _Row((2, 2), _softmax),
+LOSSES: Mapping[str, LossLayer] = {
+    "ContrastiveLoss": LossLayer((3, 3), _contrastive, learns=2),
+    "EuclideanLoss": LossLayer((2, 2), lambda _: EuclideanLoss(), learns=2),
+    "HingeLoss": LossLayer((2, 2), _hinge),
+    "InfogainLoss": LossLayer((2, 3), _infogain),
+    "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: MultinomialLogisticLoss()),
+    "SigmoidCrossEntropyLoss": LossLayer((2, 2), _sigmoid),
+    "SmoothL1Loss": LossLayer((2, 4), _smooth_l1, learns=2),
+    "SoftmaxWithLoss": LossLayer((2, 2), _softmax),
 }
 """From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""
 
@@ -242,7 +245,8 @@ def class_axis(layer: Layer) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _number(layer: Layer, name: str, default: float) -> float:
+def number(layer: Layer, name: str, default: float) -> float:
+    """A setting that is a number."""
     value = layer.settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise NetError(f"layer {layer.name!r}: {name} should be a number", where=layer.where, found=repr(value))
