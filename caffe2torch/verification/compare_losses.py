@@ -52,7 +52,9 @@ class LossFinding:
         return not self.faults and self.not_seen is None
 
     def __str__(self) -> str:
-        wrong = [fault.message for fault in self.faults] or [self.not_seen or "the user's loss is the same"]
+        wrong = [f"{fault.blob}: {fault.message}" for fault in self.faults] or [
+            self.not_seen or "the user's loss is the same"
+        ]
         return "\n".join([f"loss: {self.expected}", *(f"  {line}" for line in wrong)])
 
 
@@ -103,7 +105,7 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
     >>> finding.ok, finding.faults[0].factor
     (False, 0.03125)
     >>> finding.faults[0].message
-    "x: yours divides by 64 elements, Caffe's by 2 images: the effective lr is 32 times smaller"
+    "yours divides by 64 elements, Caffe's by 2 images: the effective lr is 32 times smaller"
     """
     terms = loss_terms(recipe)
     expected = describe_loss(recipe)
@@ -123,12 +125,14 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
         second = _probe(recipe, terms, loss, takes, larger=1, ignored=failure is None)
     except Exception:  # written for one batch size
         second = probe
-    faults = []
+    faults: list[LossFault] = []
     if failure is not None:
         what = "your loss does not ignore the label that Caffe ignores"
         faults.append(LossFault(next(iter(takes)), terms[0].layer.name, None, f"{what}, and fails on it: {failure}"))
     for blob, users in takes.items():
-        faults += _faults(blob, users, terms, probe, second)
+        said = {(fault.layer, fault.message) for fault in faults}  # of both halves of a pair, the first
+        new = _faults(blob, users, terms, probe, second)
+        faults += [fault for fault in new if (fault.layer, fault.message) not in said]
     return LossFinding(expected, tuple(faults))
 
 
@@ -162,7 +166,7 @@ def _faults(
     own = probe.gradients[blob]
     if own is None or not bool(own.any()):
         weight = " and ".join(f"{term.weight:g}" for term in users)
-        message = f"{blob}: has no part in your loss; in Caffe's {layer} has weight {weight}"
+        message = f"has no part in your loss; in Caffe's {layer} has weight {weight}"
         if any(term.weight for term in users):
             yield LossFault(blob, layer, 0.0, message)
         return
@@ -170,7 +174,7 @@ def _faults(
         ratio = _ratio(own, _gradient(NetLoss(terms), probe.blobs, blob))
         if ratio is None or not math.isclose(ratio, 1, rel_tol=_SAME):
             why = "is another function of it" if ratio is None else _effect(ratio)
-            yield LossFault(blob, layer, ratio, f"{blob}: feeds several losses, and your gradient {why}")
+            yield LossFault(blob, layer, ratio, f"feeds several losses, and your gradient {why}")
         return
     term = users[0]
     for variant in variants(term, probe.blobs, own):
@@ -191,9 +195,9 @@ def _faults(
         words = [] if variant.words is None else [variant.words]
         if not (same and steady):
             words.append(_why(term, variant, (probe, ratio), (second, other)))
-        yield LossFault(blob, layer, _tidy(factor), f"{blob}: " + "; ".join(words))
+        yield LossFault(blob, layer, _tidy(factor), "; ".join(words))
         return
-    yield LossFault(blob, layer, None, f"{blob}: your gradient is another function of the scores than {layer}'s")
+    yield LossFault(blob, layer, None, f"your gradient is another function of the scores than {layer}'s")
 
 
 def _gradient(loss: Callable[[Mapping[str, Tensor]], Tensor], blobs: Mapping[str, Tensor], blob: str) -> Tensor | None:
