@@ -265,7 +265,9 @@ class InfogainLoss(nn.Module):
 
     Args:
         matrix: H, ``(C, C)``; ``None`` if it comes as the third input.
-        ignore_label, normalization, axis: As for ``CaffeSoftmaxLoss``.
+        ignore_label: The label that costs nothing; ``None`` if every label counts.
+        normalization: The divisor.
+        axis: The axis of ``scores`` that holds the classes, from 1 or negative.
 
     >>> loss = InfogainLoss(2 * torch.eye(3))
     >>> round(loss(torch.zeros(1, 3), torch.tensor([1])).item() / math.log(3), 4)

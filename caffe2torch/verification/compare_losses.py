@@ -19,6 +19,7 @@ from caffe2torch.verification.loss_variants import Variant, variants
 __all__ = ["LossFault", "LossFinding", "compare_losses", "describe_loss"]
 
 _SAME = 1e-4  # relative: float32 sums in another order, and no mistake worth a name
+_HALVED = ("ContrastiveLoss", "EuclideanLoss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def describe_loss(recipe: TrainingRecipe) -> str:
         elif (stock := stock_call(term.layer)) is not None:
             parts.append(weight + stock)
         else:
-            parts.append(f"{weight}{term.layer.type}, a sum divided by {own.words} (no torch call is the same)")
+            half = "half a sum" if term.layer.type in _HALVED else "a sum"
+            parts.append(f"{weight}{term.layer.type}, {half} divided by {own.words} (no torch call is the same)")
     return " + ".join(parts)
 
 
@@ -226,7 +228,7 @@ def _why(term: LossTerm, variant: Variant, first: tuple[_Probe, float], second: 
     own, own_2 = divisor_of(term, probe.blobs), divisor_of(term, other.blobs)
     factor = ratio / term.weight if term.weight else math.inf
     effect = _effect(factor)
-    half = term.layer.type in ("EuclideanLoss", "ContrastiveLoss")
+    half = term.layer.type in _HALVED
     weights = [1.0] if term.weight in (0, 1) else [1.0, 1 / term.weight]
     for missing_weight in weights:
         for missing_half in (1.0, 2.0) if half else (1.0,):
