@@ -284,8 +284,7 @@ class _Builder:
                 steps.append((layer, None, ()))
             else:
                 bottoms = tuple(shapes.get(name) or self.seen.get(name) for name in layer.bottoms)
-                weights = loss_weights(layer) if layer.tops else (1.0,) * is_loss(layer)
-                steps.append((layer, self._module(recipe, phase, layer, bottoms, taken), weights))
+                steps.append((layer, self._module(recipe, phase, layer, bottoms, taken), loss_weights(layer)))
             shapes.update(zip(layer.tops, layer.top_shapes, strict=True))
         self.seen = self.seen or shapes
         found = trace(steps)

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents 
 from torch import Tensor, nn
 
 from caffe2torch.errors import Caffe2TorchError
+from caffe2torch.models.loss_functions import contrastive_loss, infogain_sum, value_of
+from caffe2torch.models.loss_inputs import class_numbers, classes_first, in_range, no_gradient, shaped, sizes
 
 __all__ = [
     "CaffeSoftmaxLoss",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 
 _LOG_FLT_MIN = math.log(torch.finfo(torch.float32).tiny)  # Caffe takes the logarithm of max(probability, FLT_MIN)
-_FLOOR = 1e-20  # kLOG_THRESHOLD of InfogainLoss and MultinomialLogisticLoss
+_FLOOR = 1e-20  # kLOG_THRESHOLD
 _NOTHING_IGNORED = torch.iinfo(torch.int64).min  # torch's own default ignores -100
 
 
@@ -92,8 +94,8 @@ class CaffeSoftmaxLoss(nn.Module):
             Caffe2TorchError: Class weights or labels do not fit the scores.
             IndexError: A label is no class.
         """
-        scores, outer = _classes_first(scores, self.axis)
-        labels = _labels(labels, (scores.shape[0], *scores.shape[2:]))
+        scores, outer = classes_first(scores, self.axis)
+        labels = class_numbers(labels, (scores.shape[0], *scores.shape[2:]))
         if self.class_weights is not None and len(self.class_weights) != scores.shape[1]:
             raise Caffe2TorchError(
                 "the class weights do not fit the scores",
@@ -101,7 +103,7 @@ class CaffeSoftmaxLoss(nn.Module):
                 expected=f"{scores.shape[1]}, one a class",
             )
         log_p = F.log_softmax(scores, dim=1)
-        log_p = _value_of(log_p.clamp_min(_LOG_FLT_MIN), gradient_of=log_p)
+        log_p = value_of(log_p.clamp_min(_LOG_FLT_MIN), gradient_of=log_p)
         weights = None if self.class_weights is None else self.class_weights.to(scores.dtype)
         ignored = _NOTHING_IGNORED if self.ignore_label is None else self.ignore_label
         total = F.nll_loss(log_p, labels, weights, ignore_index=ignored, reduction="sum")
@@ -146,7 +148,7 @@ class SigmoidCrossEntropyLoss(nn.Module):
         Raises:
             Caffe2TorchError: The two shapes differ, or a gradient is wanted for the targets.
         """
-        targets = _shaped(_no_gradient(targets, "targets"), tuple(scores.shape), "targets").to(scores.dtype)
+        targets = shaped(no_gradient(targets, "targets"), tuple(scores.shape), "targets").to(scores.dtype)
         costs = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
         kept = torch.ones_like(scores, dtype=torch.bool)
         if self.ignore_label is not None:
@@ -172,7 +174,7 @@ class EuclideanLoss(nn.Module):
         Raises:
             Caffe2TorchError: The two shapes differ.
         """
-        b = _shaped(b, tuple(a.shape), "second input").to(a.dtype)
+        b = shaped(b, tuple(a.shape), "second input").to(a.dtype)
         return F.mse_loss(a, b, reduction="sum") / (2 * a.shape[0])
 
 
@@ -206,7 +208,8 @@ class HingeLoss(nn.Module):
             Caffe2TorchError: The labels do not fit the scores.
         """
         scores = scores.flatten(1)
-        sign = 1 - 2 * _one_hot(_labels(labels, (scores.shape[0],)), scores)
+        labels = in_range(class_numbers(labels, (scores.shape[0],)), scores.shape[1])
+        sign = 1 - 2 * F.one_hot(labels, scores.shape[1]).to(scores)
         margins = F.relu(1 + sign * scores)
         return (margins if self.norm == "L1" else margins.square()).sum() / scores.shape[0]
 
@@ -244,20 +247,10 @@ class ContrastiveLoss(nn.Module):
             Caffe2TorchError: The shapes differ.
         """
         if a.dim() < 2 or a.numel() != a.shape[0] * a.shape[1]:
-            raise Caffe2TorchError("ContrastiveLoss compares vectors", found=_sizes(a.shape), expected="(N, C)")
-        difference = a.flatten(1) - _shaped(b, tuple(a.shape), "second input").flatten(1)
-        squares = difference.square().sum(1)
-        with torch.no_grad():
-            distance = squares.sqrt()
-            if self.legacy_version:
-                apart = (self.margin - squares).clamp_min(0)
-                slope = -(apart > 0).to(squares.dtype)
-            else:
-                gap = (self.margin - distance).clamp_min(0)
-                apart, slope = gap.square(), -gap / (distance + 1e-4)
-        apart = _value_of(apart, gradient_of=slope * squares)
-        costs = torch.where(_labels(similar, (a.shape[0],)) != 0, squares, apart)
-        return costs.sum() / (2 * a.shape[0])
+            raise Caffe2TorchError("ContrastiveLoss compares vectors", found=sizes(a.shape), expected="(N, C)")
+        b = shaped(b, tuple(a.shape), "second input").flatten(1)
+        similar = class_numbers(similar, (a.shape[0],))
+        return contrastive_loss(a.flatten(1), b, similar, self.margin, self.legacy_version)
 
     def extra_repr(self) -> str:
         """What the loss is made with, for ``print``."""
@@ -272,7 +265,9 @@ class InfogainLoss(nn.Module):
 
     Args:
         matrix: H, ``(C, C)``; ``None`` if it comes as the third input.
-        ignore_label, normalization, axis: As for ``CaffeSoftmaxLoss``.
+        ignore_label: The label that costs nothing; ``None`` if every label counts.
+        normalization: The divisor.
+        axis: The axis of ``scores`` that holds the classes, from 1 or negative.
 
     >>> loss = InfogainLoss(2 * torch.eye(3))
     >>> round(loss(torch.zeros(1, 3), torch.tensor([1])).item() / math.log(3), 4)
@@ -311,15 +306,13 @@ class InfogainLoss(nn.Module):
                 "InfogainLoss has no matrix H",
                 hint="give it as the third input, or set the module's `matrix` to what the layer's `source` holds",
             )
-        scores, outer = _classes_first(scores, self.axis)
+        scores, outer = classes_first(scores, self.axis)
         classes = scores.shape[1]
-        matrix = _shaped(_no_gradient(matrix, "matrix H"), (classes, classes), "matrix H").to(scores.dtype)
-        labels = _labels(labels, (scores.shape[0], *scores.shape[2:]))
-        kept = labels != (_NOTHING_IGNORED if self.ignore_label is None else self.ignore_label)
-        rows = _one_hot(labels.where(kept, 0), scores) @ matrix
-        log_p = F.log_softmax(scores, dim=1).movedim(1, -1)
-        log_p = _value_of(log_p.clamp_min(math.log(_FLOOR)), gradient_of=log_p)
-        total = -(rows * kept[..., None] * log_p).sum()
+        matrix = shaped(no_gradient(matrix, "matrix H"), (classes, classes), "matrix H").to(scores.dtype)
+        labels = class_numbers(labels, (scores.shape[0], *scores.shape[2:]))
+        kept = torch.ones_like(labels, dtype=torch.bool) if self.ignore_label is None else labels != self.ignore_label
+        in_range(labels[kept], classes)
+        total = infogain_sum(scores, labels, matrix, self.ignore_label)
         return total / _divisor(self.normalization, kept, outer)
 
     def extra_repr(self) -> str:
@@ -351,8 +344,8 @@ class MultinomialLogisticLoss(nn.Module):
         """
         p = probabilities.flatten(1)
         floored = p.detach().clamp_min(_FLOOR)
-        log_p = _value_of(floored.log(), gradient_of=p / floored)
-        labels = _labels(labels, (p.shape[0],))
+        log_p = value_of(floored.log(), gradient_of=p / floored)
+        labels = class_numbers(labels, (p.shape[0],))
         return F.nll_loss(log_p, labels, ignore_index=_NOTHING_IGNORED, reduction="sum") / p.shape[0]
 
 
@@ -383,25 +376,20 @@ class SmoothL1Loss(nn.Module):
             Caffe2TorchError: The shapes differ.
         """
         shape = tuple(a.shape)
-        difference = a - _shaped(b, shape, "targets").to(a.dtype)
+        difference = a - shaped(b, shape, "targets").to(a.dtype)
         if inside is not None:
-            weighted = _shaped(_no_gradient(inside, "inside weights"), shape, "inside weights") * difference
+            weighted = shaped(no_gradient(inside, "inside weights"), shape, "inside weights") * difference
             # the fork's first version, without outside weights, leaves the inside ones out of the gradient
-            difference = _value_of(weighted, gradient_of=difference) if outside is None else weighted
+            difference = value_of(weighted, gradient_of=difference) if outside is None else weighted
         zero = torch.zeros_like(difference)
         costs = F.smooth_l1_loss(difference, zero, beta=1 / self.sigma**2, reduction="none")
         if outside is not None:
-            costs = _shaped(_no_gradient(outside, "outside weights"), shape, "outside weights") * costs
+            costs = shaped(no_gradient(outside, "outside weights"), shape, "outside weights") * costs
         return costs.sum() / a.shape[0]
 
     def extra_repr(self) -> str:
         """What the loss is made with, for ``print``."""
         return f"sigma={self.sigma}"
-
-
-def _value_of(value: Tensor, *, gradient_of: Tensor) -> Tensor:
-    """``value`` with the gradient of another tensor: Caffe's floors, and its 1e-4, are in one of the two only."""
-    return value.detach() + (gradient_of - gradient_of.detach())
 
 
 def _divisor(normalization: Normalization, kept: Tensor, outer: int) -> Tensor | int:
@@ -415,49 +403,3 @@ def _divisor(normalization: Normalization, kept: Tensor, outer: int) -> Tensor |
             return max(outer, 1)
         case Normalization.NONE:
             return 1
-
-
-def _classes_first(scores: Tensor, axis: int) -> tuple[Tensor, int]:
-    """The scores with the classes on axis 1, where torch wants them, and the product of the axes before Caffe's."""
-    own = axis + scores.dim() if axis < 0 else axis
-    if not 1 <= own < scores.dim():
-        raise Caffe2TorchError(
-            f"axis {axis} of the scores cannot hold the classes", found=_sizes(scores.shape), expected="an axis after N"
-        )
-    return scores.movedim(own, 1), math.prod(scores.shape[:own])
-
-
-def _labels(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Class numbers as torch wants them: whole, and in this shape."""
-    return _shaped(labels, shape, "labels").long()
-
-
-def _shaped(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """The tensor in this shape; axes of size 1 apart it must have it already."""
-    if tuple(tensor.shape) == shape:
-        return tensor
-    if [size for size in tensor.shape if size != 1] != [size for size in shape if size != 1]:
-        verb = "does" if name in ("matrix H", "second input") else "do"
-        other = "scores" if name in ("labels", "targets", "matrix H") else "first input"
-        raise Caffe2TorchError(
-            f"the {name} {verb} not fit the {other}", found=_sizes(tensor.shape), expected=str(shape)
-        )
-    return tensor.reshape(shape)
-
-
-def _sizes(shape: torch.Size) -> str:
-    return str(tuple(shape))
-
-
-def _no_gradient(tensor: Tensor, name: str) -> Tensor:
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise Caffe2TorchError(f"Caffe gives the {name} no gradient", hint=f"detach the {name}")
-    return tensor
-
-
-def _one_hot(labels: Tensor, scores: Tensor) -> Tensor:
-    """``(N, ..., C)``, 1 at each label; a label that is no class is an ``IndexError``, as for torch's own losses."""
-    classes = scores.shape[1]
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise IndexError(f"a label is out of range: there are {classes} classes")
-    return F.one_hot(labels, classes).to(scores.dtype)

@@ -21,7 +21,19 @@ from caffe2torch.models.loss_modules import (
 )
 from caffe2torch.recipe import Layer
 
-__all__ = ["LOSSES", "is_loss", "loss_weights", "normalization", "stock_call"]
+__all__ = [
+    "LOSSES",
+    "LossLayer",
+    "class_axis",
+    "class_weights",
+    "ignore_label",
+    "is_loss",
+    "loss_weights",
+    "normalization",
+    "number",
+    "propagate_down",
+    "stock_call",
+]
 
 
 def loss_weights(layer: Layer) -> tuple[float, ...]:
@@ -39,22 +51,42 @@ def loss_weights(layer: Layer) -> tuple[float, ...]:
     """
     stated = layer.settings.get("loss_weight", ())
     weights = stated if isinstance(stated, tuple) else (stated,)
+    tops = max(len(layer.tops), is_loss(layer))  # Caffe makes a loss layer's top where the file names none
     if not weights:
-        first = 1.0 if is_loss(layer) else 0.0
-        return (first, *(0.0 for _ in layer.tops[1:])) if layer.tops else ()
-    if len(weights) != len(layer.tops):
+        return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
+    if len(weights) != tops:
         raise NetError(
             f"layer {layer.name!r} states loss_weight for some of its tops",
             where=layer.where,
-            found=f"{len(weights)} weights, {len(layer.tops)} tops",
+            found=f"{len(weights)} weights, {tops} tops",
             expected="none, or one per top",
         )
     return tuple(float(weight) for weight in weights)
 
 
+def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
+    """For each bottom whether the layer asks for a gradient or forbids it; ``None`` where it states nothing.
+
+    Raises:
+        NetError: It states some of them, but not one per bottom.
+    """
+    stated = layer.settings.get("propagate_down", ())
+    flags = stated if isinstance(stated, tuple) else (stated,)
+    if not flags:
+        return (None,) * len(layer.bottoms)
+    if len(flags) != len(layer.bottoms):
+        raise NetError(
+            f"layer {layer.name!r} states propagate_down for some of its bottoms",
+            where=layer.where,
+            found=f"{len(flags)} values, {len(layer.bottoms)} bottoms",
+            expected="none, or one per bottom",
+        )
+    return tuple(bool(flag) for flag in flags)
+
+
 def is_loss(layer: Layer) -> bool:
-    """Whether this is a loss layer, whose first top counts without a ``loss_weight``."""
-    return layer.type.endswith("Loss")
+    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
+    return "Loss" in layer.type
 
 
 def normalization(layer: Layer) -> Normalization:
@@ -78,11 +110,11 @@ def _softmax(layer: Layer) -> nn.Module:
             where=layer.where,
             hint="give the probabilities by a layer of type Softmax",
         )
-    return CaffeSoftmaxLoss(_class_weights(layer), _ignore_label(layer), normalization(layer), _axis(layer))
+    return CaffeSoftmaxLoss(class_weights(layer), ignore_label(layer), normalization(layer), class_axis(layer))
 
 
 def _sigmoid(layer: Layer) -> nn.Module:
-    return SigmoidCrossEntropyLoss(_ignore_label(layer), normalization(layer))
+    return SigmoidCrossEntropyLoss(ignore_label(layer), normalization(layer))
 
 
 def _infogain(layer: Layer) -> nn.Module:
@@ -98,7 +130,7 @@ def _infogain(layer: Layer) -> nn.Module:
             where=layer.where,
             expected="a third bottom or `source`",
         )
-    return InfogainLoss(None, _ignore_label(layer), normalization(layer), _axis(layer))
+    return InfogainLoss(None, ignore_label(layer), normalization(layer), class_axis(layer))
 
 
 def _hinge(layer: Layer) -> nn.Module:
@@ -106,21 +138,26 @@ def _hinge(layer: Layer) -> nn.Module:
 
 
 def _contrastive(layer: Layer) -> nn.Module:
-    return ContrastiveLoss(_number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
+    return ContrastiveLoss(number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
 
 
 def _smooth_l1(layer: Layer) -> nn.Module:
-    return SmoothL1Loss(_number(layer, "sigma", 1.0))
+    return SmoothL1Loss(number(layer, "sigma", 1.0))
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A loss layer: how many bottoms it takes, the first and the last, and the module that is built from it."""
+class LossLayer:
+    """A loss layer: how many bottoms it takes at least and at most, and the module that is built from it.
+
+    ``learns`` is the number of bottoms that can get a gradient; Caffe ends its run where another one needs one.
+    """
 
     bottoms: tuple[int, int]
     build: Callable[[Layer], nn.Module]
+    learns: int = 1
 
     def __call__(self, layer: Layer) -> nn.Module:
+        """The module of this layer. Raises ``NetError`` for what Caffe refuses."""
         few, many = self.bottoms
         if not few <= len(layer.bottoms) <= many:
             raise NetError(
@@ -129,18 +166,26 @@ class _Row:
                 found=str(len(layer.bottoms)),
                 expected=str(few) if few == many else f"{few} to {many}",
             )
+        flags = propagate_down(layer)
+        for bottom, flag in list(zip(layer.bottoms, flags, strict=True))[self.learns :]:
+            if flag is True:
+                raise NetError(
+                    f"layer {layer.name!r}: Caffe gives {bottom!r} no gradient, and propagate_down asks for one",
+                    where=layer.where,
+                    hint="state propagate_down: false for it",
+                )
         return self.build(layer)
 
 
-LOSSES: Mapping[str, Callable[[Layer], nn.Module]] = {
-    "ContrastiveLoss": _Row((3, 3), _contrastive),
-    "EuclideanLoss": _Row((2, 2), lambda _: EuclideanLoss()),
-    "HingeLoss": _Row((2, 2), _hinge),
-    "InfogainLoss": _Row((2, 3), _infogain),
-    "MultinomialLogisticLoss": _Row((2, 2), lambda _: MultinomialLogisticLoss()),
-    "SigmoidCrossEntropyLoss": _Row((2, 2), _sigmoid),
-    "SmoothL1Loss": _Row((2, 4), _smooth_l1),
-    "SoftmaxWithLoss": _Row((2, 2), _softmax),
+LOSSES: Mapping[str, LossLayer] = {
+    "ContrastiveLoss": LossLayer((3, 3), _contrastive, learns=2),
+    "EuclideanLoss": LossLayer((2, 2), lambda _: EuclideanLoss(), learns=2),
+    "HingeLoss": LossLayer((2, 2), _hinge),
+    "InfogainLoss": LossLayer((2, 3), _infogain),
+    "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: MultinomialLogisticLoss()),
+    "SigmoidCrossEntropyLoss": LossLayer((2, 2), _sigmoid),
+    "SmoothL1Loss": LossLayer((2, 4), _smooth_l1, learns=2),
+    "SoftmaxWithLoss": LossLayer((2, 2), _softmax),
 }
 """From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""
 
@@ -159,7 +204,7 @@ def stock_call(layer: Layer) -> str | None:
     """
     if layer.type not in ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss"):
         return None
-    ignored = _ignore_label(layer)
+    ignored = ignore_label(layer)
     sums = normalization(layer) is Normalization.NONE
     counts = normalization(layer) is Normalization.VALID or (
         normalization(layer) is Normalization.FULL and ignored is None
@@ -169,7 +214,7 @@ def stock_call(layer: Layer) -> str | None:
     arguments = ['reduction="sum"'] if sums else []
     if layer.type == "SigmoidCrossEntropyLoss":
         return None if ignored is not None else f"torch.nn.BCEWithLogitsLoss({', '.join(arguments)})"
-    if _axis(layer) != 1 or _class_weights(layer) is not None:
+    if class_axis(layer) != 1 or class_weights(layer) is not None:
         return None
     if ignored is not None:
         arguments.insert(0, f"ignore_index={ignored}")
@@ -181,24 +226,27 @@ def _loss_param(layer: Layer) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _class_weights(layer: Layer) -> tuple[float, ...] | None:
+def class_weights(layer: Layer) -> tuple[float, ...] | None:
     """The SegNet fork's class weights; stated alone, without ``weight_by_label_freqs``, they do not count."""
     settings = _loss_param(layer)
     weights = settings.get("class_weighting", ())
     return weights if settings.get("weight_by_label_freqs") and isinstance(weights, tuple) else None
 
 
-def _ignore_label(layer: Layer) -> int | None:
+def ignore_label(layer: Layer) -> int | None:
+    """The label that costs nothing, if there is one."""
     value = _loss_param(layer).get("ignore_label")
     return value if isinstance(value, int) else None
 
 
-def _axis(layer: Layer) -> int:
+def class_axis(layer: Layer) -> int:
+    """The axis of the scores that holds the classes."""
     value = layer.settings.get("axis", 1)
     return value if isinstance(value, int) else 1
 
 
-def _number(layer: Layer, name: str, default: float) -> float:
+def number(layer: Layer, name: str, default: float) -> float:
+    """A setting that is a number."""
     value = layer.settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise NetError(f"layer {layer.name!r}: {name} should be a number", where=layer.where, found=repr(value))

@@ -12,20 +12,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.models.builders import METRICS
-from caffe2torch.models.losses import is_loss
+from caffe2torch.models.losses import LOSSES, is_loss, propagate_down
 from caffe2torch.recipe import Layer
 
 __all__ = ["Program", "Step", "Trace", "is_input", "overwriting", "program", "trace"]
 
 _OWN_TOPS = frozenset({"Parameter"})
 """Layers without bottoms that compute their tops, instead of bringing them in."""
-
-_LABELS = {
-    "ContrastiveLoss": (2,),
-    "InfogainLoss": (1, 2),
-    **dict.fromkeys(("HingeLoss", "MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss"), (1,)),
-}
-"""The bottoms of losses that ``AllowForceBackward`` keeps from a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +93,10 @@ def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]]) -> Trac
         bottoms = tuple(final[blob] for blob in layer.bottoms)
         # A loss without a top gives one all the same (``net.cpp``, ``AutoTopBlobs``).
         tops = tuple(new(blob) for blob in layer.tops or ("(automatic)",) * is_loss(layer))
-        stated = layer.settings.get("propagate_down", ())
-        detached = [i for i, down in enumerate(stated if isinstance(stated, tuple) else ()) if not down]
         # Caffe gives labels no gradient, even where force_backward asks for one of everything.
-        detached += [i for i in _LABELS.get(layer.type, ()) if i < len(bottoms) and bottoms[i] not in learned]
+        labels = range(LOSSES[layer.type].learns, len(bottoms)) if layer.type in LOSSES else ()
+        detached = [i for i, down in enumerate(propagate_down(layer)) if down is False]
+        detached += [i for i in labels if bottoms[i] not in learned]
         if layer.blobs or learned.intersection(bottoms):
             learned.update(tops)
         steps.append(Step(layer, module, bottoms, tops, weights, tuple(detached)))

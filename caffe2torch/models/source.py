@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.models import functions, layers, loss_modules, segnet_basic
+from caffe2torch.models import functions, layers, loss_functions, loss_inputs, loss_modules, segnet_basic
 from caffe2torch.models.build_net import CaffeNet, identifier
 from caffe2torch.models.builders import Spec
 from caffe2torch.models.program import Program, Step, Trace, program
 
 __all__ = ["model_source"]
 
-_MODULES = (functions, layers, segnet_basic, loss_modules)
+_MODULES = (functions, layers, segnet_basic, loss_functions, loss_inputs, loss_modules)
 """Where helpers are copied from."""
 _WIDTH = 120
 
