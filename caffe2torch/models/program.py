@@ -100,10 +100,11 @@ def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]]) -> Trac
         if layer.blobs or learned.intersection(bottoms):
             learned.update(tops)
         steps.append(Step(layer, module, bottoms, tops, weights, tuple(detached)))
-    losses = tuple(
-        (value, weight) for step in steps for value, weight in zip(step.outputs, step.weights, strict=False) if weight
-    )
-    return Trace(tuple(names), tuple(inputs.items()), tuple(steps), final, _predictions(steps, learned), losses)
+    weighted = [(value, weight) for step in steps for value, weight in zip(step.outputs, step.weights, strict=False)]
+    losses = [(value, weight) for value, weight in weighted if weight]
+    if not losses:  # Caffe trains a net whose losses all have weight 0
+        losses = [(step.outputs[0], 0.0) for step in steps if is_loss(step.layer)]
+    return Trace(tuple(names), tuple(inputs.items()), tuple(steps), final, _predictions(steps, learned), tuple(losses))
 
 
 def _predictions(steps: Sequence[Step], learned: Collection[int]) -> tuple[int, ...]:
