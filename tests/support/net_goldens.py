@@ -309,7 +309,7 @@ NETS_OF_A_KIND = (
     "cvgj-alexnet-bn.TRAIN",
     "lrcn-activity-lstm-flow.TEST",
     "fcn8s-voc.TRAIN",
-    "bvlc-googlenet-poly.TRAIN",
+    "pr-googlenet-bn.TRAIN",
     "cvgj-resnet50-preact.TEST",
     "enet-encoder.TRAIN",
     "hed.TRAIN",
