@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test check lint types contract proto docs format clean
+.PHONY: help demo test fuzz check lint types contract proto docs format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and b
 
 test: $(VENV)/.installed-dev ## run every test
 	$(PY) -m pytest -n 2
+
+fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds in all (FUZZ_SECONDS)
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(PY) -m pytest -s tests/fuzz
 
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check

@@ -4,7 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = []
+__all__ = ["describe", "visible"]
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Text whose every character prints: control characters, right-to-left marks and the like become escapes.
+
+    Names come out of files that anyone may have written. Everything that reaches a terminal passes through here, so
+    that it shows them and does not obey them.
+
+    Args:
+        text: Any text.
+        lines: Whether the line feeds in it are meant, as those of a message of several lines are.
+
+    >>> print(visible("conv\\x1b[31m1\\u202e"))
+    conv\\x1b[31m1\\u202e
+    """
+    if text.isprintable():
+        return text
+    if lines:
+        return "\n".join(map(visible, text.split("\n")))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def describe(error: BaseException) -> str:
+    """What a user's code raised, in words, even where its message raises in turn.
+
+    >>> describe(ValueError("no weights here"))
+    'ValueError: no weights here'
+    """
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except BaseException as another:  # a __str__ of the user's own may raise anything
+        message = f"its message raises {type(another).__name__}"
+    return f"{name}: {message}" if message else name
 
 
 class Caffe2TorchError(Exception):
@@ -36,11 +70,12 @@ class Caffe2TorchError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = [self.message if self.where is None else f"{self.where}: {self.message}"]
+        place = "" if self.where is None else f"{visible(str(self.where))}: "
+        lines = [place + self.message]
         for label, text in (("found", self.found), ("expected", self.expected), ("hint", self.hint)):
             if text is not None:
                 lines.append(f"  {label}: {text}")
-        return "\n".join(lines)
+        return visible("\n".join(lines), lines=True)
 
 
 class InputError(Caffe2TorchError):
@@ -83,7 +118,7 @@ class MissingExtraError(Caffe2TorchError):
     """An optional dependency that this call needs; the hint names the extra to install."""
 
 
-# A place in a file, carried by everything that was read from one.
+# A place in a file, which everything that was read from one has.
 
 
 @dataclass(frozen=True, slots=True, order=True)

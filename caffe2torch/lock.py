@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from enum import Enum
+from functools import cache
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan, Kind, Unclaimed
-from caffe2torch.errors import InputError
+from caffe2torch.errors import InputError, OutputError
 from caffe2torch.files import read_text
 from caffe2torch.recipe import (
     BlobUse,
@@ -76,7 +79,21 @@ def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan
 
 
 def render_lock(locked: Lock) -> str:
-    """The text of a lock file; it ends with a line feed."""
+    """The text of a lock file; it ends with a line feed.
+
+    Raises:
+        OutputError: A rate or a multiplier is no finite number, which JSON cannot hold.
+    """
+    try:
+        return _render(locked)
+    except ValueError as error:
+        raise OutputError(
+            f"a lock file is JSON, and this recipe has a number that JSON cannot hold: {error}",
+            hint="an infinite or undefined rate trains nothing: correct the prototxt",
+        ) from None
+
+
+def _render(locked: Lock) -> str:
     assert locked.recipe.solver is not None
     group_of = {member.parameter: index for index, group in enumerate(locked.groups) for member in group.members}
     parts = {
@@ -86,7 +103,7 @@ def render_lock(locked: Lock) -> str:
         "model": locked.binding.model,
         "solver": solver_fields(locked.recipe.solver),
     }
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in parts.items()]
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in parts.items()]
     groups = [
         {"name": g.name, "lr_mult": g.lr_mult, "decay_mult": g.decay_mult, "factor": g.factor} for g in locked.groups
     ]
@@ -106,7 +123,7 @@ def read_lock(path: str | PathLike[str]) -> Lock:
 
     Raises ``InputError`` for a file that is missing or no text, no JSON, no lock, or a lock of a later version.
     """
-    source = read_text(path)
+    source = read_text(path, expected="a lock file")
     try:
         data = json.loads(source.text)
     except (ValueError, RecursionError) as error:
@@ -117,8 +134,10 @@ def read_lock(path: str | PathLike[str]) -> Lock:
         found = f'"version": {json.dumps(data.get("version"))}'
         raise InputError("this lock is of another version", where=fspath(path), found=found, expected=str(VERSION))
     try:
-        return _lock_from(data)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        lock = _lock_from(data)
+        _check_types(lock, "lock")
+        return lock
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         said = f"this lock is damaged: {type(error).__name__} {error}"
         raise InputError(said, where=fspath(path), hint="write it again: caffe2torch translate ... --lock") from None
 
@@ -130,6 +149,9 @@ def _lock_from(data: dict[str, Any]) -> Lock:
         for blob, fields in zip(blobs, data["blobs"], strict=True)
     )
     members: list[list[GroupMember]] = [[] for _ in data["groups"]]
+    for fields in (*data["blobs"], *data["unclaimed_parameters"]):
+        if fields["group"] is not None and fields["group"] not in range(len(members)):
+            raise IndexError(f"there is no group {fields['group']!r}")
     for blob, fields in zip(blobs, data["blobs"], strict=True):
         if fields["group"] is not None:
             members[fields["group"]].append(GroupMember(fields["parameter"], blob))
@@ -149,9 +171,33 @@ def _lock_from(data: dict[str, Any]) -> Lock:
     return Lock(recipe, Binding(data["model"], bound, tuple(unclaimed)), groups)
 
 
+def _check_types(value: object, place: str, expected: Any = None) -> None:
+    """Raise ``TypeError`` where JSON put another kind of value into a dataclass than its annotation says."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{place} is {value}")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(value, expected or object):
+        hints = _hints(type(value))
+        for field in dataclasses.fields(value):
+            _check_types(getattr(value, field.name), f"{place}.{field.name}", hints[field.name])
+    elif isinstance(expected, UnionType):
+        kind = next((one for one in get_args(expected) if one is not NoneType), None)
+        if value is not None:
+            _check_types(value, place, kind)
+    elif get_origin(expected) is tuple and isinstance(value, tuple):
+        for index, item in enumerate(value):
+            _check_types(item, f"{place}[{index}]", get_args(expected)[0])
+    else:
+        kinds = (int, float) if expected is float else get_origin(expected) or expected
+        if not isinstance(value, kinds) or (isinstance(value, bool) and expected is not bool):
+            raise TypeError(f"{place} is {value!r}")
+
+
+_hints = cache(get_type_hints)
+
+
 def _list(key: str, entries: Sequence[dict[str, Any]]) -> list[str]:
     """A list with one entry a line; whoever calls closes it."""
-    lines = [f"    {json.dumps(entry)}" for entry in entries]
+    lines = [f"    {json.dumps(entry, allow_nan=False)}" for entry in entries]
     return [f"  {json.dumps(key)}: [", *(line + "," for line in lines[:-1]), *lines[-1:]]
 
 

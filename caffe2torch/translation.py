@@ -14,7 +14,7 @@ from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
-from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError
+from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError, visible
 from caffe2torch.models.build_net import build_model
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
@@ -218,7 +218,7 @@ def translate(
 def _said(notes: tuple[Note, ...]) -> tuple[Note, ...]:
     for note in notes:
         if note.severity is Severity.WARNING:
-            warnings.warn(note.message, stacklevel=3)
+            warnings.warn(visible(note.message, lines=True), stacklevel=3)
     return notes
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from caffe2torch.auditing import audit
 from caffe2torch.binding.plan import Unclaimed, plan_groups
-from caffe2torch.errors import Caffe2TorchError, InputError
+from caffe2torch.errors import Caffe2TorchError, InputError, OutputError
 from caffe2torch.lock import Lock, lock_of, read_lock, render_lock, solver_fields, solver_from
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Filler, Ramp, SolverSettings, Where
@@ -148,3 +148,48 @@ def test_the_settings_of_the_hand_made_solver() -> None:
         "momentum": 0.9,
         "weight_decay": 0.0005,
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("blobs", 0, "lr_mult"), "1"),
+        (("blobs", 0, "lr_mult"), True),
+        (("blobs", 0, "shape"), [4, "3"]),
+        (("blobs", 0, "parameter"), 3),
+        (("blobs", 0, "group"), 99),
+        (("blobs", 0, "group"), -1),
+        (("blobs", 0, "where"), None),
+        (("groups", 0, "factor"), None),
+        (("solver", "momentum"), float("nan")),
+        (("solver", "policy", "stepvalues"), [1, "2"]),
+        (("solver", "momentum_ramp"), {"maximum": 1, "power": "2", "max_iter": 3}),
+        (("net",), ["segnet"]),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_when_the_lock_is_read(
+    file: Path, path: tuple[str | int, ...], value: object
+) -> None:
+    data = json.loads(file.read_text())
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="this lock is damaged") as error:
+        read_lock(file)
+    assert "translate ... --lock" in str(error.value)
+
+
+def test_a_number_that_json_cannot_hold_is_not_written() -> None:
+    lock = small()
+    assert lock.recipe.solver is not None
+    solver = replace(lock.recipe.solver, momentum=float("nan"))
+    with pytest.raises(OutputError, match="JSON cannot hold"):
+        render_lock(replace(lock, recipe=replace(lock.recipe, solver=solver)))
+
+
+def test_an_empty_file_says_that_a_lock_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text(" \n")
+    with pytest.raises(InputError, match=r"is empty\n  expected: a lock file"):
+        read_lock(tmp_path / "lock.json")

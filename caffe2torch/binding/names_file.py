@@ -17,7 +17,7 @@ from caffe2torch.binding.naming import unwrapped
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.tensor_matching import blob_transposed, fit, spell
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.files import write_files
+from caffe2torch.outputs import write_files
 from caffe2torch.recipe import TrainingRecipe
 
 __all__ = ["UserNames", "check_names", "names_of", "read_names", "read_skips", "resolve_names", "write_names"]
@@ -43,7 +43,7 @@ def read_names(path: str | PathLike[str]) -> dict[str, str]:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     try:
         entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of 5,000 digits, 100,000 brackets
         raise BindingError(
             f"bad TOML: {error}", where=str(path), hint='one line a layer: conv1 = "down.0.conv"; quote other names'
         ) from None

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from caffe2torch.cli.options import (
-    check_report,
-    model_options,
-    net_state,
-    one_or_two_files,
-    read_files,
-    read_model,
-    report_file_text,
-    report_options,
-    show_report,
-)
+from caffe2torch.cli.options import model_options, net_state, one_or_two_files, read_files, read_model, report_options
+from caffe2torch.cli.output import Outputs, report_file_text, show_report
 
 
 @click.command("audit")
@@ -57,17 +47,17 @@ def command(
     caffe2torch audit train.prototxt solver.prototxt --model port:Net --optimizer train.py:make_optimizer
     caffe2torch audit --lock port.lock.json --model port:Net --optimizer train.py:make_optimizer
     """
-    from caffe2torch.files import write_files
-
     if model is None:
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
-    check_report(report_file, force=force)
+    outputs = Outputs(report_file, inputs=(*files, lock, names, model, optimizer, scheduler), force=force)
 
     from caffe2torch.lock import read_lock
 
     asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
+    if lock is None:
+        outputs.check_against(asked)
 
     from caffe2torch.auditing import audit
     from caffe2torch.models.loading import call_factory
@@ -85,6 +75,6 @@ def command(
         **choices,
     )
     if report_file is not None:
-        write_files({report_file: report_file_text(report, report_file)}, force=force)
+        outputs.write({report_file: report_file_text(report, report_file)})
     show_report(report, style)
-    sys.exit(0 if report.ok else 1)
+    click.get_current_context().exit(0 if report.ok else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from caffe2torch.cli.options import (
     read_files,
     read_model,
 )
+from caffe2torch.cli.output import Outputs, echo
 
 
 @click.command("convert")
@@ -39,7 +41,7 @@ def command(
     inputs: tuple[tuple[str, tuple[int, ...]], ...],
     **choices: Any,
 ) -> None:
-    """Carry the weights and the training state of a Caffe run over to a checkpoint of model, optimizer and scheduler.
+    """Make a checkpoint of model, optimizer and scheduler from the weights and the training state of a Caffe run.
 
     A state alone brings the weights that it names; --weights wins. The checkpoint is what t.load reads, and
     torch.load(..., weights_only=True).
@@ -48,21 +50,23 @@ def command(
     caffe2torch convert train.prototxt solver.prototxt --model port:Net \\
         --state snap_iter_10000.solverstate -o checkpoint.pt
     """
-    from caffe2torch.files import check_writable
-
     if weights is None and state is None:
         raise click.UsageError("nothing to convert: name --weights, --state, or both")
-    check_writable(output, force=force)
+    outputs = Outputs(output, inputs=(*files, names, model, weights, state), force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    outputs.check_against(recipe)
 
     from caffe2torch.report.text import note_text
     from caffe2torch.translation import translate
 
     built, named = read_model(model, names)
     t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
-    notes = t.load_solverstate(state, weights) if state is not None else t.load_caffemodel(weights or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the notes are printed below
+        notes = t.load_solverstate(state, weights) if state is not None else t.load_caffemodel(weights or "")
     t.save(output)
     for note in notes:
-        click.echo(note_text(note), err=True)
-    click.echo(f"{output}: {len(t.binding.blobs)} blobs of {recipe.net_name or 'the net'}, "
-               f"at iteration {t.scheduler.last_epoch}")  # fmt: skip
+        echo(f"{note_text(note)}\n", err=True)
+    net = recipe.net_name or "the net"
+    done = f"{output}: {len(t.binding.blobs)} blobs of {net}, at iteration {t.scheduler.last_epoch}\n"
+    echo(done, err=outputs.prints_to_stderr)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import sys
 from shutil import get_terminal_size
 
 import click
 
 from caffe2torch.cli.options import net_state, one_or_two_files, read_files
+from caffe2torch.cli.output import echo, on_terminal
 
 PIPED = 160
 """Columns where nobody's terminal sets a bound: long names stay on one line, for those who search in it."""
@@ -39,5 +39,5 @@ def command(
 
     gc.disable()  # a short life that makes no garbage worth collecting, and a third of the time for large nets
     recipe = read_files(files, phase=phase, stages=stages, level=level, inputs=inputs)
-    width = max(get_terminal_size().columns, 40) if sys.stdout.isatty() else PIPED
-    click.echo(render_recipe(recipe, style, width=width), nl=False)
+    width = max(get_terminal_size().columns, 40) if on_terminal() else PIPED
+    echo(render_recipe(recipe, style, width=width))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from caffe2torch.cli.output import keep_wish, known_suffix
 from caffe2torch.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from caffe2torch.verification.report import Report
-
 __all__ = [
     "accumulation_option",
     "assignment",
-    "check_report",
     "input_shape",
     "model_options",
     "multipliers",
@@ -28,13 +23,8 @@ __all__ = [
     "one_or_two_files",
     "read_files",
     "read_model",
-    "report_file_text",
     "report_options",
-    "show_report",
 ]
-
-
-REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
 
 
 def assignment(text: str) -> tuple[str, float]:
@@ -132,15 +122,15 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
             "--quiet",
             is_flag=True,
             expose_value=False,
-            callback=_keep("quiet"),
-            help="Print errors alone: the status says all.",
+            callback=keep_wish("quiet"),
+            help="Print errors alone.",
         ),
         click.option(
             "--no-color",
             is_flag=True,
             expose_value=False,
-            callback=_keep("no-color"),
-            help="No colours; NO_COLOR says it, too.",
+            callback=keep_wish("no-color"),
+            help="No colours; so does NO_COLOR.",
         ),
         click.option("--force", is_flag=True, help="Replace files that exist."),
         click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
@@ -148,7 +138,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
             "--report",
             "report_file",
             type=click.Path(),
-            callback=_known_suffix,
+            callback=known_suffix,
             metavar="FILE",
             help="Write the report: .html, .json, .md, .txt.",
         ),
@@ -157,60 +147,12 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
     return function
 
 
-def check_report(report_file: str | None, *, force: bool) -> None:
-    """Refuse a report that could not be written afterwards, before any work is done for it."""
-    from caffe2torch.files import check_writable
-
-    if report_file is None:
-        return
-    check_writable(report_file, force=force)
-    if REPORTS[Path(report_file).suffix.lower()] == "html":
-        from caffe2torch.report.plots import require_matplotlib
-
-        require_matplotlib()
-
-
-def report_file_text(report: Report, report_file: str) -> str:
-    """The report in the style that the ending of its file asks for."""
-    from caffe2torch.report import render
-
-    return render(report, REPORTS[Path(report_file).suffix.lower()])
-
-
-def show_report(report: Report, style: str) -> None:
-    """Print a report; in colour where somebody looks at a terminal and has not asked for none."""
-    from caffe2torch.report import render
-
-    wishes = click.get_current_context().meta
-    if wishes.get("quiet"):
-        return
-    plain = wishes.get("no-color") or os.environ.get("NO_COLOR")
-    click.echo(render(report, style, colour=sys.stdout.isatty() and not plain), nl=False)
-
-
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
-    """The model that ``--model`` names, and what ``--names`` says about it."""
+    """The model that ``--model`` names, and the names that ``--names`` gives it."""
     from caffe2torch.binding.names_file import read_names
     from caffe2torch.models.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
-
-
-def _keep(wish: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    """A wish about the output, kept with the command rather than handed through every verb."""
-
-    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        del param
-        ctx.meta[wish] = value
-
-    return keep
-
-
-def _known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    del ctx, param
-    if value is not None and Path(value).suffix.lower() not in REPORTS:
-        raise click.BadParameter(f"{value!r} ends in none of {', '.join(REPORTS)}")
-    return value
 
 
 def read_files(

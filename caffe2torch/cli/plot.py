@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +9,9 @@ import click
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.cli.options import assignment, net_state, one_or_two_files, read_files
-from caffe2torch.errors import SolverError
+from caffe2torch.cli.output import Outputs, echo
+from caffe2torch.errors import SolverError, visible
+from caffe2torch.files import bar
 from caffe2torch.recipe import SolverSettings, TrainingRecipe
 
 if TYPE_CHECKING:
@@ -54,36 +53,33 @@ def command(
     caffe2torch plot train.prototxt solver.prototxt --versus other.prototxt -o lr.png
     caffe2torch plot train.prototxt solver.prototxt --divergence -o divergence.svg
     """
-    from caffe2torch.files import check_writable, whole_file
-
     suffix = Path(output).suffix.lower()
     if suffix not in SUFFIXES:
         raise click.BadParameter(f"{output!r} ends in none of {', '.join(SUFFIXES)}", param_hint="--output")
-    check_writable(output, force=force)
+    outputs = Outputs(output, inputs=(*files, versus), force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    outputs.check_against(recipe)
 
     from caffe2torch.report.plots import draw, png, svg
     from caffe2torch.report.rate_plot import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
-    from caffe2torch.report.wording import visible
 
-    def named(run: Run, said: str) -> str:
-        return f"{visible(run.label.removeprefix(', '))}: {said}" if run.label else said
+    def named(run: Run, text: str) -> str:
+        return f"{visible(run.label.removeprefix(', '))}: {text}" if run.label else text
 
     runs = _runs(recipe, versus, iterations, without)
     multipliers = _multipliers(recipe, dict(finetune))
     panels = rates_panels(runs, [lr_mult for lr_mult, _ in multipliers])
     says = [named(run, say_rates(run)) for run in runs]
     if divergence:
-        with _progress(sum(min(run.iterations, LONGEST_WALK) for run in runs)) as advance:
+        with bar("simulating", sum(min(run.iterations, LONGEST_WALK) for run in runs), unit="iterations") as advance:
             panel, found = divergence_panel(runs, multipliers, advance)
         panels.append(panel)
         says += [named(run, say_divergence(run, one)) for run, one in zip(runs, found, strict=True)]
     title = f"Learning rate of {recipe.net_name or 'the net'} over the run"
     figure = draw(panels, width=7.0, height=2.9)
-    with whole_file(output) as file:
-        file.write(png(figure) if suffix == ".png" else svg(figure, title, " ".join(says)).encode())
-    for said in says:
-        click.echo(said)
+    outputs.write({output: png(figure) if suffix == ".png" else svg(figure, title, " ".join(says))})
+    for line in says:
+        echo(f"{line}\n", err=outputs.prints_to_stderr)
 
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:
@@ -128,13 +124,3 @@ def _multipliers(recipe: TrainingRecipe, finetune: dict[str, float]) -> list[tup
     bound = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, "") for blob in recipe.blobs)
     groups = plan_groups(recipe, Binding("", bound), finetune)
     return list(dict.fromkeys((group.lr_mult, group.decay_mult) for group in groups))
-
-
-@contextmanager
-def _progress(iterations: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with click.progressbar(length=iterations, label="simulating", file=sys.stderr) as bar:
-        yield bar.update

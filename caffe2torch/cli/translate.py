@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from caffe2torch.cli.options import (
     accumulation_option,
-    check_report,
     model_options,
     net_state,
     one_or_two_files,
     read_files,
     read_model,
-    report_file_text,
     report_options,
-    show_report,
 )
+from caffe2torch.cli.output import Outputs, echo, report_file_text, show_report
 
 
 @click.command("translate")
@@ -59,13 +56,9 @@ def command(
     """
     import tomli_w
 
-    from caffe2torch.files import check_writable, write_files
-
-    check_report(report_file, force=force)
-    for path in (output, write_names, lock):
-        if path is not None:
-            check_writable(path, force=force)
+    outputs = Outputs(output, write_names, lock, report_file, inputs=(*files, names, model), force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    outputs.check_against(recipe)
 
     from caffe2torch.binding.names_file import names_of
     from caffe2torch.lock import lock_of, render_lock
@@ -73,7 +66,7 @@ def command(
 
     built, named = read_model(model, names)
     t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
-    written: dict[str, str] = {}
+    written: dict[str, str | bytes] = {}
     if report_file is not None:
         written[report_file] = report_file_text(t.report, report_file)
     if write_names is not None:
@@ -82,9 +75,9 @@ def command(
         written[output] = t.source(initialize=initialize)
     if t.report.ok and lock is not None:
         written[lock] = render_lock(lock_of(recipe, t.binding, t.groups))
-    write_files(written, force=force)
-    show_report(t.report, style)
+    outputs.write(written)
+    show_report(t.report, style, err=outputs.prints_to_stderr)
     for path in (output, lock):
         if path is not None and path not in written:
-            click.echo(f"{path} was not written: the report is not ok", err=True)
-    sys.exit(0 if t.report.ok else 1)
+            echo(f"{path} was not written: the report is not ok\n", err=True)
+    click.get_current_context().exit(0 if t.report.ok else 1)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from caffe2torch.errors import ModelError
+from caffe2torch.errors import ModelError, describe
 
 __all__ = ["call_factory", "load_factory", "load_model", "parse_spec"]
 
@@ -46,8 +46,10 @@ def call_factory(text: str, *args: Any) -> Any:
     factory = load_factory(text)
     try:
         return factory(*args)
-    except (Exception, SystemExit) as error:  # whatever a user's function raises
-        raise ModelError(f"{text} raises {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's function raises, SystemExit included
+        raise ModelError(f"{text} raises {describe(error)}") from error
 
 
 def load_model(text: str) -> nn.Module:
@@ -87,9 +89,11 @@ def _torchvision(spec: Spec) -> nn.Module:
 def _built(spec: Spec, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     try:
         model = factory(*args, **kwargs)
-    except (Exception, SystemExit) as error:  # whatever a user's constructor raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's constructor raises
         raise ModelError(
-            f"{spec.text} raises {type(error).__name__}: {error}",
+            f"{spec.text} raises {describe(error)}",
             hint=f"give it arguments: '{spec.module}:{spec.factory}(...)'" if isinstance(error, TypeError) else None,
         ) from error
     if not isinstance(model, nn.Module):
@@ -124,7 +128,7 @@ def _imported(spec: Spec) -> Any:
             sys.modules.setdefault(name, module)  # dataclasses and pickle look a class up by its module
             loader.loader.exec_module(module)
             return module
-    except ModelError:
+    except (ModelError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         missing = f"there is no module {error.name!r}"
@@ -133,8 +137,8 @@ def _imported(spec: Spec) -> Any:
                 missing, hint="run from its folder, install it, or name the script: path/to/it.py:Net"
             ) from None
         raise ModelError(f"{spec.module} cannot be imported: {missing}") from error
-    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
-        raise ModelError(f"{spec.module} raises {type(error).__name__} while it is imported: {error}") from error
+    except BaseException as error:  # whatever a user's module does while it is imported
+        raise ModelError(f"{spec.module} raises, while it is imported, {describe(error)}") from error
 
 
 @contextlib.contextmanager

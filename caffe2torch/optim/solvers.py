@@ -178,8 +178,8 @@ def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
     5.0
     """
     parts: list[torch.Tensor] = []
-    for g in gradients:
-        g = g.to(torch.promote_types(g.dtype, torch.float32))  # noqa: PLW2901  # half precision would overflow
+    for gradient in gradients:
+        g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # half precision would overflow
         if g.numel() <= 2**14:
             parts.append(g)
         elif g.ndim > 1 and g[0].numel() <= 2**15:

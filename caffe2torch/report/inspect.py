@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from caffe2torch.recipe import LearnableBlob, Severity, TrainingRecipe
 from caffe2torch.report.markdown import escape, markdown_table, note_items
 from caffe2torch.report.solver_table import solver_dict, solver_line
 from caffe2torch.report.text import WIDTH, Column, layout, note_text, wrap
-from caffe2torch.report.wording import shape_text, stated_text, visible
+from caffe2torch.report.wording import json_text, shape_text, stated_text, visible
 from caffe2torch.verification.report import note_dict
 
 __all__ = ["recipe_dict", "render_recipe"]
@@ -33,7 +32,7 @@ def render_recipe(recipe: TrainingRecipe, style: str = "text", *, width: int = W
         case "text":
             return "\n".join(_text(recipe, width)) + "\n"
         case "json":
-            return json.dumps(recipe_dict(recipe), indent=2, allow_nan=False) + "\n"
+            return json_text(recipe_dict(recipe))
         case "md":
             return "\n".join(_markdown(recipe)) + "\n"
         case _:

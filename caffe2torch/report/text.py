@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.wording import blob_name, multipliers, number, pair, shape_text, stated_text, visible
+from caffe2torch.report.wording import blob_name, json_text, multipliers, number, pair, shape_text, stated_text, visible
 from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["Column", "layout", "note_text", "render_json", "render_text", "verdict_line", "wrap", "wrong_lines"]
@@ -217,4 +216,4 @@ def _count(count: int, word: str) -> str:
 
 def render_json(report: Report) -> str:
     """The JSON text; it ends with a line feed and holds ASCII alone."""
-    return json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
+    return json_text(report.to_dict())

@@ -1,27 +1,17 @@
-"""Names and numbers as every report writes them: hostile characters made visible, numbers short."""
+"""Names and numbers as every report writes them, numbers short."""
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
+from caffe2torch.errors import visible
 from caffe2torch.recipe import LearnableBlob, Shape, Statement
 from caffe2torch.solver.float32 import format32
 from caffe2torch.verification.report import Effective, ReportRow
 
-__all__ = ["blob_name", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
-
-
-def visible(text: str) -> str:
-    """Text whose every character prints: control characters, right-to-left marks and the like become escapes.
-
-    Names come out of files that anyone may have written; a report must show them, not obey them.
-
-    >>> print(visible("conv\\x1b[31m1\\u202e"))
-    conv\\x1b[31m1\\u202e
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+__all__ = ["blob_name", "json_text", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
 
 
 def number(x: float | None) -> str:
@@ -72,3 +62,29 @@ def stated_text(blob: LearnableBlob) -> str:
         Statement.FORCED: "forced",
     }
     return short[lr] if lr == decay else f"{short[lr]}, {short[decay]}"
+
+
+def json_text(data: Any) -> str:
+    """JSON as it is specified, which has no NaN and no infinity: they become ``null``.
+
+    >>> print(json_text([0.5, float("nan")]), end="")
+    [
+      0.5,
+      null
+    ]
+    """
+    try:
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_with_null(data), indent=2, allow_nan=False) + "\n"
+
+
+def _with_null(data: Any) -> Any:
+    match data:
+        case float():
+            return data if math.isfinite(data) else None
+        case dict():
+            return {key: _with_null(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_with_null(value) for value in data]
+    return data

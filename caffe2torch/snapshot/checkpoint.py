@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from caffe2torch.binding.plan import Binding
 from caffe2torch.binding.wrappers import bare, named_tensors
 from caffe2torch.errors import InputError, ModelError, OutputError, SnapshotError
-from caffe2torch.files import Counted, bar, whole_file
+from caffe2torch.files import Counted, bar
 from caffe2torch.optim.schedule import CaffeLRScheduler
+from caffe2torch.outputs import whole_file
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state

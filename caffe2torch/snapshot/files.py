@@ -1,8 +1,8 @@
 """``.caffemodel`` and ``.solverstate`` to arrays: what a Caffe run left behind, binary or HDF5, of any fork.
 
 The two messages share a handful of fields among all forks (names, types, blobs); everything else, where forks clash,
-is passed over. Arrays lie in the mapped file: reading costs no memory until someone looks at the numbers, and the
-file must stay as it is until then.
+is skipped. Arrays are in the mapped file: reading costs no memory before the numbers are used, and the file must
+stay as it is until then.
 
 Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``SnapshotSolverStateTo...``).
 """
@@ -13,7 +13,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from caffe2torch.errors import SnapshotError
-from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights, open_snapshot
+from caffe2torch.snapshot.contents import Blobs, LayerWeights, SolverState, Weights, open_snapshot, solver_state
 from caffe2torch.snapshot.wire import Array, DamagedError, Wire, WireField, fields, read_blob, signed, text
 
 __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
@@ -22,8 +22,16 @@ __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_c
 def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
     """Read a ``.caffemodel``: binary of any fork and age (``layer``, V1 and V0 ``layers``), or HDF5.
 
-    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
-    else, ``MissingExtraError`` for HDF5 without h5py.
+    Args:
+        path: The file, which must stay as it is while the arrays are used.
+
+    Returns:
+        Its layers that have blobs, as float arrays in Caffe's shapes.
+
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is damaged, or something else.
+        MissingExtraError: It is HDF5, and h5py is not installed.
     """
     data = open_snapshot(path)
     if data is None:
@@ -51,21 +59,30 @@ def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
         raise _damaged(path, data, error, f"layer {len(layers) + 1} of the file") from None
     if not layers:
         raise SnapshotError("holds no layers: it is no .caffemodel", where=str(path))
-    return Weights(str(path), net_name, tuple(layer for layer in layers if layer.blobs))
+    return Weights(str(path), net_name, tuple(layer for layer in layers if len(layer.blobs)))
 
 
 def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
     """Read a ``.solverstate``, binary or HDF5; the weights that belong to it are in another file (``learned_net``).
 
-    Raises ``InputError`` for a file that cannot be read, ``SnapshotError`` for one that is damaged or something
-    else, ``MissingExtraError`` for HDF5 without h5py.
+    Args:
+        path: The file, which must stay as it is while the arrays are used.
+
+    Returns:
+        Its counters and its history.
+
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is damaged, or something else.
+        MissingExtraError: It is HDF5, and h5py is not installed.
     """
     data = open_snapshot(path)
     if data is None:
         from caffe2torch.snapshot.hdf5 import read_solverstate_hdf5
 
         return read_solverstate_hdf5(path)
-    iteration, current_step = None, 0
+    iteration: int | None = None
+    current_step: int | None = None
     learned_net: str | None = None
     history: list[Array] = []
     try:
@@ -87,15 +104,14 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
         raise _damaged(path, data, error, f"history {len(history)}") from None
     if iteration is None:
         raise SnapshotError("holds no iteration: it is no .solverstate", where=str(path))
-    if iteration < 0 or current_step < 0:
-        raise SnapshotError(f"is damaged: iteration {iteration}, step {current_step}", where=str(path))
-    return SolverState(str(path), iteration, current_step, learned_net, tuple(history))
+    return solver_state(str(path), iteration, current_step, learned_net, Blobs.of(history))
 
 
 def find_learned_net(state: SolverState) -> Path:
     """Where the weights that belong to ``state`` are: at its own path, else beside the state file under that name.
 
-    Raises ``SnapshotError`` when the state names no file, or one that is at neither place.
+    Raises:
+        SnapshotError: The state names no file, or one that is at neither place.
     """
     if not state.learned_net:
         raise SnapshotError("names no file of weights", where=state.file, hint="say which .caffemodel belongs to it")
@@ -129,7 +145,7 @@ def _layer(data: memoryview, message: WireField, *, name: int, blobs: int, inner
         elif field.number == inner:
             wrapped = _layer(data, field, name=1, blobs=50)
             found, arrays = wrapped.name or found, [*arrays, *wrapped.blobs]
-    return LayerWeights(found, tuple(arrays))
+    return LayerWeights(found, Blobs.of(arrays))
 
 
 def _damaged(path: str | os.PathLike[str], data: memoryview, error: DamagedError, what: str) -> SnapshotError:

@@ -1,5 +1,10 @@
 """Caffe's HDF5 snapshots: one group a layer, one data set a blob.
 
+HDF5 files can do more than hold numbers: link to other files, keep a data set's bytes in any file of the machine, nest
+without end, and claim sizes that take a thousand times the file to unpack. Caffe writes none of this. Links and foreign
+storage are refused, names are looked at down to a depth and up to a number, and compressed numbers are unpacked only
+when they are asked for (``Blobs``), which is after their shape was compared with the net's.
+
 Source: ``net.cpp`` (``Net::ToHDF5``), ``sgd_solver.cpp`` (``SnapshotSolverStateToHDF5``), ``util/hdf5.cpp``.
 """
 
@@ -7,15 +12,18 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from caffe2torch.errors import MissingExtraError, SnapshotError
-from caffe2torch.snapshot.contents import LayerWeights, SolverState, Weights
+from caffe2torch.recipe import Shape
+from caffe2torch.snapshot.contents import Blobs, LayerWeights, SolverState, Weights, solver_state
 from caffe2torch.snapshot.wire import Array
 
 if TYPE_CHECKING:
@@ -24,27 +32,31 @@ if TYPE_CHECKING:
 __all__ = ["read_caffemodel_hdf5", "read_solverstate_hdf5"]
 
 _DEFLATE_LIMIT = 1100  # deflate, HDF5's usual filter, shrinks at most 1032 times: more is damage, not data
+_CHUNK_SLACK = 1 << 20  # bytes; HDF5's own default for the chunks of small data sets
+_DEEPEST = 32  # groups; a layer's name with "/" is a group within a group, and real ones have up to three
+_MOST = 20_000  # objects, which take a second to look at; the largest nets have some thousands
+_LONGEST_PATH = 1 << 16  # bytes of learned_net
+
+_Blob = tuple[Shape, Callable[[], Array]]
+"""A data set's shape, and what reads its numbers."""
 
 
 def read_caffemodel_hdf5(path: str | os.PathLike[str]) -> Weights:
     """As ``read_caffemodel``, for a file that is known to be HDF5. A name with ``/`` is a group within a group."""
     with _file(path) as file:
-        if "data" not in file:
+        data = _child(path, file, "data")
+        if data is None:
             if "iter" in file:
                 raise SnapshotError(
                     "holds a solver's state, not weights", where=str(path), hint="its weights are in the .caffemodel"
                 )
             raise SnapshotError("holds no group 'data': it is no .caffemodel", where=str(path))
-        layers: dict[str, dict[int, Array]] = {}
-
-        def visit(name: str, item: object) -> None:
+        mapped = _mapped(path)
+        layers: dict[str, dict[int, _Blob]] = {}
+        for name, item in _data_sets(path, data):  # by name, not in the file's order; the net says which comes first
             layer, _, index = name.rpartition("/")
-            if layer and index.isdecimal() and _is_dataset(item):
-                layers.setdefault(layer, {})[int(index)] = _array(path, item)
-
-        # Visits each object once and follows only hard links, so neither a loop nor a link to another file is gone
-        # into. It goes by name; the net says which layer comes first.
-        file["data"].visititems(visit)
+            if layer and index.isdecimal():
+                layers.setdefault(layer, {})[int(index)] = _blob(path, item, mapped)
     if not layers:
         raise SnapshotError("holds no layers with blobs", where=str(path))
     return Weights(str(path), "", tuple(LayerWeights(name, _in_order(path, blobs)) for name, blobs in layers.items()))
@@ -53,24 +65,23 @@ def read_caffemodel_hdf5(path: str | os.PathLike[str]) -> Weights:
 def read_solverstate_hdf5(path: str | os.PathLike[str]) -> SolverState:
     """As ``read_solverstate``, for a file that is known to be HDF5."""
     with _file(path) as file:
-        if "iter" not in file or "history" not in file:
+        group = _child(path, file, "history")
+        iteration = _integer(path, file, "iter")
+        if iteration is None or group is None:
             if "data" in file:
                 raise SnapshotError(
                     "holds weights, not a solver's state", where=str(path), hint="the state is in a .solverstate"
                 )
             raise SnapshotError("holds no 'iter' and 'history': it is no .solverstate", where=str(path))
-        iteration = _integer(path, file, "iter")
-        current_step = _integer(path, file, "current_step") if "current_step" in file else 0
-        learned_net = _string(path, file, "learned_net") if "learned_net" in file else None
-        group = file["history"]
-        found: dict[int, Array] = {}
-        for name in group:
-            item = group.get(name) if name.isdecimal() else None
-            if _is_dataset(item):
-                found[int(name)] = _array(path, item)
-    if iteration < 0 or current_step < 0:
-        raise SnapshotError(f"is damaged: iteration {iteration}, step {current_step}", where=str(path))
-    return SolverState(str(path), iteration, current_step, learned_net, _in_order(path, found))
+        current_step = _integer(path, file, "current_step")
+        learned_net = _string(path, file, "learned_net")
+        mapped = _mapped(path)
+        found = {
+            int(name): _blob(path, item, mapped)
+            for name, item in _data_sets(path, group, deepest=1)
+            if name.isdecimal()
+        }
+    return solver_state(str(path), iteration, current_step, learned_net, _in_order(path, found))
 
 
 @contextmanager
@@ -93,27 +104,81 @@ def _file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         ) from None
 
 
-def _is_dataset(item: object) -> bool:
+def _child(path: str | os.PathLike[str], group: Any, name: str) -> Any:
+    """The group or data set ``name`` of a group, ``None`` where there is none; a link to anywhere is refused."""
     import h5py
 
-    return isinstance(item, h5py.Dataset)
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    place = f"{group.name.rstrip('/')}/{name}"
+    if not isinstance(link, h5py.HardLink):
+        raise SnapshotError(f"holds a link at {place!r}; Caffe writes none, and none is followed", where=str(path))
+    item = group[name]
+    if isinstance(item, h5py.Dataset):
+        if item.external or item.is_virtual:
+            raise SnapshotError(f"holds {place!r}, whose numbers are in another file; none is opened", where=str(path))
+        if item.chunks and prod(item.chunks) * item.dtype.itemsize > 2 * item.nbytes + _CHUNK_SLACK:
+            raise SnapshotError(f"is damaged: {place!r} is in pieces larger than itself", where=str(path))
+    return item
 
 
-def _array(path: str | os.PathLike[str], dataset: Any) -> Array:
-    """A data set of floats: where it lies in the mapped file, if it lies there in one piece, as Caffe writes it.
+def _data_sets(path: str | os.PathLike[str], group: Any, deepest: int = _DEEPEST) -> Iterator[tuple[str, Any]]:
+    """Every data set below a group, by its name from there. No group is visited twice, so that a loop ends."""
+    import h5py
 
-    One in several pieces, or compressed, is read, if the file can really hold the size that it claims.
+    seen = {_address(group)}
+    below = [("", group, 1)]
+    count = 0
+    while below:
+        prefix, parent, depth = below.pop()
+        if depth > deepest:
+            raise SnapshotError(f"nests groups more than {deepest} deep", where=str(path))
+        for name in parent:
+            if (count := count + 1) > _MOST:
+                raise SnapshotError(f"holds more than {_MOST:,} objects", where=str(path))
+            item = _child(path, parent, name)
+            if isinstance(item, h5py.Dataset):
+                yield prefix + name, item
+            elif isinstance(item, h5py.Group) and (address := _address(item)) not in seen:
+                seen.add(address)
+                below.append((f"{prefix}{name}/", item, depth + 1))
+
+
+def _address(group: Any) -> int:
+    import h5py
+
+    return int(h5py.h5o.get_info(group.id).addr)
+
+
+def _blob(path: str | os.PathLike[str], dataset: Any, mapped: mmap.mmap) -> _Blob:
+    """A data set of floats: where it is in the mapped file, if it is there in one piece, as Caffe writes it.
+
+    One in several pieces, or compressed, is read when it is asked for, if the file can really hold the size that it
+    claims.
     """
     if dataset.dtype.kind != "f":
         raise SnapshotError(f"holds {dataset.dtype} in {dataset.name!r}, where Caffe writes floats", where=str(path))
     if dataset.shape is None or dataset.nbytes > dataset.id.get_storage_size() * _DEFLATE_LIMIT:
         raise SnapshotError(f"is damaged: {dataset.name!r} claims {dataset.nbytes:,} bytes", where=str(path))
     offset = dataset.id.get_offset()
-    array: Array
-    if offset is None or dataset.external or dataset.file.userblock_size:
-        array = np.asarray(dataset[()])
-    else:
-        array = np.ndarray(dataset.shape, dataset.dtype, _mapped(path), offset)
+    if offset is None or dataset.file.userblock_size:
+        return dataset.shape, partial(_unpacked, path, dataset.name, dataset.shape)
+    array: Array = np.ndarray(dataset.shape, dataset.dtype, mapped, offset)
+    return dataset.shape, lambda: array
+
+
+def _unpacked(path: str | os.PathLike[str], name: str, shape: Shape) -> Array:
+    """The numbers of a data set that was looked at before."""
+    with _file(path) as file:
+        parent = file
+        *groups, last = name.strip("/").split("/")
+        for group in groups:
+            parent = _child(path, parent, group)
+        dataset = _child(path, parent, last)
+        if dataset.shape != shape:
+            raise SnapshotError(f"has changed since it was opened: {name!r}", where=str(path))
+        array: Array = np.asarray(dataset[()])
     return array
 
 
@@ -122,26 +187,37 @@ def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _integer(path: str | os.PathLike[str], file: Any, name: str) -> int:
-    item = file[name]
+def _integer(path: str | os.PathLike[str], file: Any, name: str) -> int | None:
+    item = _child(path, file, name)
+    if item is None:
+        return None
     if not _is_dataset(item) or item.dtype.kind not in "iu" or item.size != 1:
         raise SnapshotError(f"is damaged: {name!r} is not one whole number", where=str(path))
     return int(np.asarray(item[()]).item())
 
 
-def _string(path: str | os.PathLike[str], file: Any, name: str) -> str:
-    item = file[name]
-    value = item[()] if _is_dataset(item) and item.shape == () and item.dtype.itemsize < 1 << 16 else None
+def _string(path: str | os.PathLike[str], file: Any, name: str) -> str | None:
+    item = _child(path, file, name)
+    if item is None:
+        return None
+    value = item[()] if _is_dataset(item) and item.shape == () and item.dtype.itemsize < _LONGEST_PATH else None
     if not isinstance(value, bytes):
         raise SnapshotError(f"is damaged: {name!r} is not a string", where=str(path))
     return value.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _in_order(path: str | os.PathLike[str], found: dict[int, Array]) -> tuple[Array, ...]:
-    """The arrays by number; one that is left out would move all after it."""
+def _is_dataset(item: object) -> bool:
+    import h5py
+
+    return isinstance(item, h5py.Dataset)
+
+
+def _in_order(path: str | os.PathLike[str], found: dict[int, _Blob]) -> Blobs:
+    """The blobs by number; one that is left out would move all after it."""
     missing = sorted(set(range(len(found))) - found.keys())
     if missing:
         raise SnapshotError(
             f"is damaged: {len(found)} numbered blobs, but none with number {missing[0]}", where=str(path)
         )
-    return tuple(found[index] for index in range(len(found)))
+    blobs = [found[index] for index in range(len(found))]
+    return Blobs((shape for shape, _ in blobs), (read for _, read in blobs))

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
-from caffe2torch.recipe import LearnableBlob, Note, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
 
-__all__ = ["blob_history", "blob_weights", "fits"]
+__all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
 
 _LISTED = 8  # problems that a message spells out
 
@@ -31,18 +31,20 @@ def blob_weights(
     array. Caffe only lets a *missing* layer pass, silently. A blob that several layers share has what the last of
     them has in the file, as in Caffe.
 
-    Raises ``SnapshotError`` with every blob that differs, ``BindingError`` for a ``new_layers`` that matches nothing.
+    Raises:
+        SnapshotError: With every blob that differs.
+        BindingError: A ``new_layers`` matches nothing, or is no regular expression.
     """
     holders = {(layer, index): blob for blob in recipe.blobs for layer, index in _uses(blob)}
     sizes = Counter(layer for layer, _ in holders)
     new = _named(sizes, new_layers)
     found: dict[str, Array] = {}
     differing: dict[str, list[str]] = {}
-    passed_over: list[str] = []
+    skipped: list[str] = []
     notes: list[Note] = []
     for layer in weights.layers:
         if layer.name not in sizes:
-            passed_over.append(layer.name)
+            skipped.append(layer.name)
             continue
         problems = _differences(layer, sizes[layer.name], holders)
         if problems:
@@ -68,10 +70,10 @@ def blob_weights(
             where=weights.file,
             hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
         )
-    asked_for = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
-    if passed_over:
-        asked_for.append(f"passed over, since nothing here has them: {', '.join(passed_over)}")
-    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in asked_for]
+    expected = [f"{problems[0]}; the layer is new and keeps its values" for problems in differing.values()]
+    if skipped:
+        expected.append(f"skipped, since nothing here has them: {', '.join(skipped)}")
+    notes += [Note(None, Severity.INFO, f"{weights.file}: {message}") for message in expected]
     return {name: array for name, array in found.items() if name.rpartition("/")[0] not in differing}, tuple(notes)
 
 
@@ -80,8 +82,9 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
 
     BatchNorm's statistics count, though no optimizer knows them: the order is Caffe's.
 
-    Raises ``SnapshotError`` when the state has another number of blobs or other shapes than this net with this
-    solver; Caffe itself only counts.
+    Raises:
+        SnapshotError: The state has another number of blobs or other shapes than this net with this solver; Caffe
+            itself only counts.
     """
     solver = recipe.solver
     if solver is None:
@@ -95,16 +98,30 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             found=f"history of {len(state.history)} blobs",
             expected=f"{times * count}: {solver.type} keeps {times} for each of {count} learnable blobs",
         )
-    for position, array in enumerate(state.history):
+    for position, shape in enumerate(state.history.shapes):
         blob = recipe.blobs[position % count]
-        if not fits(array.shape, blob.shape):
+        if not fits(shape, blob.shape):
             raise SnapshotError(
                 f"does not belong to this net: history {position}, of {blob.name}, has another shape",
                 where=state.file,
-                found=_shape(array.shape),
+                found=_shape(shape),
                 expected=f"{_shape(blob.shape)}, as {blob.where} says",
             )
     return tuple(state.history[index::count] for index in range(count))
+
+
+def missing_step(recipe: TrainingRecipe, state: SolverState) -> tuple[Note, ...]:
+    """A note where a state does not say how many stepvalues are behind, and some are: a file cut off at its end."""
+    if recipe.solver is None or state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
+        return ()
+    behind = sum(value <= state.iteration for value in recipe.solver.policy.stepvalues)
+    if not behind:
+        return ()
+    text = (
+        f"{state.file}: holds no current_step, the last of its fields: it may be cut off. As in Caffe, the rate takes "
+        f"the {behind} stepvalues that are behind one an iteration"
+    )
+    return (Note(None, Severity.WARNING, text),)
 
 
 def fits(written: Shape, shape: Shape | None) -> bool:
@@ -132,9 +149,9 @@ def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int
     if len(layer.blobs) > size:
         return [f"{layer.name!r} has {len(layer.blobs)} blobs in the file, {size} in the net"]
     return [
-        f"{layer.name}/{index} ({blob.role}) is {_shape(array.shape)} in the file, {_shape(blob.shape)} in the net"
-        for index, array in enumerate(layer.blobs)
-        if not fits(array.shape, (blob := holders[layer.name, index]).shape)
+        f"{layer.name}/{index} ({blob.role}) is {_shape(shape)} in the file, {_shape(blob.shape)} in the net"
+        for index, shape in enumerate(layer.blobs.shapes)
+        if not fits(shape, (blob := holders[layer.name, index]).shape)
     ]
 
 
@@ -142,7 +159,10 @@ def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
     """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
     named: set[str] = set()
     for pattern in patterns:
-        matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
+        try:
+            matched = {pattern} if pattern in layers else {name for name in layers if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise BindingError(f"{pattern!r} names no layer, and is no regular expression: {error}") from None
         if not matched:
             raise BindingError(f"{pattern!r} names no layer with learnable blobs", hint="layers: " + ", ".join(layers))
         named |= matched

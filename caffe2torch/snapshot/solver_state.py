@@ -28,7 +28,7 @@ from caffe2torch.optim.build import align_state
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.files import SolverState, Weights
-from caffe2torch.snapshot.match_blobs import blob_history
+from caffe2torch.snapshot.match_blobs import blob_history, missing_step
 from caffe2torch.snapshot.sharding import like
 from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, tensor_like
 from caffe2torch.solver.requirements import SOLVERS, has_momentum
@@ -53,7 +53,7 @@ def resume(
     copies, notes = plan_weights(model, recipe, binding, weights)
     history = _plan_history(model, optimizer, recipe, binding, state)
     notes += copy_all(copies, weights.file)
-    return notes + _restore(optimizer, scheduler, state, history)
+    return notes + missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
 
 
 def load_state(
@@ -65,7 +65,8 @@ def load_state(
     state: SolverState,
 ) -> tuple[Note, ...]:
     """As ``resume`` for weights that are in the model already."""
-    return _restore(optimizer, scheduler, state, _plan_history(model, optimizer, recipe, binding, state))
+    history = _plan_history(model, optimizer, recipe, binding, state)
+    return missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
 
 
 def _plan_history(
@@ -102,7 +103,7 @@ def _restore(
     state: SolverState,
     history: dict[Tensor, dict[str, Copy]],
 ) -> tuple[Note, ...]:
-    scheduler.restore(state.iteration, state.current_step)
+    scheduler.restore(state.iteration, state.current_step or 0)
     references = {id(p): group["reference_lr"] for group in optimizer.param_groups for p in group["params"]}
     notes = []
     states = {}

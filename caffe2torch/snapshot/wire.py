@@ -1,4 +1,4 @@
-"""Protobuf's wire format, read in place: which fields a message has and where their bytes lie.
+"""Protobuf's wire format, read in place: which fields a message has and where their bytes are.
 
 A snapshot is a few hundred fields around hundreds of megabytes of numbers. Protobuf's own parser copies the numbers
 twice on their way to an array (measured on 504 MB: three times the file in memory, and three times the time of
@@ -57,9 +57,15 @@ class WireField(NamedTuple):
 
 
 def fields(data: memoryview, start: int = 0, end: int | None = None) -> Iterator[WireField]:
-    """Yield the fields of the message that lies in ``data[start:end]``, in order.
+    """Yield the fields of a message in order.
 
-    Raises ``DamagedError`` where the bytes stop being a message, or reach past ``end``.
+    Args:
+        data: The bytes of a file.
+        start: Where the message begins.
+        end: Where it ends; ``None`` for the end of ``data``.
+
+    Raises:
+        DamagedError: The bytes stop being a message, or reach past ``end``.
 
     >>> list(fields(memoryview(b"\\x08\\x96\\x01")))[0].value
     150
@@ -119,7 +125,7 @@ def text(data: memoryview, field: WireField) -> str:
 
 
 def _varint(data: memoryview, start: int, end: int) -> tuple[int, int]:
-    """The number at ``start``, and where the next byte lies."""
+    """The number at ``start``, and the place of the next byte."""
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:
@@ -184,7 +190,8 @@ def read_blob(data: memoryview, start: int, end: int) -> Array:
     numbers stand in several pieces is copied. Little-endian, float32 unless the file says otherwise, not
     necessarily aligned.
 
-    Raises ``DamagedError`` for what is no blob, or has not as many numbers as its shape asks for.
+    Raises:
+        DamagedError: It is no blob, or has not as many numbers as its shape asks for.
     """
     legacy: list[int] | None = None
     dims: list[int] = []
@@ -244,7 +251,7 @@ def _dims(data: memoryview, shape: WireField) -> list[int]:
 
 
 def _numbers(data: memoryview, field: WireField, dtype: str) -> Array:
-    """The numbers of a field where they lie: side by side when packed, else with their tags between them."""
+    """The numbers of a field where they are: side by side when packed, else with their tags between them."""
     size = field.end - field.start
     if field.wire is not Wire.BYTES:
         records = np.dtype([("tag", np.uint8, (field.tag,)), ("number", dtype)])

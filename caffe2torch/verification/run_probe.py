@@ -24,6 +24,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from caffe2torch.binding.wrappers import named_tensors
+from caffe2torch.errors import describe
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.lr_policy import step_at
@@ -68,7 +69,7 @@ def observe(
         try:
             run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside a stranger's step(), and it is the finding
-            run.problem = f"{type(error).__name__}: {error}"
+            run.problem = describe(error)
     return run.observations(model)
 
 

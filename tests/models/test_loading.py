@@ -158,8 +158,8 @@ def test_a_factory_that_gives_no_model_is_refused(script: Path, factory: str, me
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("exits.py", "raises SystemExit while it is imported: usage: ..."),
-        ("breaks.py", "raises ZeroDivisionError while it is imported"),
+        ("exits.py", "raises, while it is imported, SystemExit: usage: ..."),
+        ("breaks.py", "raises, while it is imported, ZeroDivisionError"),
         ("misses.py", "cannot be imported: there is no module 'a_package_that_nobody_has'"),
         ("absent.py", "there is no script"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import snapshot_files as files
 
 from caffe2torch.errors import SnapshotError
+from caffe2torch.snapshot import hdf5
 from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
 
 h5py = pytest.importorskip("h5py", reason="HDF5 needs the extra caffe2torch[hdf5]")
@@ -77,12 +79,118 @@ def test_a_size_that_the_file_cannot_hold_is_not_allocated(tmp_path: Path) -> No
         read_caffemodel(tmp_path / "m.h5")
 
 
-def test_links_out_of_the_file_are_not_followed(tmp_path: Path) -> None:
-    model(tmp_path / "other.h5", {"ip": [BIAS]})
+def test_a_link_is_refused_wherever_it_is_and_wherever_it_leads(tmp_path: Path) -> None:
+    other = model(tmp_path / "other.h5", {"ip": [BIAS]})
+    states = state(tmp_path / "other_state.h5", 1, [BIAS])
+    for place in ("data", "data/b", "data/a/1", "data/a/deep/er"):
+        for link in (h5py.ExternalLink(str(other), "/data/ip"), h5py.SoftLink("/data/a")):
+            with h5py.File(model(tmp_path / "m.h5", {} if place == "data" else {"a": [WEIGHT]}), "a") as file:
+                file[place] = link
+            with pytest.raises(SnapshotError, match=f"holds a link at '/{place}'"):
+                read_caffemodel(tmp_path / "m.h5")
+    for place in ("iter", "current_step", "learned_net", "history", "history/0"):
+        with h5py.File(state(tmp_path / "s.h5", 1, [BIAS]), "a") as file:
+            del file[place]
+            file[place] = h5py.ExternalLink(str(states), place)
+        with pytest.raises(SnapshotError, match=f"holds a link at '/{place}'"):
+            read_solverstate(tmp_path / "s.h5")
+
+
+def test_numbers_that_are_kept_in_another_file_are_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(48))
+    source = h5py.VirtualSource(str(model(tmp_path / "other.h5", {"ip": [BIAS]})), "data/ip/0", shape=(3,))
+    layout = h5py.VirtualLayout(shape=(3,), dtype="f4")
+    layout[:] = source
+    with h5py.File(tmp_path / "external.h5", "w") as file:
+        file.create_dataset("data/ip/0", shape=(12,), dtype="f4", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_group("data/ip").create_virtual_dataset("0", layout)
+    for name in ("external.h5", "virtual.h5"):
+        with pytest.raises(SnapshotError, match="'/data/ip/0', whose numbers are in another file"):
+            read_caffemodel(tmp_path / name)
+
+
+def test_a_loop_ends_and_nesting_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(model(tmp_path / "m.h5", {"a": [WEIGHT]}), "a") as file:
-        file["data/b"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/data/ip")
         file["data/a/loop"] = file["data"]
+        file["data/b"] = file["data/a"]  # a second name of the same group
     assert [layer.name for layer in read_caffemodel(tmp_path / "m.h5").layers] == ["a"]
+    with h5py.File(tmp_path / "m.h5", "a") as file:
+        file.create_group("data/" + "g/" * 3000)
+    with pytest.raises(SnapshotError, match="nests groups more than 32 deep"):
+        read_caffemodel(tmp_path / "m.h5")
+    monkeypatch.setattr(hdf5, "_MOST", 99)
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        for index in range(100):
+            file.create_group(f"data/{index}")
+    with pytest.raises(SnapshotError, match="more than 99 objects"):
+        read_caffemodel(tmp_path / "wide.h5")
+
+
+def packed(file: h5py.File, name: str, megabytes: int, chunks: int = 64) -> None:
+    """A data set of zeros that takes a thousandth of its size in the file."""
+    size = megabytes << 18
+    dataset = file.create_dataset(name, (size,), "f4", chunks=(size // chunks,), compression="gzip")
+    piece = zlib.compress(bytes(4 * size // chunks))
+    for index in range(chunks):
+        dataset.id.write_direct_chunk((index * (size // chunks),), piece)
+
+
+def test_only_what_the_net_asks_for_is_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 4 } } }\n'
+        'layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip" inner_product_param { num_output: 3 } }'
+    )
+    with h5py.File(model(tmp_path / "m.h5", {"ip": [WEIGHT, BIAS]}), "a") as file:
+        for layer in range(4):
+            packed(file, f"data/other{layer}/0", 1000)
+    with h5py.File(model(tmp_path / "wrong.h5", {}), "a") as file:
+        packed(file, "data/ip/0", 4000)
+    with h5py.File(state(tmp_path / "s.h5", 5, []), "a") as file:
+        packed(file, "history/0", 4000)
+        packed(file, "history/1", 4000)
+    program = (
+        "import resource, sys\n"
+        "from caffe2torch.errors import SnapshotError\n"
+        "from caffe2torch.reading import read_recipe\n"
+        "from caffe2torch.snapshot.files import read_caffemodel, read_solverstate\n"
+        "from caffe2torch.snapshot.match_blobs import blob_history, blob_weights\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before, recipe = peak(), read_recipe('net.prototxt')\n"
+        "found, notes = blob_weights(recipe, read_caffemodel('m.h5'))\n"
+        "print(len(found), len(notes), len(blob_weights(recipe, read_caffemodel('wrong.h5'), ['ip'])[0]))\n"
+        "for read in (lambda: blob_weights(recipe, read_caffemodel('wrong.h5')),\n"
+        "             lambda: blob_history(recipe, read_solverstate('s.h5'))):\n"
+        "    try: read()\n"
+        "    except SnapshotError as error: print('refused')\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *said, megabytes = done.stdout.splitlines()
+    assert said == ["2 1 0", "refused", "refused"]
+    assert int(megabytes) < 300  # of what would be 4,000
+
+
+def test_a_piece_larger_than_its_data_set_is_not_unpacked(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("data/ip/0", (3,), "f4", maxshape=(None,), chunks=(1 << 28,), compression="gzip")
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file.create_dataset("iter", (1,), "i4", maxshape=(None,), chunks=(1 << 28,), compression="gzip")
+    for read, name in ((read_caffemodel, "m.h5"), (read_solverstate, "s.h5")):
+        with pytest.raises(SnapshotError, match="in pieces larger than itself"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("iteration", [2**64 - 1, 2**31, -1])
+def test_a_count_that_caffe_cannot_have_written_is_refused(tmp_path: Path, iteration: int) -> None:
+    with h5py.File(state(tmp_path / "s.h5", 1, [BIAS]), "a") as file:
+        del file["iter"]
+        file["iter"] = np.array([iteration], "u8" if iteration > 0 else "i8")
+    files.solverstate(tmp_path / "s.solverstate", iteration, [])
+    for name in ("s.h5", "s.solverstate"):
+        with pytest.raises(SnapshotError, match="is damaged: iteration"):
+            read_solverstate(tmp_path / name)
 
 
 def test_damage_anywhere_is_one_error_or_other_numbers(tmp_path: Path) -> None:

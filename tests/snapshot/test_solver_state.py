@@ -165,6 +165,25 @@ def test_a_transposed_layers_history_is_transposed_with_it(tmp_path: Path) -> No
     np.testing.assert_array_equal(run.optimizer.state[model["one"].weight]["sum"].numpy(), history[0].T)
 
 
+def test_a_state_without_its_step_counter_is_loaded_as_caffe_does_with_a_note_where_it_counts(tmp_path: Path) -> None:
+    net = text_file(tmp_path / "net.prototxt", NET.format(extra=""))
+    whole = files.solverstate(tmp_path / "whole", 7, arrays(*SHAPES), current_step=2).read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-2])
+    for policy, notes in (
+        ('lr_policy: "multistep" gamma: 0.1 stepvalue: 3 stepvalue: 5 stepvalue: 9', 1),
+        ('lr_policy: "multistep" gamma: 0.1 stepvalue: 8', 0),
+        ('lr_policy: "fixed"', 0),
+    ):
+        solver = text_file(tmp_path / "solver.prototxt", f"base_lr: 0.1 {policy} momentum: 0.9 max_iter: 20")
+        recipe = read_recipe(net, solver)
+        model = skeleton(recipe)
+        run = run_of(recipe, model, bind(recipe, model))
+        assert load(run, tmp_path / "whole") == ()
+        found = load(run, tmp_path / "cut")
+        assert len(found) == notes
+        assert all("no current_step" in str(note) and "the 2 stepvalues" in str(note) for note in found)
+
+
 @pytest.mark.parametrize(
     ("history", "message"),
     [

@@ -89,9 +89,9 @@ def test_nan_is_loaded_and_warned_of(place: Path) -> None:
         for layer in read_caffemodel(place / "snap_iter_10.caffemodel").layers
     }
     layers["conv1"][1][0] = np.nan
-    path = files.caffemodel(place / "nan.caffemodel", layers)
+    path = files.caffemodel(place / "nan\x1b[31m.caffemodel", layers)
     t = caffe2torch.translate(place / "net3.prototxt", place / "solver.prototxt", caffe2torch.SegNetBasic(4, 3, 8))
-    with pytest.warns(UserWarning, match=r"1 of the numbers of conv1\.bias are NaN"):
+    with pytest.warns(UserWarning, match=r"nan\\x1b\[31m\.caffemodel: 1 of the numbers of conv1\.bias are NaN"):
         t.load_caffemodel(path)
     assert torch.isnan(t.model.conv1.bias[0])
 

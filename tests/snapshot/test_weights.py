@@ -101,6 +101,11 @@ def test_a_new_layer_that_the_file_has_just_so_is_loaded(tmp_path: Path) -> None
     assert parts[0].get_parameter("two.bias").tolist() == [-1, 1]
 
 
+def test_a_new_layer_that_is_no_regular_expression_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BindingError, match=r"'\(' names no layer, and is no regular expression"):
+        load(tmp_path, net_of(tmp_path), {"one": ONE, "two": TWO}, new_layers=["("])
+
+
 def test_a_new_layer_that_no_layer_matches_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BindingError, match="'three' names no layer"):
         load(tmp_path, net_of(tmp_path), {"one": ONE, "two": TWO}, new_layers=["three"])
@@ -108,7 +113,7 @@ def test_a_new_layer_that_no_layer_matches_is_an_error(tmp_path: Path) -> None:
 
 def test_layers_that_only_the_file_has_are_noted(tmp_path: Path) -> None:
     (message,) = load(tmp_path, net_of(tmp_path), {"one": ONE, "aux": TWO, "two": TWO})
-    assert message.endswith("passed over, since nothing here has them: aux")
+    assert message.endswith("skipped, since nothing here has them: aux")
 
 
 def test_a_file_cut_between_two_layers_is_still_a_message_and_is_refused(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_a_layer_that_the_model_was_bound_without_is_passed_over(tmp_path: Path)
     parts = model, recipe, bind(recipe, model, skip=["two"])
     assert load(tmp_path, parts, {"one": ONE}) == []
     (message,) = load(tmp_path, parts, {"one": ONE, "two": [TWO[0].T]})
-    assert message.endswith("passed over, since nothing here has them: two")
+    assert message.endswith("skipped, since nothing here has them: two")
 
 
 def test_a_wrapped_model_is_loaded_like_the_bare_one(tmp_path: Path) -> None:

@@ -158,6 +158,20 @@ def test_a_blob_that_cannot_be_is_named_with_its_layer(tmp_path: Path, blob: byt
     assert message in str(error.value)
 
 
+def test_a_git_lfs_pointer_is_called_what_it_is(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 243862414\n"
+    for read in (read_caffemodel, read_solverstate):
+        with pytest.raises(SnapshotError, match="is a Git LFS pointer") as error:
+            read(written(tmp_path, pointer))
+        assert "git lfs pull" in str(error.value)
+
+
+def test_an_empty_file_says_what_was_expected(tmp_path: Path) -> None:
+    for read in (read_caffemodel, read_solverstate):
+        with pytest.raises(InputError, match=r"is empty\n  expected: a \.caffemodel or \.solverstate"):
+            read(written(tmp_path, b""))
+
+
 def test_each_kind_of_wrong_file_is_called_what_it_is(tmp_path: Path) -> None:
     model = files.caffemodel(tmp_path / "m.caffemodel", {"ip": [WEIGHT]})
     state = files.solverstate(tmp_path / "s.solverstate", 3, [WEIGHT])

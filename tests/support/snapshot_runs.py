@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
+from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.recipe import TrainingRecipe
@@ -52,3 +53,24 @@ def run_of(recipe: TrainingRecipe, model: nn.Module, binding: Binding, **finetun
 def text_file(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def everything(run: Run) -> list[object]:
+    """All that a refused file must leave as it is, as plain data."""
+    state = run.optimizer.state_dict()
+    tensors = [*run.model.state_dict().values(), *(v for one in state["state"].values() for v in one.values())]
+    return [
+        *(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors),
+        repr(state["param_groups"]),
+        repr(run.scheduler.state_dict()),
+    ]
+
+
+def unchanged_on_refusal(run: Run, read: Callable[[], object]) -> None:
+    """Read a file that may be refused; if it is, nothing of the run has changed."""
+    before = everything(run)
+    try:
+        read()
+    except Caffe2TorchError:
+        assert everything(run) == before, "refused, but something has changed"
+        raise
