@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import warnings
 
 import click
 
 from caffe2torch.cli.options import net_state, one_or_two_files, read_files
+from caffe2torch.cli.output import Outputs, echo
 
 _PARTS = ("optimizer", "loss")
 
@@ -47,28 +49,26 @@ def command(
     caffe2torch model lenet_train_test.prototxt -o model.py
     caffe2torch model train.prototxt solver.prototxt --with loss,optimizer -o training.py
     """
-    from caffe2torch.files import check_writable, write_files
-
-    if output is not None:
-        check_writable(output, force=force)
+    outputs = Outputs(output, inputs=files, force=force)
     recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    outputs.check_against(recipe)
 
     import torch
 
     from caffe2torch.models.build_net import build_model
     from caffe2torch.models.source import model_source
 
-    with torch.device("meta"):
-        model = build_model(recipe)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
+        model = build_model(recipe)  # what it would warn of is an error of model_source
     text = model_source(model, loss="loss" in parts)
     if "optimizer" in parts:
         from caffe2torch.translation import translate
 
         text = _joined(text, translate(recipe, model=build_model(recipe)).source(initialize=True))
     if output is None:
-        click.echo(text, nl=False)
+        echo(text)
     else:
-        write_files({output: text}, force=force)
+        outputs.write({output: text})
 
 
 def _joined(first: str, second: str) -> str:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 from places import REPOSITORY
 
@@ -77,7 +76,6 @@ def test_an_optimizer_needs_a_solver() -> None:
     assert "solver" in message
 
 
-@pytest.mark.filterwarnings("ignore:layers that cannot be computed")
 def test_layers_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text('layer { name: "a" type: "Python" bottom: "x" top: "a" }')
     status, _, message = run(str(tmp_path / "net.prototxt"))
