@@ -11,12 +11,14 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from caffe2torch.errors import UnsupportedError
 from caffe2torch.models import functions, layers, loss_functions, loss_inputs, loss_modules, segnet_basic
 from caffe2torch.models.build_net import CaffeNet, identifier
 from caffe2torch.models.builders import Spec
+from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.program import Program, Step, Trace, program
 
 __all__ = ["model_source"]
@@ -171,9 +173,10 @@ class _Writer:
 
     def _spec(self, step: Step) -> Spec | None:
         """What made a layer's module, in terms that a file can hold; losses say it themselves."""
-        module = self.model.get_submodule(step.module)
-        if type(module).__module__ != loss_modules.__name__:
+        if type(self.model.get_submodule(step.module)).__module__ != loss_modules.__name__:
             return self.model._specs.get(step.module)
+        with torch.device("cpu"):  # the model may be without numbers
+            module = LOSSES[step.layer.type](step.layer)
         stated = {}
         for name, parameter in inspect.signature(type(module)).parameters.items():
             if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:  # a loss without settings

@@ -64,6 +64,12 @@ assert net.loss(*batch).item() < before, (before, net.loss(*batch).item())
     assert done.returncode == 0, done.stderr
 
 
+def test_what_a_loss_was_given_is_written(fixtures: Path) -> None:
+    status, printed, _ = run(str(fixtures / "segnet_basic" / "train.prototxt"), "--with", "loss")
+    assert status == 0
+    assert "CaffeSoftmaxLoss(class_weights=[0.259" in printed
+
+
 def test_a_part_that_there_is_not_is_refused() -> None:
     status, _, message = run(NET, "--with", "loss,sceduler")
     assert status == 2
