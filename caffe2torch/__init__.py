@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from caffe2torch.binding.skeleton import skeleton as skeleton
     from caffe2torch.lock import read_lock as read_lock
     from caffe2torch.models import SegNetBasic as SegNetBasic
+    from caffe2torch.models.build_net import build_model as build_model
+    from caffe2torch.models.net_loss import build_loss as build_loss
     from caffe2torch.reading import read_recipe as read_recipe
     from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
     from caffe2torch.translation import Translation as Translation
@@ -29,6 +31,8 @@ _HOME = {
     "TrainingRecipe": "caffe2torch.recipe",
     "Translation": "caffe2torch.translation",
     "audit": "caffe2torch.auditing",
+    "build_loss": "caffe2torch.models.net_loss",
+    "build_model": "caffe2torch.models.build_net",
     "read_lock": "caffe2torch.lock",
     "read_recipe": "caffe2torch.reading",
     "skeleton": "caffe2torch.binding.skeleton",
@@ -44,6 +48,8 @@ __all__ = [
     "Translation",
     "__version__",
     "audit",
+    "build_loss",
+    "build_model",
     "read_lock",
     "read_recipe",
     "skeleton",

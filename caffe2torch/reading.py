@@ -19,7 +19,9 @@ from caffe2torch.prototxt.templates import TemplateError, check_defines, fill_in
 from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
 from caffe2torch.solver.settings import read_solver
 
-__all__ = ["read_recipe"]
+__all__ = ["read_phase", "read_recipe"]
+
+_PHASE_RULES = re.compile(r"\b(?:in|ex)clude\b")
 
 _SOLVERS_WORDS = re.compile(r"\b(?:base_lr|lr_policy|max_iter|solver_mode|(?:train_)?net(?:_param)?)\s*[:{]")
 
@@ -99,7 +101,36 @@ def read_recipe(
     for note in segnet_peculiarities(layers, blobs, settings):
         notes.add(note)
     sources = (parsed.source, *(() if parsed_solver is None else (parsed_solver.source,)))
-    return TrainingRecipe(name, blobs, settings, notes.finish(), layers, tuple(dict.fromkeys(sources)))
+    return TrainingRecipe(
+        name,
+        blobs,
+        settings,
+        notes.finish(),
+        layers,
+        tuple(dict.fromkeys(sources)),
+        phase,
+        tuple(stages),
+        level,
+        shapes,
+    )
+
+
+def read_phase(recipe: TrainingRecipe, phase: str) -> TrainingRecipe | None:
+    """The net of another phase from the texts that a recipe was read from; ``None`` where all layers are in both.
+
+    Raises:
+        NetError: a net that Caffe refuses in that phase.
+    """
+    if not recipe.sources or not _PHASE_RULES.search(recipe.sources[0].text):
+        return None
+    solver = parse_solver(recipe.sources[-1]) if recipe.solver is not None else None
+    parsed = (None if solver is None else inline_net(solver)) or parse_net(recipe.sources[0])
+    state = _state(parsed, solver, phase, recipe.stages, recipe.level, Notes())
+    name, layers, blobs, notes = read_layers(parsed, state)
+    made = {blob for layer in layers for blob in (*layer.bottoms, *layer.tops)}
+    if inputs := {blob: shape for blob, shape in recipe.inputs.items() if blob in made}:
+        name, layers, blobs, notes = read_layers(parsed, state, inputs)
+    return replace(recipe, net_name=name, layers=layers, blobs=blobs, notes=notes, phase=phase)
 
 
 class _Files:

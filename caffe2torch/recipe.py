@@ -294,7 +294,7 @@ class TrainingRecipe:
     """A Caffe training set-up, whole: what is learned (``blobs``, in the order of ``.solverstate``) and how.
 
     ``layers`` is the net of this phase, for tools that need its graph. ``solver`` is ``None`` when only a net was
-    read.
+    read. ``phase``, ``stages``, ``level`` and ``inputs`` are what it was read with.
     """
 
     net_name: str
@@ -303,3 +303,7 @@ class TrainingRecipe:
     notes: tuple[Note, ...] = ()
     layers: tuple[Layer, ...] = ()
     sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)
+    phase: str = "TRAIN"
+    stages: tuple[str, ...] = ()
+    level: int | None = None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

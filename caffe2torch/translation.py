@@ -16,6 +16,7 @@ from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError, visible
+from caffe2torch.models.build_net import build_model
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
@@ -151,7 +152,7 @@ def translate(
     """Give ``model`` the optimizer and the scheduler with which Caffe would have trained it, and check them.
 
     ``net`` and ``solver`` are prototxts, or ``net`` is a recipe that was read before. Without a ``model``, a net that
-    is SegNetBasic gets the built-in one, any other its own skeleton (only parameters and buffers, no ``forward``).
+    is SegNetBasic gets the built-in one, any other the net that ``build_model`` makes of it.
 
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
@@ -256,9 +257,17 @@ def _refuse_model(model: nn.Module, solver: SolverSettings) -> None:
 
 
 def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
-    """A stand-in for the model that was not given, and which one it is."""
+    """The model that was not given, and which one it is."""
     built_in = segnet_basic_for(recipe)
     if built_in is not None:
         return built_in, Note(None, Severity.INFO, "no model was given; this net is SegNetBasic, so the built-in one")
-    text = "no model was given; bound to the skeleton made from the net's own blobs"
-    return skeleton(recipe), Note(None, Severity.INFO, text)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # the note says it
+        try:
+            model = build_model(recipe)
+        except Caffe2TorchError as error:
+            text = f"no model was given, and the net cannot be built ({error.message}); bound to its blobs alone"
+            return skeleton(recipe), Note(None, Severity.WARNING, text)
+    text = "no model was given; bound to the net built from the prototxt"
+    if model.missing:
+        text += f", which cannot compute {', '.join(f'{name} ({why})' for name, why in model.missing.items())}"
+    return model, Note(None, Severity.INFO, text)

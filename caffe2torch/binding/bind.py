@@ -20,6 +20,7 @@ from caffe2torch.binding.names import StatedNames, check_names, read_blobs, reso
 from caffe2torch.binding.net_graph import net_graph
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.binding.tensor_matching import Assignment, assign
+from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.torch_startup import compiler_not_imported
@@ -76,6 +77,10 @@ def bind(
         >>> [(bound.blob.name, bound.name, bound.how) for bound in bind(read_recipe(net), model).blobs[:2]]
         [('a/0', '0.weight', 'structure'), ('a/1', '0.bias', 'structure')]
     """
+    built = getattr(bare(model), "binding", None)  # a model that was built from this net knows
+    stated_by_user = names or skip or reshaped or unclaimed
+    if isinstance(built, Binding) and not stated_by_user and tuple(b.blob for b in built.blobs) == recipe.blobs:
+        return built
     net, graph = net_graph(recipe), model_graph(model, recipe, input_shapes)
     tensors = graph.tensors
     stated = resolve_names(recipe, names or {}, [part for unit in graph.units for part in unit.parts], tensors)

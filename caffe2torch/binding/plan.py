@@ -44,6 +44,7 @@ class Evidence(StrEnum):
     SPELLING = "names equal but for spelling"
     REMAINDER = "what names left of units that are alike"
     STRUCTURE = "structure"
+    BUILT = "built from the net"
     NEARBY = "structure nearby"
     SKIPPED = "skipped by the user"
     CANCELLED = "skipped"  # a bias that the model lacks and a batch normalization subtracts again

@@ -25,6 +25,7 @@ VERBS = {
     "audit": "check an optimizer that someone else wrote",
     "convert": "make a PyTorch checkpoint of a Caffe snapshot",
     "inspect": "show what a net and its solver learn, without torch",
+    "model": "write a net as a torch module",
     "plot": "draw the learning rate over the run, and what stock torch would make of it",
     "translate": "give a checked optimizer for a net and its solver",
 }

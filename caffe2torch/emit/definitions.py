@@ -9,7 +9,7 @@ from importlib import resources
 
 __all__ = ["definitions", "import_lines"]
 
-MODULES = ("solver/lr_policy", "optim/solvers", "binding/layout", "snapshot/fillers")
+MODULES = ("solver/lr_policy", "optim/solvers", "binding/layout", "snapshot/fillers", "models/loss_functions")
 """Where definitions are taken from, in the order in which an emitted file has them. They are read, not imported."""
 
 
@@ -41,7 +41,8 @@ def import_lines(code: str) -> list[str]:
     for module, names in (("collections.abc", ("Callable", "Sequence")), ("typing", ("Any",))):
         if needed := [name for name in names if name in used]:
             lines.append(f"from {module} import {', '.join(needed)}")
-    return [*lines, *[""][: len(lines)], "import torch"]
+    functional = ["import torch.nn.functional as F"] if "F" in used else []
+    return [*lines, *[""][: len(lines)], "import torch", *functional]
 
 
 @cache

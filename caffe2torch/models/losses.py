@@ -1,103 +1,253 @@
-"""Caffe's softmax loss, with the class weights of the SegNet fork."""
+"""Which module each of Caffe's loss layers is, and with which weight its tops count."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
-from torch import Tensor, nn
+from torch import nn
 
-from caffe2torch.errors import Caffe2TorchError
+from caffe2torch.errors import NetError
+from caffe2torch.models.loss_modules import (
+    CaffeSoftmaxLoss,
+    ContrastiveLoss,
+    EuclideanLoss,
+    HingeLoss,
+    InfogainLoss,
+    MultinomialLogisticLoss,
+    Normalization,
+    SigmoidCrossEntropyLoss,
+    SmoothL1Loss,
+)
+from caffe2torch.recipe import Layer
 
-__all__ = ["CaffeSoftmaxLoss", "Normalization"]
+__all__ = [
+    "LOSSES",
+    "LossLayer",
+    "class_axis",
+    "class_weights",
+    "ignore_label",
+    "is_loss",
+    "loss_weights",
+    "normalization",
+    "number",
+    "propagate_down",
+    "stock_call",
+]
 
-_LOG_FLT_MIN = math.log(torch.finfo(torch.float32).tiny)  # Caffe takes the logarithm of max(probability, FLT_MIN)
-_NOTHING_IGNORED = torch.iinfo(torch.int64).min  # torch ignores -100 unless told otherwise
+
+def loss_weights(layer: Layer) -> tuple[float, ...]:
+    """The weight of each top in the net's loss, ``weight * top.sum()``: what ``loss_weight`` states.
+
+    Where it states nothing, 1 for the first top of a loss layer and 0 for every other top.
+
+    Raises:
+        NetError: The layer states some weights, but not one per top.
+
+    >>> from caffe2torch.errors import Where
+    >>> layer = Layer("loss", "EuclideanLoss", ("a", "b"), ("loss",), {}, ((),), (), Where("net.prototxt", 1, 1))
+    >>> loss_weights(layer)
+    (1.0,)
+    """
+    stated = layer.settings.get("loss_weight", ())
+    weights = stated if isinstance(stated, tuple) else (stated,)
+    tops = max(len(layer.tops), is_loss(layer))  # Caffe makes a loss layer's top where the file names none
+    if not weights:
+        return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
+    if len(weights) != tops:
+        raise NetError(
+            f"layer {layer.name!r} states loss_weight for some of its tops",
+            where=layer.where,
+            found=f"{len(weights)} weights, {tops} tops",
+            expected="none, or one per top",
+        )
+    return tuple(float(weight) for weight in weights)
 
 
-class Normalization(StrEnum):
-    """What the summed loss is divided by (``LossParameter.NormalizationMode``)."""
+def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
+    """For each bottom whether the layer asks for a gradient or forbids it; ``None`` where it states nothing.
 
-    FULL = "FULL"  # the number of labels, ignored ones included
-    VALID = "VALID"  # the number of labels that are not ignored
-    BATCH_SIZE = "BATCH_SIZE"  # the number of images
-    NONE = "NONE"  # 1
+    Raises:
+        NetError: It states some of them, but not one per bottom.
+    """
+    stated = layer.settings.get("propagate_down", ())
+    flags = stated if isinstance(stated, tuple) else (stated,)
+    if not flags:
+        return (None,) * len(layer.bottoms)
+    if len(flags) != len(layer.bottoms):
+        raise NetError(
+            f"layer {layer.name!r} states propagate_down for some of its bottoms",
+            where=layer.where,
+            found=f"{len(flags)} values, {len(layer.bottoms)} bottoms",
+            expected="none, or one per bottom",
+        )
+    return tuple(bool(flag) for flag in flags)
 
 
-class CaffeSoftmaxLoss(nn.Module):
-    """The layer ``SoftmaxWithLoss`` (``softmax_loss_layer.cpp``), with the SegNet fork's class weights.
+def is_loss(layer: Layer) -> bool:
+    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
+    return "Loss" in layer.type
 
-    ``scores`` is ``(N, C, ...)``, ``labels`` ``(N, ...)`` or, as Caffe shapes them, ``(N, 1, ...)``: class numbers of
-    any number type. The loss is the sum of ``-class_weights[label] * log(p[label])`` over all labels that are not
-    ``ignore_label``, divided as ``normalization`` says. ``VALID``, the default of Caffe and of the fork
-    (``normalize: true``), divides by the **count** of kept labels; torch's weighted ``mean`` divides by the sum of
-    their weights, another loss and so another learning rate. ``normalize: false`` is ``BATCH_SIZE``.
 
-    As in Caffe the divisor is at least 1, so a batch without a kept label costs 0 (the fork divides 0 by 0 there, and
-    the NaN ends its training); and a probability counts as at least ``FLT_MIN`` in the loss, though not in its
-    gradient.
+def normalization(layer: Layer) -> Normalization:
+    """The divisor that a layer's ``loss_param`` asks for; ``normalization``, where stated, wins over ``normalize``."""
+    settings = _loss_param(layer)
+    if (stated := settings.get("normalization")) is not None:
+        try:
+            return Normalization(str(stated))
+        except ValueError:
+            expected = ", ".join(Normalization)
+            raise NetError(f"no normalization {stated!r}", where=layer.where, expected=expected) from None
+    if (normalize := settings.get("normalize")) is not None:
+        return Normalization.VALID if normalize else Normalization.BATCH_SIZE
+    return Normalization.BATCH_SIZE if layer.type == "SigmoidCrossEntropyLoss" else Normalization.VALID
 
-    Raises ``Caffe2TorchError`` if class weights or labels do not fit the scores; a label that is no class is torch's
-    ``IndexError``.
 
-    >>> loss = CaffeSoftmaxLoss(class_weights=[1.0, 3.0], ignore_label=2)
-    >>> round(loss(torch.zeros(1, 2, 4), torch.tensor([[0, 1, 1, 2]])).item() / math.log(2), 4)  # (1 + 3 + 3) / 3
-    2.3333
+def _softmax(layer: Layer) -> nn.Module:
+    if len(layer.tops) > 1:
+        raise NetError(
+            f"layer {layer.name!r}: Caffe cannot build SoftmaxWithLoss with two tops",
+            where=layer.where,
+            hint="give the probabilities by a layer of type Softmax",
+        )
+    return CaffeSoftmaxLoss(class_weights(layer), ignore_label(layer), normalization(layer), class_axis(layer))
+
+
+def _sigmoid(layer: Layer) -> nn.Module:
+    return SigmoidCrossEntropyLoss(ignore_label(layer), normalization(layer))
+
+
+def _infogain(layer: Layer) -> nn.Module:
+    if "normalize" in _loss_param(layer):
+        raise NetError(
+            f"layer {layer.name!r}: Caffe refuses `normalize` for InfogainLoss",
+            where=layer.where,
+            hint="use `normalization`",
+        )
+    if len(layer.bottoms) == 2 and not layer.settings.get("source"):
+        raise NetError(
+            f"layer {layer.name!r}: InfogainLoss needs a matrix",
+            where=layer.where,
+            expected="a third bottom or `source`",
+        )
+    return InfogainLoss(None, ignore_label(layer), normalization(layer), class_axis(layer))
+
+
+def _hinge(layer: Layer) -> nn.Module:
+    return HingeLoss(str(layer.settings.get("norm", "L1")))
+
+
+def _contrastive(layer: Layer) -> nn.Module:
+    return ContrastiveLoss(number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
+
+
+def _smooth_l1(layer: Layer) -> nn.Module:
+    return SmoothL1Loss(number(layer, "sigma", 1.0))
+
+
+@dataclass(frozen=True)
+class LossLayer:
+    """A loss layer: how many bottoms it takes at least and at most, and the module that is built from it.
+
+    ``learns`` is the number of bottoms that can get a gradient; Caffe ends its run where another one needs one.
     """
 
-    class_weights: Tensor | None
+    bottoms: tuple[int, int]
+    build: Callable[[Layer], nn.Module]
+    learns: int = 1
 
-    def __init__(
-        self,
-        class_weights: Sequence[float] | Tensor | None = None,
-        ignore_label: int | None = None,
-        normalization: Normalization = Normalization.VALID,
-    ) -> None:
-        super().__init__()
-        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)  # settings, not something learned
-        self.ignore_label = ignore_label
-        self.normalization = Normalization(normalization)
-
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, a scalar."""
-        labels = self._fitted(scores, labels)
-        log_p = F.log_softmax(scores, dim=1)
-        log_p = log_p + (log_p.clamp_min(_LOG_FLT_MIN) - log_p).detach()
-        weights = None if self.class_weights is None else self.class_weights.to(scores.dtype)
-        ignored = _NOTHING_IGNORED if self.ignore_label is None else self.ignore_label
-        total = F.nll_loss(log_p, labels, weights, ignore_index=ignored, reduction="sum")
-        match self.normalization:
-            case Normalization.VALID:
-                return total / (labels != ignored).sum().clamp_min(1)
-            case Normalization.FULL:
-                return total / max(labels.numel(), 1)
-            case Normalization.BATCH_SIZE:
-                return total / max(labels.shape[0], 1)
-            case Normalization.NONE:
-                return total
-
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        weights = None if self.class_weights is None else [round(w, 6) for w in self.class_weights.tolist()]
-        return f"class_weights={weights}, ignore_label={self.ignore_label}, normalization={self.normalization}"
-
-    def _fitted(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The labels as torch wants them; complains unless they and the class weights fit the scores."""
-        expected = (scores.shape[0], *scores.shape[2:])
-        if labels.dim() == scores.dim() and labels.shape[1] == 1:
-            labels = labels.squeeze(1)
-        if tuple(labels.shape) != expected:
-            raise Caffe2TorchError(
-                "the labels do not fit the scores", found=str(tuple(labels.shape)), expected=str(expected)
+    def __call__(self, layer: Layer) -> nn.Module:
+        """The module of this layer. Raises ``NetError`` for what Caffe refuses."""
+        few, many = self.bottoms
+        if not few <= len(layer.bottoms) <= many:
+            raise NetError(
+                f"layer {layer.name!r}: wrong number of bottoms for {layer.type}",
+                where=layer.where,
+                found=str(len(layer.bottoms)),
+                expected=str(few) if few == many else f"{few} to {many}",
             )
-        if self.class_weights is not None and len(self.class_weights) != scores.shape[1]:
-            raise Caffe2TorchError(
-                "the class weights do not fit the scores",
-                found=f"{len(self.class_weights)} weights",
-                expected=f"{scores.shape[1]}, one a class",
-            )
-        return labels.long()
+        flags = propagate_down(layer)
+        for bottom, flag in list(zip(layer.bottoms, flags, strict=True))[self.learns :]:
+            if flag is True:
+                raise NetError(
+                    f"layer {layer.name!r}: Caffe gives {bottom!r} no gradient, and propagate_down asks for one",
+                    where=layer.where,
+                    hint="state propagate_down: false for it",
+                )
+        return self.build(layer)
+
+
+LOSSES: Mapping[str, LossLayer] = {
+    "ContrastiveLoss": LossLayer((3, 3), _contrastive, learns=2),
+    "EuclideanLoss": LossLayer((2, 2), lambda _: EuclideanLoss(), learns=2),
+    "HingeLoss": LossLayer((2, 2), _hinge),
+    "InfogainLoss": LossLayer((2, 3), _infogain),
+    "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: MultinomialLogisticLoss()),
+    "SigmoidCrossEntropyLoss": LossLayer((2, 2), _sigmoid),
+    "SmoothL1Loss": LossLayer((2, 4), _smooth_l1, learns=2),
+    "SoftmaxWithLoss": LossLayer((2, 2), _softmax),
+}
+"""From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""
+
+
+def stock_call(layer: Layer) -> str | None:
+    """The torch loss that is the same as this layer's, as an expression; ``None`` where there is none.
+
+    The same but for two limits of torch's own: a batch whose labels are all ignored (NaN there, 0 in Caffe), and
+    probabilities below ``FLT_MIN``, whose cost Caffe bounds. A ``loss_weight`` is not part of it.
+
+    >>> from caffe2torch.errors import Where
+    >>> settings = {"loss_param": {"ignore_label": 255}}
+    >>> layer = Layer("loss", "SoftmaxWithLoss", ("a", "b"), ("loss",), settings, ((),), (), Where("a.prototxt", 1, 1))
+    >>> stock_call(layer)
+    'torch.nn.CrossEntropyLoss(ignore_index=255)'
+    """
+    if layer.type not in ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss"):
+        return None
+    ignored = ignore_label(layer)
+    sums = normalization(layer) is Normalization.NONE
+    counts = normalization(layer) is Normalization.VALID or (
+        normalization(layer) is Normalization.FULL and ignored is None
+    )
+    if not (sums or counts):
+        return None
+    arguments = ['reduction="sum"'] if sums else []
+    if layer.type == "SigmoidCrossEntropyLoss":
+        return None if ignored is not None else f"torch.nn.BCEWithLogitsLoss({', '.join(arguments)})"
+    if class_axis(layer) != 1 or class_weights(layer) is not None:
+        return None
+    if ignored is not None:
+        arguments.insert(0, f"ignore_index={ignored}")
+    return f"torch.nn.CrossEntropyLoss({', '.join(arguments)})"
+
+
+def _loss_param(layer: Layer) -> Mapping[str, object]:
+    value = layer.settings.get("loss_param")
+    return value if isinstance(value, Mapping) else {}
+
+
+def class_weights(layer: Layer) -> tuple[float, ...] | None:
+    """The SegNet fork's class weights; stated alone, without ``weight_by_label_freqs``, they do not count."""
+    settings = _loss_param(layer)
+    weights = settings.get("class_weighting", ())
+    return weights if settings.get("weight_by_label_freqs") and isinstance(weights, tuple) else None
+
+
+def ignore_label(layer: Layer) -> int | None:
+    """The label that costs nothing, if there is one."""
+    value = _loss_param(layer).get("ignore_label")
+    return value if isinstance(value, int) else None
+
+
+def class_axis(layer: Layer) -> int:
+    """The axis of the scores that holds the classes."""
+    value = layer.settings.get("axis", 1)
+    return value if isinstance(value, int) else 1
+
+
+def number(layer: Layer, name: str, default: float) -> float:
+    """A setting that is a number."""
+    value = layer.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise NetError(f"layer {layer.name!r}: {name} should be a number", where=layer.where, found=repr(value))
+    return float(value)

@@ -44,6 +44,8 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
             result[descriptor.name] = tuple(_scalar(one, None) for one in value)
         elif descriptor.name.endswith("_param"):
             stated[descriptor.name] = plain(value, None if block is None else _inner(block, descriptor.name))
+            if descriptor.name == "loss_param" and not value.HasField("normalization"):
+                del stated[descriptor.name]["normalization"]  # what it is then depends on the layer, and on `normalize`
     if block is not None:
         for name, value in plain_fields(block.unknown).items():
             if name.endswith("_param") and isinstance(value, dict):

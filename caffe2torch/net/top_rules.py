@@ -40,6 +40,7 @@ __all__ = [
     "im2col",
     "inner_product",
     "lrn",
+    "per_axis",
     "pooling",
     "recurrent",
     "reduction",
@@ -76,8 +77,8 @@ def _convolution(node: Node, length: Callable[..., int | None]) -> tuple[Shape |
     steps = zip(
         bottom[axis + 1 :],
         sizes,
-        _per_axis(node, "pad", axes, 0),
-        _per_axis(node, "stride", axes, 1),
+        per_axis(node, "pad", axes, 0),
+        per_axis(node, "stride", axes, 1),
         # DeepLab's Caffe called it hole before BVLC's had dilation
         broadcast(integers(settings, "dilation") or integers(settings, "hole"), axes, 1, "dilation"),
         strict=True,
@@ -86,7 +87,7 @@ def _convolution(node: Node, length: Callable[..., int | None]) -> tuple[Shape |
     return (shape,) * len(node.top_names)
 
 
-def _per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]:
+def per_axis(node: Node, what: str, axes: int, default: int) -> tuple[int, ...]:
     """``pad`` or ``stride``: one number, or one for each axis, or ``_h`` and ``_w``."""
     settings = node.settings
     if settings.get(f"{what}_h") or settings.get(f"{what}_w"):
@@ -123,7 +124,7 @@ def pooling(node: Node) -> tuple[Shape | None, ...]:
         return ((*bottom[:2], *(1,) * axes),) * len(node.top_names)
     if not sizes:
         raise MisfitError("kernel_size is missing")
-    pads, strides = _per_axis(node, "pad", axes, 0), _per_axis(node, "stride", axes, 1)
+    pads, strides = per_axis(node, "pad", axes, 0), per_axis(node, "stride", axes, 1)
     ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)  # ceil_mode: some forks
     windows = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
     shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in windows))

@@ -13,6 +13,7 @@ from torch import nn
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import Evidence, Kind, Storage, plan_groups
 from caffe2torch.errors import BindingError
+from caffe2torch.snapshot.contents import Blobs
 from caffe2torch.snapshot.files import LayerWeights, Weights
 from caffe2torch.snapshot.fillers import initialize
 from caffe2torch.snapshot.weights import load_weights
@@ -52,7 +53,9 @@ def test_loading_weights_leaves_a_reshaped_layer_fresh_and_initializing_fills_it
     recipe, model = recipe_of(IMAGE, CLASSES), port(10)
     binding = bind(recipe, model, reshaped=["score"])
     shapes = {"one": [(4, 3, 3, 3), (4,)], "score": [(101, 256), (101,)]}
-    layers = tuple(LayerWeights(name, tuple(np.ones(shape, "f4") for shape in blobs)) for name, blobs in shapes.items())
+    layers = tuple(
+        LayerWeights(name, Blobs.of(np.ones(shape, "f4") for shape in blobs)) for name, blobs in shapes.items()
+    )
     head = model[3].weight.clone()
     notes = load_weights(model, recipe, binding, Weights("old.caffemodel", "net", layers))
     assert bool((model[0].weight == 1).all())
@@ -183,7 +186,7 @@ class TestStoredInAnotherOrder:
         binding = bind(recipe, model, given)
         shape = recipe.blobs[0].shape or ()
         blobs = (np.arange(5.0 * outputs, dtype="f4").reshape([size or 0 for size in shape]), np.zeros(outputs, "f4"))
-        load_weights(model, recipe, binding, Weights("x.caffemodel", "net", (LayerWeights("ip", blobs),)))
+        load_weights(model, recipe, binding, Weights("x.caffemodel", "net", (LayerWeights("ip", Blobs.of(blobs)),)))
         return next(model.parameters()).detach()
 
     @pytest.mark.parametrize("given", [None, {"ip/0": "kernel", "ip/1": "shift"}], ids=["by place", "by names"])
@@ -211,7 +214,9 @@ class TestStoredInAnotherOrder:
 
         recipe, model = recipe_of(self.DATA, linear("ip", "data", 5)), Hidden(5, 5)
         binding = bind(recipe, model, {"ip/0": "kernel", "ip/1": "shift"})
-        weights = Weights("x.caffemodel", "net", (LayerWeights("ip", (np.ones((5, 5), "f4"), np.ones(5, "f4"))),))
+        weights = Weights(
+            "x.caffemodel", "net", (LayerWeights("ip", Blobs.of((np.ones((5, 5), "f4"), np.ones(5, "f4")))),)
+        )
         with pytest.raises(BindingError, match="ip/0 may stand in another order in the model"):
             load_weights(model, recipe, binding, weights)
         notes = load_weights(model, recipe, binding, weights, new_layers=["ip"])

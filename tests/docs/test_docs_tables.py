@@ -13,6 +13,8 @@ from places import REPOSITORY
 
 import caffe2torch
 from caffe2torch.cli import VERBS
+from caffe2torch.emit.loss import loss_source
+from caffe2torch.models.losses import LOSSES
 from caffe2torch.recipe import PolicyType, SolverType, Statement
 from caffe2torch.solver.fork_rules import FORK_FIELDS, Meaning
 from caffe2torch.verification.report import Verdict
@@ -59,6 +61,23 @@ def test_every_verb_has_its_help_on_the_page() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     documented = set(re.findall(r"^::: caffe2torch\.(\w+)", page("api.md"), re.MULTILINE))
     assert set(caffe2torch.__all__) - {"__version__"} <= documented
+
+
+def test_every_loss_is_listed_with_the_torch_call_that_is_the_same(tmp_path: Path) -> None:
+    rows = table(page("losses.md"), "layer", "takes", "divides by", "torch")
+    listed = {re.findall("`(.*?)`", row[0])[0]: row for row in rows[:-1]}  # the last row is no loss layer
+    assert set(listed) == set(LOSSES)
+    for kind, (_, takes, _, call) in listed.items():
+        bottoms = "".join(f' bottom: "{name}"' for name in ("x", "y", "z")[: 3 if "similar" in takes else 2])
+        if kind == "InfogainLoss":
+            bottoms += ' bottom: "z"'
+        (tmp_path / "net.prototxt").write_text(f'layer {{ name: "loss" type: "{kind}" {bottoms} }}')
+        source = loss_source(caffe2torch.read_recipe(tmp_path / "net.prototxt"))
+        assert source is not None
+        if call.startswith("none"):
+            assert "return torch" not in source
+        else:
+            assert f"return {call.strip('`')}\n" in source
 
 
 def test_the_glossary_is_sorted() -> None:

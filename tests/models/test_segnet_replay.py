@@ -118,3 +118,29 @@ def test_splitting_parameters_by_their_names_ends_elsewhere(fixtures, tmp_path):
     groups = [{"params": weights, "weight_decay": 0.0005}, {"params": biases, "lr": 0.2}]
     train(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9), None, recording, range(20))
     assert max(distances(model, recording, 20).values()) > 0.1
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["basic_32x24_step", "basic_36x24_step", "basic_32x24_poly"])
+def test_the_net_built_from_the_prototxt_follows_the_trace_as_segnet_basic_does(shared, case):
+    recording = from_shared(shared, case)
+    recipe = caffe2torch.read_recipe(recording.net, recording.solver)
+    model = caffe2torch.build_model(recipe)
+    with torch.no_grad():
+        for blob, weight in recording.of("init"):
+            parameter = model.get_parameter(parameter_name(blob))
+            parameter.copy_(weight.reshape(parameter.shape))
+    t = caffe2torch.translate(recipe, model=model)
+    assert t.report.ok
+    blobs = model.blobs(*recording.batch(0))
+    assert {name: off for name, act in recording.of("act") if (off := furthest(blobs[name], act)) > 4e-6} == {}
+    losses = []
+    for iteration in range(20):
+        loss = model.loss(*recording.batch(iteration))
+        loss.backward()
+        t.optimizer.step()
+        t.scheduler.step()
+        t.optimizer.zero_grad()
+        losses.append(loss.item())
+    assert max(distances(model, recording, 20).values()) < 3e-6
+    assert losses == pytest.approx(recording["loss"].tolist(), rel=2e-6)

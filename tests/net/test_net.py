@@ -391,9 +391,8 @@ def test_a_layers_settings_are_plain_python() -> None:
     assert conv["weight_filler"]["type"] == "xavier"
     assert (pool["pool"], pool["stride"]) == ("MIN", 1)
     assert isinstance(loss["loss_param"], dict)
-    assert (
-        loss["loss_param"] == {"ignore_label": 11, "normalization": "VALID", "class_weighting": ()} | loss["loss_param"]
-    )
+    assert loss["loss_param"] == {"ignore_label": 11, "class_weighting": ()} | loss["loss_param"]
+    assert "normalization" not in loss["loss_param"]  # VALID or BATCH_SIZE, by layer type and `normalize`
     assert (block["numTransition"], block["use_BC"], block["name"], block["lots"]) == (1, False, "x", (1, 2.5))
 
 

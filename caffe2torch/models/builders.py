@@ -1,0 +1,339 @@
+"""Layer types to what computes them: one row a type, keyed as the tables in ``net/`` are.
+
+A row gives a module's class, or a function, and its arguments, so that one table builds a net and prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from caffe2torch.models import functions, layers
+from caffe2torch.models.segnet_basic import BN
+from caffe2torch.net.blob_rules import kernel
+from caffe2torch.net.layer_rules import Node, Settings, flag, integer, integers, nested, text
+from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
+from caffe2torch.net.top_rules import per_axis
+
+__all__ = ["BUILDERS", "METRICS", "Site", "Spec"]
+
+METRICS = frozenset({"Accuracy", "SegAccuracy"})
+"""Layers that judge what a net computes, and from which no gradient comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What computes a layer: a module's class with its arguments, or a function of the bottoms with its settings."""
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_module(self) -> bool:
+        """Whether the target is a module's class."""
+        return isinstance(self.target, type)
+
+    def build(self) -> nn.Module:
+        """The module."""
+        module: nn.Module = (
+            self.target(*self.args, **self.kwargs) if self.is_module else functions.Apply(self.target, **self.kwargs)
+        )
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A layer, and the shapes of its blobs by role, in which sizes that nothing states are 1."""
+
+    node: Node
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def settings(self) -> Settings:
+        """The layer's settings."""
+        return self.node.settings
+
+    def number(self, name: str, default: float) -> float:
+        """A setting that is a number."""
+        value = self.settings.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise MisfitError(f"{name} should be a number, not {value!r}")
+        return value
+
+    def axes(self, what: str, count: int, default: int) -> tuple[int, ...]:
+        """``pad`` or ``stride`` on each of so many axes."""
+        return per_axis(self.node, what, count, default)
+
+
+Builder = Callable[[Site], Spec]
+
+
+def _spec(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Spec:
+    """A spec without the keyword arguments that are the target's defaults."""
+    known = signature(target).parameters
+    return Spec(target, args, {k: v for k, v in kwargs.items() if k not in known or known[k].default != v})
+
+
+def _settings(target: Callable[..., Any], *names: str, **fixed: Any) -> Builder:
+    """A row for a target whose arguments are settings; ``ours=caffes`` where they have another name in Caffe."""
+    pairs = {**dict(zip(names, names, strict=True)), **fixed}
+
+    def build(site: Site) -> Spec:
+        given = {ours: site.settings[caffes] for ours, caffes in pairs.items() if caffes in site.settings}
+        return _spec(target, **given)
+
+    return build
+
+
+def _plain(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Builder:
+    return lambda _: Spec(target, args, kwargs)
+
+
+def _short(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """One number where all axes have the same."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def _axis(site: Site, old_name: str) -> int:
+    """``axis``, or its old spelling where that is stated."""
+    old = integer(site.settings, old_name, 1)
+    return old if old != 1 else integer(site.settings, "axis", 1)
+
+
+# Layers with blobs.
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_DECONVOLUTIONS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def _convolution(site: Site, classes: Mapping[int, type[nn.Module]] = _CONVOLUTIONS) -> Spec:
+    outputs, inputs, *sizes = site.shapes["weight"]
+    count, axis = len(sizes), integer(site.settings, "axis", 1)
+    if count not in classes or axis not in (1, -count - 1):
+        raise MisfitError(f"a convolution over {count} axes from axis {axis} on is not built")
+    group = outputs if site.node.type == "ConvolutionDepthwise" else integer(site.settings, "group", 1)
+    dilation = integers(site.settings, "dilation") or integers(site.settings, "hole")
+    return _spec(
+        classes[count],
+        *((inputs * group, outputs) if classes is _CONVOLUTIONS else (outputs, inputs * group)),
+        _short(tuple(sizes)),
+        stride=_short(site.axes("stride", count, 1)),
+        padding=_short(site.axes("pad", count, 0)),
+        dilation=_short(broadcast(dilation, count, 1, "dilation")),
+        groups=group,
+        bias="bias" in site.shapes,
+    )
+
+
+def _inner_product(site: Site) -> Spec:
+    outputs, inputs = site.shapes["weight"][:: -1 if flag(site.settings, "transpose") else 1]
+    axis, bottom = integer(site.settings, "axis", 1), site.node.bottom()
+    if axis == -1 or (bottom is not None and axis == len(bottom) - 1):
+        return _spec(nn.Linear, inputs, outputs, bias="bias" in site.shapes)
+    return _spec(layers.InnerProduct, inputs, outputs, bias="bias" in site.shapes, axis=axis)
+
+
+def _batch_norm(site: Site) -> Spec:
+    channels, eps = max(site.shapes["mean"]), site.number("eps", 1e-5)
+    fraction = site.number("moving_average_fraction", 0.999)
+    if "factor" not in site.shapes:  # Tongcheng's, by cuDNN
+        return _spec(nn.BatchNorm2d, channels, eps=eps, momentum=round(1 - fraction, 9))
+    stated = site.settings.get("use_global_stats")
+    affine = "scale" in site.shapes
+    return _spec(layers.BatchNorm, channels, eps=eps, fraction=fraction, use_global_stats=stated, affine=affine)
+
+
+def _bn(site: Site) -> Spec:
+    """SegNet's, or another fork's with statistics among its blobs."""
+    channels = max(site.shapes["scale"])
+    if "mean" not in site.shapes:
+        return Spec(BN, (channels,))
+    momentum = round(1 - site.number("momentum", site.number("decay", 0.9)), 9)
+    return _spec(nn.BatchNorm2d, channels, eps=site.number("eps", 1e-5), momentum=momentum)
+
+
+def _scale(site: Site) -> Spec:
+    axis, shapes = integer(site.settings, "axis", 1), site.shapes
+    return _spec(layers.Scale, shapes.get("scale"), bias_shape=shapes.get("shift"), axis=axis)
+
+
+def _recurrent(target: type[nn.Module], gates: int) -> Builder:
+    def build(site: Site) -> Spec:
+        if list(site.shapes)[:2] != ["input_weight", "bias"]:
+            raise MisfitError("junhyukoh's Lstm is not built")
+        wide, inputs = site.shapes["input_weight"]
+        static = site.shapes.get("static_weight", (0, None))[1]
+        return _spec(target, inputs, wide // gates, static=static, expose_hidden=flag(site.settings, "expose_hidden"))
+
+    return build
+
+
+def _normalize(site: Site) -> Spec:
+    """SSD's with its learned scale, or NormFace's without."""
+    across = bool(site.shapes) and flag(site.settings, "across_spatial", True)
+    return _spec(layers.Normalize, site.shapes.get("scale"), across_spatial=across, eps=site.number("eps", 1e-10))
+
+
+# Windows over images.
+
+
+def _pooling(site: Site) -> Spec:
+    pool, masked = text(site.settings, "pool") or "MAX", len(site.node.top_names) > 1
+    if flag(site.settings, "global_pooling") and pool in ("MAX", "AVE") and not masked:
+        return Spec(nn.AdaptiveMaxPool2d if pool == "MAX" else nn.AdaptiveAvgPool2d, (1,))
+    sizes = integers(site.settings, "kernel_size")
+    if "kernel_h" in site.settings or "kernel_w" in site.settings:
+        sizes = (integer(site.settings, "kernel_h"), integer(site.settings, "kernel_w"))
+    count = max(2, len(sizes))
+    sizes = broadcast(sizes, count, 0, "kernel_size")
+    stride, pad = site.axes("stride", count, 1), site.axes("pad", count, 0)
+    ceil = text(site.settings, "round_mode") != "FLOOR" and flag(site.settings, "ceil_mode", True)
+    wide = any(2 * p > k for p, k in zip(pad, sizes, strict=True))
+    match pool, masked:
+        case "MAX" | "AVE", False if wide and count == 2:
+            return _spec(functions.wide_pool, kernel_size=sizes, stride=stride, padding=pad, pool=pool, ceil_mode=ceil)
+        case "MAX" | "AVE", False if not wide and count in _POOLS:
+            target = _POOLS[count][pool == "AVE"]
+            step = {} if stride == sizes else {"stride": _short(stride)}
+            return _spec(target, _short(sizes), **step, padding=_short(pad), ceil_mode=ceil)
+        case "MAX", True if not wide and count == 2:
+            return _spec(functions.max_pool_with_mask, kernel_size=sizes, stride=stride, padding=pad, ceil_mode=ceil)
+        case "STOCHASTIC", False if ceil and not any(pad) and count == 2:
+            return Spec(layers.StochasticPool, (sizes, stride))
+    raise MisfitError(f"{pool} pooling over {count} axes with these settings is not built")
+
+
+_POOLS = {2: (nn.MaxPool2d, nn.AvgPool2d), 3: (nn.MaxPool3d, nn.AvgPool3d)}
+
+
+def _im2col(site: Site) -> Spec:
+    sizes = kernel(site.node)
+    if len(sizes) != 2:
+        raise MisfitError(f"Im2col over {len(sizes)} axes is not built")
+    stride, padding = site.axes("stride", 2, 1), site.axes("pad", 2, 0)
+    dilation = broadcast(integers(site.settings, "dilation"), 2, 1, "dilation")
+    return _spec(functions.im2col, kernel_size=sizes, stride=stride, padding=padding, dilation=dilation)
+
+
+def _lrn(site: Site) -> Spec:
+    if text(site.settings, "norm_region") == "WITHIN_CHANNEL":
+        return _settings(functions.within_channel_lrn, "local_size", "alpha", "beta")(site)
+    numbers = {"alpha": site.number("alpha", 1.0), "beta": site.number("beta", 0.75), "k": site.number("k", 1.0)}
+    return Spec(nn.LocalResponseNorm, (integer(site.settings, "local_size", 5),), numbers)
+
+
+def _upsample(site: Site) -> Spec:
+    """SegNet's by a mask, or darknet's."""
+    scale, settings = integer(site.settings, "scale", 2), site.settings
+    scales = integer(settings, "scale_h", scale), integer(settings, "scale_w", scale)
+    if len(site.node.bottoms) < 2:
+        return Spec(nn.Upsample, (), {"scale_factor": _short(scales)})
+    size = integer(settings, "upsample_h", 0), integer(settings, "upsample_w", 0)
+    less = int(flag(settings, "pad_out_h")), int(flag(settings, "pad_out_w"))
+    return _spec(functions.unpool, size=size) if all(size) else _spec(functions.unpool, scale=scales, less=less)
+
+
+# Element by element, and along axes.
+
+
+def _relu(site: Site) -> Spec:
+    slope = site.number("negative_slope", 0.0)
+    return Spec(nn.LeakyReLU, (slope,)) if slope else Spec(nn.ReLU)
+
+
+def _eltwise(site: Site) -> Spec:
+    coeff, count = site.settings.get("coeff", ()), len(site.node.bottoms)
+    coeff = coeff if isinstance(coeff, tuple) else (coeff,)
+    if len(coeff) not in (0, count):
+        raise MisfitError(f"{len(coeff)} coefficients for {count} bottoms")
+    operation = text(site.settings, "operation") or "SUM"
+    return _spec(functions.eltwise, operation=operation, coeff=() if set(coeff) <= {1} else coeff)
+
+
+def _slice(site: Site) -> Spec:
+    points = integers(site.settings, "slice_point")
+    return _spec(functions.slice_tops, tops=len(site.node.top_names), slice_point=points, axis=_axis(site, "slice_dim"))
+
+
+def _reshape(site: Site) -> Spec:
+    dims, settings = integers(nested(site.settings, "shape"), "dim"), site.settings
+    return _spec(
+        functions.reshape, dims=dims, axis=integer(settings, "axis", 0), num_axes=integer(settings, "num_axes", -1)
+    )
+
+
+def _accuracy(site: Site) -> Spec:
+    given = _settings(functions.accuracy, "top_k", "axis", "ignore_label")(site).kwargs
+    return _spec(functions.accuracy, **given, by_class=len(site.node.top_names) > 1)
+
+
+BUILDERS: Mapping[str, Builder] = {
+    "AbsVal": _plain(torch.abs),
+    "Accuracy": _accuracy,
+    "ArgMax": _settings(functions.arg_max, "top_k", "out_max_val", "axis"),
+    "Axpy": _plain(functions.axpy),
+    "BN": _bn,
+    "BNLL": _plain(nn.Softplus, threshold=50),
+    "BatchNorm": _batch_norm,
+    "BatchReindex": _plain(functions.batch_reindex),
+    "Bias": lambda site: _spec(layers.Bias, site.shapes.get("bias"), axis=integer(site.settings, "axis", 1)),
+    "ChannelShuffle": lambda site: Spec(nn.ChannelShuffle, (integer(site.settings, "group"),)),
+    "Clip": lambda site: Spec(torch.clamp, (), {"min": site.number("min", 0.0), "max": site.number("max", 0.0)}),
+    "Concat": lambda site: _spec(functions.concat, axis=_axis(site, "concat_dim")),
+    "Convolution": _convolution,
+    "ConvolutionDepthwise": _convolution,
+    "Crop": _settings(functions.crop, "axis", "offset"),
+    "Deconvolution": lambda site: _convolution(site, _DECONVOLUTIONS),
+    "DepthwiseConvolution": _convolution,
+    "Dropout": lambda site: Spec(nn.Dropout, (site.number("dropout_ratio", 0.5),)),
+    "ELU": _settings(nn.ELU, "alpha"),
+    "Eltwise": _eltwise,
+    "Embed": lambda site: _spec(layers.Embed, *site.shapes["weight"], bias="bias" in site.shapes),
+    "Exp": _settings(functions.exponential, "base", "scale", "shift"),
+    "Filter": _plain(functions.filtered),
+    "Flatten": _settings(nn.Flatten, start_dim="axis", end_dim="end_axis"),
+    "Gather": _plain(functions.gather),
+    "GlobalSumPooling": _plain(functions.global_sum_pool),
+    "HardSwish": _plain(nn.Hardswish),
+    "Im2col": _im2col,
+    "InnerProduct": _inner_product,
+    "Interp": _settings(functions.interp, "height", "width", "shrink_factor", "zoom_factor", "pad_beg", "pad_end"),
+    "LRN": _lrn,
+    "LSTM": _recurrent(layers.LSTM, 4),
+    "Log": _settings(functions.logarithm, "base", "scale", "shift"),
+    "MVN": _settings(functions.mvn, "normalize_variance", "across_channels", "eps"),
+    "Mish": _plain(nn.Mish),
+    "Normalize": _normalize,
+    "PReLU": lambda site: _spec(nn.PReLU, num_parameters=max(site.shapes["slope"], default=1)),
+    "Parameter": lambda site: Spec(layers.Parameter, (site.shapes["weight"],)),
+    "Permute": lambda site: _spec(functions.permute, order=integers(site.settings, "order")),
+    "Pooling": _pooling,
+    "Power": _settings(functions.power, "power", "scale", "shift"),
+    "RNN": _recurrent(layers.RNN, 1),
+    "ReLU": _relu,
+    "ReLU6": _plain(nn.ReLU6),
+    "Reduction": _settings(functions.reduction, "operation", "axis", "coeff"),
+    "Reorg": _settings(functions.reorg, "stride", "reverse"),
+    "Reshape": _reshape,
+    "SPP": _settings(functions.spp, "pyramid_height", "pool"),
+    "Scale": _scale,
+    "ShuffleChannel": lambda site: Spec(nn.ChannelShuffle, (integer(site.settings, "group"),)),
+    "Sigmoid": _plain(nn.Sigmoid),
+    "Silence": _plain(functions.silence),
+    "Slice": _slice,
+    "Softmax": lambda site: Spec(nn.Softmax, (integer(site.settings, "axis", 1),)),
+    "SpatialDropout": lambda site: Spec(nn.Dropout2d, (site.number("dropout_ratio", 0.5),)),
+    "Split": lambda site: Spec(functions.split, (), {"tops": len(site.node.top_names)}),
+    "Swish": _settings(functions.swish, "beta"),
+    "TanH": _plain(nn.Tanh),
+    "Threshold": _settings(functions.threshold, "threshold"),
+    "Tile": _settings(functions.tile, "tiles", "axis"),
+    "Upsample": _upsample,
+}
+"""One row a layer type; what has none (Python layers, detection heads) is known by its parameters alone."""

@@ -1,0 +1,89 @@
+"""``caffe2torch model``: a net as a Python file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+from places import REPOSITORY
+
+from caffe2torch.cli import main
+
+RUN = REPOSITORY / "fixtures" / "runs" / "sigmoid_nesterov_sum"
+NET, SOLVER = str(RUN / "net.prototxt"), str(RUN / "solver.prototxt")
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["model", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_file_is_printed_or_written(tmp_path: Path) -> None:
+    status, printed, _ = run(NET)
+    assert status == 0
+    assert "class SigmoidNesterovSum(nn.Module):" in printed
+    file = tmp_path / "model.py"
+    assert run(NET, "-o", str(file))[0] == 0
+    assert file.read_text() == printed
+    assert run(NET, "-o", str(file))[0] == 2
+    assert run(NET, "-o", str(file), "--force")[0] == 0
+
+
+def test_model_loss_and_optimizer_in_one_file_train_with_torch_alone(tmp_path: Path) -> None:
+    assert run(NET, SOLVER, "--with", "loss,optimizer", "-o", str(tmp_path / "training.py"))[0] == 0
+    program = """
+import sys, torch, training
+net = training.SigmoidNesterovSum()
+training.initialize(net)
+optimizer = training.build_optimizer(net)
+scheduler = training.build_scheduler(optimizer)
+torch.manual_seed(0)
+batch = [torch.rand(shape) for shape in SHAPES]
+before = net.loss(*batch).item()
+for _ in range(20):
+    optimizer.zero_grad()
+    net.loss(*batch).backward()
+    optimizer.step()
+    scheduler.step()
+assert 'caffe2torch' not in sys.modules
+assert net.loss(*batch).item() < before, (before, net.loss(*batch).item())
+"""
+    import caffe2torch
+
+    recipe = caffe2torch.read_recipe(NET)
+    shapes = [shape for one in recipe.layers if not one.bottoms for shape in one.top_shapes]
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("SHAPES", repr(shapes))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_loss_was_given_is_written(fixtures: Path) -> None:
+    status, printed, _ = run(str(fixtures / "segnet_basic" / "train.prototxt"), "--with", "loss")
+    assert status == 0
+    assert "CaffeSoftmaxLoss(class_weights=[0.259" in printed
+
+
+def test_a_part_that_there_is_not_is_refused() -> None:
+    status, _, message = run(NET, "--with", "loss,sceduler")
+    assert status == 2
+    assert "'sceduler' is none of optimizer, loss" in message
+
+
+def test_an_optimizer_needs_a_solver() -> None:
+    status, _, message = run(NET, "--with", "optimizer")
+    assert status == 2
+    assert "solver" in message
+
+
+def test_layers_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text('layer { name: "a" type: "Python" bottom: "x" top: "a" }')
+    status, _, message = run(str(tmp_path / "net.prototxt"))
+    assert status == 2
+    assert "a (Python)" in message

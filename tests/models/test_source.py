@@ -1,0 +1,168 @@
+"""``model.py``: the built net as a file that needs torch alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from net_goldens import NETS_OF_A_KIND, built, input_values
+from nets import IMAGE, conv, layer, linear, norm, recipe_of
+from places import REPOSITORY
+from torch import nn
+
+from caffe2torch import build_model, read_recipe
+from caffe2torch.errors import UnsupportedError
+from caffe2torch.models.build_net import CaffeNet
+from caffe2torch.models.source import model_source
+
+LABEL = 'input: "label" input_shape { dim: 2 }\n'
+FILL = 'weight_filler { type: "xavier" }'
+RUNS = REPOSITORY / "fixtures" / "runs"
+
+
+def written(model: CaffeNet, **how: Any) -> nn.Module:
+    """The class of the file, with the weights of the model."""
+    module = ModuleType("model")
+    sys.modules["model"] = module
+    try:
+        exec(compile(model_source(model, **how), "model.py", "exec"), module.__dict__)
+    finally:
+        del sys.modules["model"]
+    classes = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == "model"]
+    net = classes[-1]().to(next(model.parameters()).dtype)
+    net.load_state_dict({name: t for name, t in model.state_dict().items() if name in net.state_dict()})
+    return net.train(model.training)
+
+
+def same(found: Any, wanted: Any) -> None:
+    """Equal but for rounding: the net applies a BatchNorm and its Scale in one pass, the file in two."""
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted)
+        found, wanted = list(found.values()), list(wanted.values())
+    for one, other in zip(*((found, wanted) if isinstance(wanted, list) else ([found], [wanted])), strict=True):
+        close = (1e-9 if other.dtype == torch.float64 else 1e-5) * float(other.detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("case", ["siamese_inv", "sigmoid_nesterov_sum", "euclid_bn_adam_clip"])
+def test_the_file_computes_what_the_net_does_and_learns_the_same_gradients(case: str) -> None:
+    torch.manual_seed(0)
+    recipe = read_recipe(RUNS / case / "net.prototxt")
+    model = build_model(recipe)
+    net = written(model, loss=True)
+    shapes = {top: shape for one in recipe.layers for top, shape in zip(one.tops, one.top_shapes, strict=True)}
+    inputs = [torch.rand([size or 1 for size in shapes[name] or ()]).round() for name in model.input_names]
+    images = [one for name, one in zip(model.input_names, inputs, strict=True) if name in ("data", "data_p")]
+    same(net(*images), model(*images))
+    loss = net.loss(*inputs)
+    same(loss, model.loss(*inputs))
+    loss.backward()
+    model.loss(*inputs).backward()
+    mine, theirs = dict(net.named_parameters()), dict(model.named_parameters())
+    assert mine.keys() == theirs.keys()
+    for name, parameter in theirs.items():
+        torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_file_needs_torch_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        model_source(build_model(read_recipe(RUNS / "siamese_inv" / "net.prototxt")), loss=True)
+    )
+    program = "import sys, model; assert 'caffe2torch' not in sys.modules; print(model.SiameseInv())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "(feat_p): Linear(in_features=8, out_features=2, bias=True)" in done.stdout
+
+
+def test_modules_bear_the_layers_names_and_the_line_that_states_them(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(IMAGE + conv("conv1/7x7", "data") + linear("ip", "conv1/7x7"))
+    text = model_source(build_model(read_recipe(tmp_path / "net.prototxt")))
+    assert "self.conv1_7x7 = nn.Conv2d(3, 4, 3, padding=1)  # net.prototxt:2, conv1/7x7" in text
+    assert "conv1_7x7 = self.conv1_7x7(data)\n        ip = self.ip(conv1_7x7)\n        return ip\n" in text
+
+
+def test_only_helpers_that_are_used_are_copied() -> None:
+    pool = "spp_param { pyramid_height: 2 pool: MAX }"
+    text = model_source(build_model(recipe_of(IMAGE, layer("SPP", "spp", "data", "", pool), linear("ip", "spp"))))
+    assert "def spp(" in text
+    assert "def wide_pool(" in text
+    assert "def eltwise(" not in text
+    assert "class BatchNorm" not in text
+
+
+def test_a_blob_called_like_a_helper_or_a_keyword_gets_another_name() -> None:
+    net = [
+        conv("a", "data", more=FILL),
+        layer("Concat", "cat", "a data", "concat"),
+        layer("ReLU", "r", "concat", "class"),
+    ]
+    model = build_model(
+        recipe_of(IMAGE, *net, layer("Slice", "s", "class", "self torch", "slice_param { slice_point: 2 }"))
+    )
+    x = torch.rand(2, 3, 8, 8)
+    same(written(model)(x), model(x))
+
+
+def test_a_value_that_is_still_needed_is_not_written_over() -> None:
+    """Both readers of ``x`` want what it was before the layer in place."""
+    fork = layer("Split", "s", "data", "x y") + conv("a", "x", 3, more=FILL) + layer("TanH", "t", "x", "x")
+    model = build_model(recipe_of(IMAGE, fork, layer("Concat", "c", "a x y")))
+    before = layer("Power", "p", "data", "x") + layer("Eltwise", "e", "x data", "early")
+    late = layer("ReLU", "r", "early", "x") + linear("ip", "x", more=FILL)
+    x = torch.randn(2, 3, 8, 8)
+    for net in (model, build_model(recipe_of(IMAGE, before, late))):
+        same(written(net)(x), net(x))
+
+
+def test_phases_that_differ_are_both_written(tmp_path: Path) -> None:
+    text = IMAGE + LABEL + linear("ip", "data", more=FILL)
+    text += layer("SoftmaxWithLoss", "loss", "ip label", "", "include { phase: TRAIN }")
+    text += layer("Softmax", "prob", "ip", "", "include { phase: TEST }")
+    (tmp_path / "net.prototxt").write_text(text)
+    model = build_model(read_recipe(tmp_path / "net.prototxt"))
+    x = torch.rand(2, 3, 8, 8)
+    for training in (True, False):
+        same(written(model.train(training))(x), model(x))
+    assert "if not self.training:" in model_source(model)
+
+
+def test_a_frozen_parameter_stays_frozen() -> None:
+    model = build_model(recipe_of(IMAGE, conv("a", "data", params="param { lr_mult: 0 }", more=FILL), norm("n", "a")))
+    net = written(model)
+    assert {n: p.requires_grad for n, p in net.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+
+
+def test_unknown_layers_are_all_named() -> None:
+    with pytest.warns(UserWarning, match="cannot be computed"):
+        model = build_model(recipe_of(IMAGE, layer("Python", "a", "data"), layer("Odd", "b", "a"), linear("ip", "b")))
+    with pytest.raises(UnsupportedError, match=r"a \(Python\), b \(Odd\)"):
+        model_source(model)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS_OF_A_KIND)
+def test_files_of_recorded_nets_compute_what_the_net_does(shared: Path, name: str) -> None:
+    model, meta = built(shared / "goldens" / "nets" / name)
+    inputs = {spec["name"]: torch.from_numpy(input_values(spec)).double() for spec in meta["inputs"]}
+    net = written(model, loss=meta["has_loss"])
+    wanted = [name for name, _ in model._phase().forward.inputs]
+    same(net(*(inputs[name] for name in wanted)), model(*(inputs[name] for name in wanted)))
+    if meta["has_loss"]:
+        needed = [name for name, _ in model._phase().loss.inputs]
+        loss, theirs = net.loss(*(inputs[n] for n in needed)), model.loss(**{n: inputs[n] for n in needed})
+        same(loss, theirs)
+        loss.backward()
+        theirs.backward()
+        theirs_by_name = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        largest = max(float(gradient.abs().max()) for gradient in theirs_by_name.values())
+        for key, parameter in net.named_parameters():
+            if key in theirs_by_name:
+                torch.testing.assert_close(parameter.grad, theirs_by_name[key], rtol=0, atol=1e-9 * largest)
