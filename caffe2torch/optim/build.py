@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,11 +15,10 @@ from caffe2torch.binding.plan import GroupPlan, frozen_with_gradient
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import BindingError, ModelError, UnsupportedError
 from caffe2torch.optim.solvers import solver_class
-from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
+from caffe2torch.recipe import Accumulation, SolverSettings
 from caffe2torch.solver import requirements
-from caffe2torch.solver.float32 import round32
-from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
-from caffe2torch.solver.requirements import SOLVERS, has_momentum
+from caffe2torch.solver.lr_policy import rate, weight_decay_at
+from caffe2torch.solver.requirements import SOLVERS
 
 __all__ = ["align_state", "build_optimizer", "param_groups"]
 
@@ -53,9 +51,8 @@ def build_optimizer(
     """
     requirements.refuse_unsupported(solver, without)
     solver = requirements.for_accumulation(solver, accumulation)
-    parameters = {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
-    held = {id(one) for one in parameters.values()}  # a model may report parameters that it does not register
-    parameters |= {name: one for name, one in model.named_parameters() if id(one) not in held}
+    parameters = dict(model.named_parameters())  # a model may report some that it does not register
+    parameters |= {name: one for name, one in named_tensors(model) if isinstance(one, nn.Parameter)}
     built = param_groups(parameters, groups, solver)
     _freeze(parameters, groups, frozen_with_gradient(groups, solver))
     bases = requirements.optimizer_bases(solver)
@@ -65,13 +62,11 @@ def build_optimizer(
     options: dict[str, Any] = {"fused": True} if fused and len(bases) == 1 else {}
     with torch.device("cpu"):  # counters are made here, whatever the default device is
         optimizer = solver_class(bases)(built, **options)
-    options = _options(solver)
+    options = requirements.stock_options(solver)
     if fused is not None:  # past the constructor: with it, a GradScaler would not unscale before the norm is taken
         options["fused"] = fused
-    for group in (
-        *optimizer.param_groups,
-        optimizer.defaults,
-    ):  # past its checks: Caffe accepts a momentum of 1 in Adam
+    # Past the constructor's checks, too: Caffe accepts a momentum of 1 in Adam.
+    for group in (*optimizer.param_groups, optimizer.defaults):
         group.update(options)
     optimizer.register_step_pre_hook(_before_step(model, parameters, devices if fused is None else None))
     if fused is None:
@@ -96,9 +91,8 @@ def param_groups(
     lr, decay, base = rate(solver.policy, 0), weight_decay_at(solver, 0), solver.policy.base_lr or 1.0
     scaling: dict[str, Any] = {}
     if solver.clip_gradients is not None:
-        scaling["clip_gradients"] = solver.clip_gradients
-        scaling["clipped_together"] = sum(len(group.members) for group in groups)
-    if solver.clip_gradients is not None or solver.iter_size != 1:
+        scaling = {"clip_gradients": solver.clip_gradients, "clipped_together": names.total()}
+    if scaling or solver.iter_size != 1:
         scaling["iter_size"] = solver.iter_size or math.ulp(0.0)  # Caffe divides by 0
     return [
         {
@@ -114,22 +108,6 @@ def param_groups(
         }
         for group in groups
     ]
-
-
-def _options(solver: SolverSettings) -> dict[str, Any]:
-    """What the stock class is set to."""
-    row = SOLVERS[solver.type]
-    values = {name: getattr(solver, name) for name in ("momentum", "momentum2", "rms_decay", "delta")}
-    values |= {name: round32(values[name]) for name in row.rounded}
-    if has_momentum(solver):  # torch keeps no history at 0
-        values["momentum"] = momentum_at(solver, 0, rate(solver.policy, 0)) or sys.float_info.min
-    if solver.type is SolverType.ADAM and solver.momentum == 1:  # Caffe divides by 1 - 1^t: every weight becomes NaN
-        values |= {"momentum": 0.0, "delta": math.nan}
-    arguments = {
-        name: tuple(values[one] for one in taken) for name, taken in requirements.stock_arguments(solver).items()
-    }
-    options = {name: value if name == "betas" else value[0] for name, value in arguments.items()}
-    return options | ({"nesterov": True} if options and solver.type is SolverType.NESTEROV else {})
 
 
 _frozen_here: dict[int, weakref.ref[nn.Parameter]] = {}
@@ -181,13 +159,11 @@ def _before_step(
 
 def _layout(group: Mapping[str, Any]) -> list[Any]:
     """How parameters and gradients lie: while it is the same, there is nothing to prepare."""
-    return [
-        group["lr"] != group["lr"],  # NaN
-        *(
-            (p.requires_grad, p.stride(), p.dtype, g if (g := p.grad) is None else (g.is_sparse or g.stride(), g.dtype))
-            for p in group["params"]
-        ),
-    ]
+    found: list[Any] = [group["lr"] != group["lr"]]  # NaN
+    for p in group["params"]:
+        g = p.grad
+        found.append((p.requires_grad, p.stride(), p.dtype, g if g is None else (g.is_sparse or g.stride(), g.dtype)))
+    return found
 
 
 def _forget_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:

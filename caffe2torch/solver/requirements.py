@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from caffe2torch.errors import UnsupportedError
 from caffe2torch.recipe import Accumulation, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.solver.float32 import round32
+from caffe2torch.solver.lr_policy import momentum_at, rate
 
 __all__ = [
     "SOLVERS",
@@ -21,6 +26,7 @@ __all__ = [
     "ramps",
     "refuse_unsupported",
     "stock_arguments",
+    "stock_options",
 ]
 
 
@@ -110,6 +116,25 @@ def stock_arguments(solver: SolverSettings) -> Mapping[str, tuple[str, ...]]:
     """The arguments of the stock constructor that the solver sets, each with the settings that it takes."""
     keeps_none = solver.type in (SolverType.SGD, SolverType.NESTEROV) and not has_momentum(solver)
     return {} if keeps_none else SOLVERS[solver.type].arguments
+
+
+def stock_options(solver: SolverSettings) -> dict[str, Any]:
+    """What the stock class is set to, by the names of its arguments.
+
+    >>> from caffe2torch.recipe import LrPolicy
+    >>> stock_options(SolverSettings(SolverType.NESTEROV, LrPolicy(PolicyType.FIXED, 0.1), momentum=0.9))
+    {'momentum': 0.9, 'nesterov': True}
+    """
+    values = {name: getattr(solver, name) for name in ("momentum", "momentum2", "rms_decay", "delta")}
+    values |= {name: round32(values[name]) for name in SOLVERS[solver.type].rounded}
+    if has_momentum(solver):  # torch keeps no history at 0
+        values["momentum"] = momentum_at(solver, 0, rate(solver.policy, 0)) or sys.float_info.min
+    if solver.type is SolverType.ADAM and solver.momentum == 1:  # Caffe divides by 1 - 1^t: every weight becomes NaN
+        values |= {"momentum": 0.0, "delta": math.nan}
+    options: dict[str, Any] = {}
+    for name, taken in stock_arguments(solver).items():
+        options[name] = values[taken[0]] if len(taken) == 1 else tuple(values[setting] for setting in taken)
+    return options | ({"nesterov": True} if options and solver.type is SolverType.NESTEROV else {})
 
 
 class Scaling(StrEnum):
