@@ -193,6 +193,8 @@ def align_state(optimizer: torch.optim.Optimizer) -> None:
         kind = (p.stride(), p.dtype, p.device)
         for key, value in state.items():
             if torch.is_tensor(value) and value.ndim and (value.stride(), value.dtype, value.device) != kind:
+                if value.shape != p.shape:
+                    raise ValueError(f"the {key} of shape {tuple(value.shape)} is not one of {tuple(p.shape)}")
                 state[key] = torch.empty_like(p).copy_(value)
 
 
