@@ -84,15 +84,13 @@ def test_hooks_run_once_beside_a_plain_optimizer_of_the_stock_class() -> None:
     assert len(calls) == 3
 
 
-def test_a_step_that_fails_leaves_the_groups_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise RuntimeError("out of order")
-
-    _, optimizer, _ = run = build(SOLVERS["SGD"])
+def test_a_step_that_fails_leaves_the_groups_as_they_were() -> None:
+    model, optimizer, _ = run = build(SOLVERS["SGD"])
     train(run, range(1))
     groups, before = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
-    monkeypatch.setattr("torch.optim.sgd.sgd", fails)
-    with pytest.raises(RuntimeError, match="out of order"):
+    loss(model, 0).backward()
+    optimizer.state[model.conv.weight]["momentum_buffer"] = "no tensor"
+    with pytest.raises((TypeError, AttributeError)):
         optimizer.step()
     assert optimizer.param_groups is groups
     for group, was in zip(groups, before, strict=True):
@@ -102,7 +100,7 @@ def test_a_step_that_fails_leaves_the_groups_as_they_were(monkeypatch: pytest.Mo
 
 def test_a_state_of_another_shape_is_refused() -> None:
     """A fused kernel would read beyond its end."""
-    model, optimizer, _ = run = build(SOLVERS["SGD"])
+    _, optimizer, _ = run = build(SOLVERS["SGD"])
     train(run, range(1))
     state = optimizer.state_dict()
     state["state"][0]["momentum_buffer"] = torch.zeros(1, 2, 3)
