@@ -161,7 +161,7 @@ def test_parameters_bind_by_construction_and_train() -> None:
     model = build_model(recipe_of(NET))
     assert model.binding is not None
     assert [bound.name for bound in model.binding.blobs] == ["conv1.weight", "conv1.bias", "ip.weight", "ip.bias"]
-    assert {bound.how for bound in model.binding.blobs} == {"built from the net"}
+    assert {bound.evidence for bound in model.binding.blobs} == {"built from the net"}
 
 
 def test_fillers_fill_it_repeatably() -> None:
@@ -306,6 +306,15 @@ def test_a_translation_of_a_built_net_is_ok(tmp_path: Path) -> None:
         t.optimizer.step()
         t.scheduler.step()
     assert t.model.loss(DATA, LABELS) < before
+
+
+def test_a_translation_without_a_model_builds_the_net(tmp_path: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
+    (tmp_path / "net.prototxt").write_text(NET)
+    t = translate(tmp_path / "net.prototxt", tmp_path / "solver.prototxt")
+    assert t.report.ok
+    assert isinstance(t.model, CaffeNet)
+    assert t.model(DATA).abs().max() > 0
 
 
 def test_build_model_is_public() -> None:
