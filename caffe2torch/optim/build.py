@@ -157,8 +157,6 @@ def _before_step(
     """What the library looks after before each step; fused kernels are chosen on the devices ``fused_on``."""
     watched = weakref.ref(model)
     checked = False
-    seen: dict[int, Any] = {}  # by group, what was found before the last step
-    choice: dict[int, bool] = {}
 
     def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         nonlocal checked
@@ -167,27 +165,13 @@ def _before_step(
             ours = {name: p for name, p in parameters.items() if id(p) in held}
             _check_parameters(watched(), ours)
             checked = bool(ours)  # a copy of the optimizer has none of them
-        for i, group in enumerate(optimizer.param_groups):
-            if _layout(group) != seen.get(i):
-                _complete_gradients(group)
-                align_state(optimizer)
-                choice[i] = _can_be_fused([p for p in group["params"] if p.grad is not None], fused_on or ())
-                seen[i] = _layout(group)
+        align_state(optimizer)
+        for group in optimizer.param_groups:
+            _complete_gradients(group)
             if fused_on is not None:
-                group["fused"] = choice[i]
+                group["fused"] = _can_be_fused([p for p in group["params"] if p.grad is not None], fused_on)
 
     return before_step
-
-
-def _layout(group: Mapping[str, Any]) -> list[Any]:
-    """How parameters and gradients lie: while it is the same, there is nothing to prepare."""
-    return [
-        group["lr"] != group["lr"],  # NaN
-        *(
-            (p.requires_grad, p.stride(), p.dtype, g if (g := p.grad) is None else (g.is_sparse or g.stride(), g.dtype))
-            for p in group["params"]
-        ),
-    ]
 
 
 def _forget_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -201,9 +185,9 @@ def _check_parameters(model: nn.Module | None, expected: Mapping[str, nn.Paramet
     now = {} if model is None else dict(named_tensors(model))
     for name, parameter in expected.items():
         if parameter.is_meta or now.get(name, parameter) is not parameter:
+            what = "was on the meta device" if parameter.is_meta else "was another tensor"
             raise ModelError(
-                f"parameter {name!r} was {'on the meta device' if parameter.is_meta else 'another tensor'} when the "
-                "optimizer was built, so it would not train",
+                f"parameter {name!r} {what} when the optimizer was built, so it would not train",
                 hint="give the model its storage and its wrappers first, then translate",
             )
 

@@ -178,14 +178,12 @@ def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
     5.0
     """
     parts: list[torch.Tensor] = []
-    for gradient in gradients:
-        g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # half precision would overflow
-        if g.numel() <= 2**14:
-            parts.append(g)
-        elif g.ndim > 1 and g[0].numel() <= 2**15:
-            parts.append(torch.linalg.vector_norm(g.flatten(1), dim=1))
+    for g in gradients:
+        dtype = torch.promote_types(g.dtype, torch.float32)  # half precision would overflow
+        if g.ndim > 1 and g.numel() <= 2**15 * len(g):
+            parts.append(torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=dtype))
         else:
-            parts += torch.split(g.flatten(), 2**14)
+            parts += torch.split(g.to(dtype).flatten(), 2**14)
     norm = torch.nn.utils.get_total_norm(parts)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # a DTensor, where the model is sharded
 

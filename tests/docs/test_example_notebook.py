@@ -19,7 +19,7 @@ def test_the_notebook_shows_what_is_stored_in_it() -> None:
         if before.cell_type == "code":
             assert bool(before.outputs) == bool(after.outputs)
             if not before.metadata.get("varies"):
-                assert shown(after) == shown(before), "python tests/support/stored_notebook.py stores what it shows now"
+                assert shown(after) == shown(before), "python tests/stored_notebook.py stores what it shows now"
     report = next(shown(cell) for cell in fresh.cells if "by_hand, finetune" in cell.source)
     assert "8 of 34 rows are wrong" in report
     assert "all 8 BN shifts: lr x2 and no decay, as if they were Convolution biases" in report

@@ -1,6 +1,6 @@
 """The example notebook: run it, and write it anew with what it prints.
 
-    python tests/support/stored_notebook.py
+    python tests/stored_notebook.py
 
 runs every cell and stores the outputs. A cell whose metadata says ``"varies": true`` prints numbers whose last digits
 differ from machine to machine; the test runs it and does not compare.
