@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test fuzz check lint types contract proto docs format clean
+.PHONY: help demo test fuzz grid check lint types contract proto docs format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev ## run every test
 
 fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds in all (FUZZ_SECONDS)
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(PY) -m pytest -s tests/fuzz
+
+grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 1,000 with planted mistakes, some 20 minutes
+	GRID_CASES=3000 $(PY) -m pytest tests/verification/test_grid.py -s
 
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
     from caffe2torch.translation import Translation as Translation
     from caffe2torch.translation import translate as translate
-    from caffe2torch.verification import Report as Report
+    from caffe2torch.verification.report import Report as Report
 
 _HOME = {
-    "Report": "caffe2torch.verification",
+    "Report": "caffe2torch.verification.report",
     "SegNetBasic": "caffe2torch.models",
     "TrainingRecipe": "caffe2torch.recipe",
     "Translation": "caffe2torch.translation",

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import plan_groups
+from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
-from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
-from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler
-from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.checks import Reading
+from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, together
+from caffe2torch.verification.probe_sequence import Observations
+from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
 from caffe2torch.verification.run_probe import observe
-from caffe2torch.verification.verify import verify
+from caffe2torch.verification.verify import judge_rows, verify
 
-__all__ = ["audit"]
+__all__ = ["audit", "right_source"]
 
 
 def audit(
@@ -35,6 +37,7 @@ def audit(
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),
     accept: Collection[str] = (),
+    accumulation: str | None = None,
     iteration: int | None = None,
     input_shapes: Any = None,
 ) -> Report:
@@ -47,9 +50,14 @@ def audit(
 
     ``recipe`` is what the prototxts say, or a lock file that was read. ``names``, ``skip``, ``unclaimed``, ``reshaped``
     and ``input_shapes`` bind as in ``bind``, ``finetune`` and ``without`` are as in ``translate``; a lock has all of
-    it. ``accept`` names kinds of departure that you know of and accept (``rate_change``, ``epsilon``, ...): they become
-    notes. Where the solver clips or has an ``iter_size``, a training loop may do that part: then averaged gradients are
-    assumed, and a note says so.
+    it. ``accept`` names kinds of departure that you know of and accept (``rate_change``, ``epsilon``, ``frozen``, ...):
+    rows and checks say ``accepted``, and make nothing wrong.
+
+    Where the solver has an ``iter_size``, ``accumulation`` says whether your loop sums the gradients (``"sum"``, as
+    Caffe) or averages them (``"mean"``); by default both are tried, and the check says which fits. What your loop has
+    to do itself, such as clipping, cannot be seen: the check says what it must be.
+
+    Several optimizers of one model, each with its scheduler or ``None``, are given as two lists.
 
     Raises ``SolverError`` for a recipe without a solver, ``BindingError`` where blobs and parameters do not belong to
     each other, ``ModelError`` for what is no model, optimizer or scheduler, ``UnsupportedError`` for a fork's rule that
@@ -70,7 +78,7 @@ def audit(
     lr is 0.1, Caffe's is 0.2 (2 times too small); weight_decay is 0.0005, Caffe's is 0
     """
     accepted = _kinds(accept)
-    _check(model, optimizer, scheduler)
+    optimizer, scheduler = _one(model, optimizer, scheduler)
     if isinstance(recipe, Lock):
         if names or skip or unclaimed or reshaped or finetune or without:
             raise Caffe2TorchError("a lock already says how blobs are bound and which factors they have")
@@ -80,10 +88,42 @@ def audit(
     solver = asked.recipe.solver
     assert solver is not None  # _asked refuses a net alone, a lock cannot lack it
     seen = observe(model, optimizer, solver, scheduler, iteration=iteration)
-    reports = [verify(asked.recipe, asked.binding, asked.groups, seen)]
-    if not reports[0].ok and (solver.iter_size > 1 or solver.clip_gradients is not None):
-        reports.append(verify(asked.recipe, asked.binding, asked.groups, seen, inside=False))
-    return _accepting(min(reports, key=lambda report: (len(report.wrong), not report.ok)), accepted)
+    stated = None if accumulation is None else Accumulation(accumulation)
+    reading = _reading(asked, seen, stated)
+    report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
+    return report.accepting(accepted)
+
+
+def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Reading:
+    """Whether the step divides by iter_size, or takes gradients that the loop averaged: what makes more rows right.
+
+    A row counts first where both multipliers are right, then where one of them is. Of equals it is what the user
+    states, or what a lock has.
+    """
+    solver = asked.recipe.solver
+    assert solver is not None
+    if solver.iter_size <= 1 or seen.problem:
+        return Reading(stated or asked.accumulation, stated=stated)
+    fits, scores, numbers = {}, {}, {}
+    for accumulation in Accumulation:
+        rows, unclaimed, judged = judge_rows(asked.recipe, asked.binding, asked.groups, seen, accumulation)
+        every: tuple[ReportRow | UnclaimedRow, ...] = (*rows, *unclaimed)
+        trained = [row for row in every if row.parameter in judged]
+        kinds = [{fault.kind for fault in row.faults} for row in trained]
+        rules = sum(FaultKind.RULE in {fault.kind for fault in one.run} for one in judged.values())
+        fits[accumulation] = sum(not kind for kind in kinds)
+        half = sum((FaultKind.LR not in kind) + (FaultKind.WEIGHT_DECAY not in kind) for kind in kinds)
+        exact = sum(not one.run for one in judged.values())
+        scores[accumulation] = (fits[accumulation], half, -rules, exact)
+        numbers[accumulation] = next((row for row in trained if row.faults), None)
+        count = len(trained)
+    first = stated or asked.accumulation
+    best = max(sorted(Accumulation, key=lambda one: one is not first), key=lambda one: scores[one])
+    other = next(one for one in Accumulation if one is not best)
+    known = scores[best] != scores[other] or stated is not None
+    row = numbers[other]
+    seen_otherwise = f"; as the {other}, {row.parameter} would be: {row.reason}" if row is not None else ""
+    return Reading(best, fits, count, stated, known, seen_otherwise)
 
 
 def _asked(
@@ -106,6 +146,54 @@ def _asked(
     options: Any = {"skip": skip, "unclaimed": unclaimed, "reshaped": reshaped, "input_shapes": input_shapes}
     binding = bind(recipe, model, names, **options)
     return Lock(recipe, binding, plan_groups(recipe, binding, finetune))
+
+
+def right_source(
+    recipe: TrainingRecipe | Lock,
+    model: nn.Module,
+    *,
+    names: Mapping[str, str] | None = None,
+    skip: Collection[str] = (),
+    unclaimed: tuple[float, float] | None = None,
+    reshaped: Collection[str] = (),
+    finetune: Mapping[str, float] | None = None,
+    without: Collection[str] = (),
+    accumulation: str | None = None,
+    input_shapes: Any = None,
+) -> str:
+    """Python that builds the right optimizer and scheduler for ``model`` with torch alone.
+
+    Arguments are those of ``audit``; without ``accumulation`` the loop sums, as Caffe.
+    """
+    asked = (
+        recipe
+        if isinstance(recipe, Lock)
+        else _asked(recipe, model, names, skip, unclaimed, reshaped, finetune, without, input_shapes)
+    )
+    return emit(
+        asked.recipe,
+        asked.groups,
+        model_name=asked.binding.model,
+        unclaimed=[left.name for left in asked.binding.unclaimed if left.lr_mult is None],
+        without=without,
+        accumulation=Accumulation(accumulation) if accumulation else asked.accumulation,
+    )
+
+
+def _one(model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
+    """Optimizer and scheduler, or several of them as one."""
+    if not isinstance(optimizer, list | tuple):
+        _check(model, optimizer, scheduler)
+        return optimizer, scheduler
+    schedulers = [None] * len(optimizer) if scheduler is None else scheduler
+    if not isinstance(schedulers, list | tuple) or len(schedulers) != len(optimizer):
+        raise ModelError(
+            f"{len(optimizer)} optimizers are given, and not as many schedulers",
+            expected="a list of as many schedulers, None for an optimizer without one",
+        )
+    for one, follower in zip(optimizer, schedulers, strict=True):
+        _check(model, one, follower)
+    return together(optimizer, schedulers)
 
 
 def _check(model: object, optimizer: Any, scheduler: Any) -> None:
@@ -137,32 +225,3 @@ def _kinds(accept: Collection[str]) -> frozenset[FaultKind]:
         raise Caffe2TorchError(
             f"there is no kind of departure called {wrong!r} to accept", expected="one of " + ", ".join(FaultKind)
         ) from None
-
-
-def _accepting(report: Report, kinds: frozenset[FaultKind]) -> Report:
-    """The report with faults of these kinds as notes."""
-    if not kinds:
-        return report
-    notes: dict[str, int] = {}
-
-    def accepting(row: ReportRow | UnclaimedRow) -> Any:
-        for fault in row.faults:
-            if fault.kind in kinds:
-                notes[f"accepted ({fault.kind}): {fault.message}"] = 1 + notes.get(
-                    f"accepted ({fault.kind}): {fault.message}", 0
-                )
-        left = tuple(fault for fault in row.faults if fault.kind not in kinds)
-        return replace(row, faults=left, verdict=row.verdict if left or not row.faults else Verdict.OK)
-
-    rows, unclaimed = tuple(map(accepting, report.rows)), tuple(map(accepting, report.unclaimed))
-    said = tuple(
-        Note(None, Severity.WARNING, f"{message} ({count} parameter{'s' if count > 1 else ''})")
-        for message, count in notes.items()
-    )
-    causes = tuple(cause for cause in report.causes if not kinds.issuperset(cause.kinds))
-    said += tuple(
-        Note(None, Severity.WARNING, f"accepted: {cause.message}")
-        for cause in report.causes
-        if kinds.issuperset(cause.kinds) and not cause.parameters
-    )
-    return replace(report, rows=rows, unclaimed=unclaimed, causes=causes, notes=(*report.notes, *said))

@@ -22,6 +22,7 @@ from caffe2torch.binding.plan import Binding, BoundBlob, GroupMember, GroupPlan,
 from caffe2torch.errors import InputError, OutputError
 from caffe2torch.files import read_text
 from caffe2torch.recipe import (
+    Accumulation,
     BlobUse,
     LearnableBlob,
     LrPolicy,
@@ -38,7 +39,7 @@ from caffe2torch.recipe import (
 
 __all__ = ["Lock", "lock_of", "read_lock", "render_lock", "solver_fields", "solver_from"]
 
-FORMAT, VERSION = "caffe2torch lock", 1
+FORMAT, VERSION = "caffe2torch lock", 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,15 @@ class Lock:
     recipe: TrainingRecipe
     binding: Binding
     groups: tuple[GroupPlan, ...]
+    accumulation: Accumulation = Accumulation.SUM
 
 
-def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan]) -> Lock:
+def lock_of(
+    recipe: TrainingRecipe,
+    binding: Binding,
+    groups: Sequence[GroupPlan],
+    accumulation: Accumulation = Accumulation.SUM,
+) -> Lock:
     """Keep of a translation what an optimizer has to do. ``recipe.solver`` must not be ``None``.
 
     Notes, fillers, layers and evidence are left behind, and of every place the folder.
@@ -75,6 +82,7 @@ def lock_of(recipe: TrainingRecipe, binding: Binding, groups: Sequence[GroupPlan
             )
             for group in groups
         ),
+        accumulation,
     )
 
 
@@ -102,6 +110,7 @@ def _render(locked: Lock) -> str:
         "net": locked.recipe.net_name,
         "model": locked.binding.model,
         "solver": solver_fields(locked.recipe.solver),
+        "accumulation": str(locked.accumulation),
     }
     lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}," for key, value in parts.items()]
     groups = [
@@ -130,7 +139,7 @@ def read_lock(path: str | PathLike[str]) -> Lock:
         raise InputError(f"this is not JSON: {error}", where=fspath(path), expected="a lock file") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError("this is not a lock file", where=fspath(path), expected=f'"format": "{FORMAT}"')
-    if data.get("version") != VERSION:
+    if data.get("version") not in (1, VERSION):
         found = f'"version": {json.dumps(data.get("version"))}'
         raise InputError("this lock is of another version", where=fspath(path), found=found, expected=str(VERSION))
     try:
@@ -169,7 +178,8 @@ def _lock_from(data: dict[str, Any]) -> Lock:
         for group, held in zip(data["groups"], members, strict=True)
     )
     recipe = TrainingRecipe(data["net"], tuple(blobs), solver_from(data["solver"]))
-    return Lock(recipe, Binding(data["model"], bound, tuple(unclaimed)), groups)
+    accumulation = Accumulation.SUM if data["version"] == 1 else Accumulation(data["accumulation"])
+    return Lock(recipe, Binding(data["model"], bound, tuple(unclaimed)), groups, accumulation)
 
 
 def _check_types(value: object, place: str, expected: Any = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -16,6 +16,7 @@ from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError, visible
+from caffe2torch.models import SegNetBasic
 from caffe2torch.models.build_net import build_model
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
@@ -196,9 +197,10 @@ def translate(
     settings = _solver_of(recipe)
     refuse_unsupported(settings, without)
     notes: tuple[Note, ...] = ()
+    model_checked = True
     if model is None:
         model, note = _model_for(recipe)
-        notes = (note,)
+        notes, model_checked = (note,), isinstance(model, SegNetBasic)
     _refuse_model(model, settings)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped, input_shapes=input_shapes)
     groups = plan_groups(recipe, binding, finetune)
@@ -206,7 +208,16 @@ def translate(
     scheduler = build_scheduler(optimizer, settings)
     step = for_accumulation(settings, Accumulation(accumulation))
     seen = observe(model, optimizer, step, scheduler)
-    report = replace(verify(replace(recipe, solver=step), binding, groups, seen, notes=notes), solver=settings)
+    report = verify(
+        recipe,
+        binding,
+        groups,
+        seen,
+        notes=notes,
+        accumulation=Accumulation(accumulation),
+        translating=True,
+        model_checked=model_checked,
+    )
     return Translation(
         recipe,
         model,

@@ -47,7 +47,10 @@ def audited(port: Port, folder: Path, **more: Any) -> Report:
 
 
 def said(report: Report) -> list[str]:
-    return [cause.message for cause in report.causes]
+    return [
+        *(cause.message for cause in report.causes),
+        *(fault.message for check in report.checks for fault in check.faults),
+    ]
 
 
 def wrong(report: Report) -> list[str | None]:
@@ -109,7 +112,7 @@ MISTAKES = {
     ),
     "Detectron.pytorch: momentum corrected the wrong way": (
         Port(vgg_net(), vgg, two_groups, STEP, lambda optimizer: InverseCorrection(optimizer, 300)),
-        ["all 6 parameters: when the rate changes the momentum is scaled by new rate / old rate on top of that"],
+        ["when the rate changes the momentum is scaled by new rate / old rate on top of that"],
     ),
     "ssd.pytorch: one group for all": (
         Port(
@@ -284,7 +287,7 @@ OTHERS = {
     ),
     "ascent": (
         Port(vgg_net(), vgg, lambda model: ascending(two_groups(model))),
-        ["all 6 parameters: it goes up the gradient"],
+        ["it goes up the gradient"],
     ),
 }  # fmt: skip
 
@@ -316,11 +319,14 @@ def test_other_departures_are_named_for_what_they_are(name: str, tmp_path: Path)
         assert any(message in line for line in [*said(report), *(row.reason for row in report.wrong)]), str(report)
 
 
-def test_a_departure_that_is_accepted_becomes_a_note(tmp_path: Path) -> None:
+def test_a_departure_that_is_accepted_makes_nothing_wrong_and_is_counted(tmp_path: Path) -> None:
     port, _ = OTHERS["stock momentum over a drop"]
     report = audited(port, tmp_path, accept=["rate_change"])
     assert report.ok
-    assert any("accepted (rate_change)" in note.message and "6 parameters" in note.message for note in report.notes)
+    assert [(check.name, check.result) for check in report.checks if check.result != "ok"] == [
+        ("momentum at rate changes", "accepted")
+    ]
+    assert str(report).splitlines()[-1] == "6 blobs, 6 parameters: all ok; 1 check accepted"
     with pytest.raises(Caffe2TorchError, match="no kind of departure called 'momentun'"):
         audited(port, tmp_path, accept=["momentun"])
 
@@ -399,11 +405,17 @@ def test_the_assertion_fails_shortly_and_exactly(tmp_path: Path) -> None:
     with pytest.raises(AssertionError) as failure:
         assert_optimizer_matches(port.recipe(tmp_path), model, port.optimizer(model))
     lines = str(failure.value).splitlines()
-    assert lines[0] == "3 of 6 rows are wrong"
+    assert lines[0] == "3 of 6 rows ok, 3 mismatch"
     assert lines[1].startswith("- all 3 Convolution biases: lr x1 and decay x1")
-    assert lines[2].startswith("- conv1.bias: lr is 0.01, Caffe's is 0.02 (2 times too small); weight_decay is 0.0005")
-    assert lines[2].endswith("train.prototxt:2:106]")
-    assert len(lines) == 5
+    assert lines[1].endswith("Fix: move them to a group with lr 0.02, weight_decay 0")
+    assert len(lines) == 2
+    one_wrong = two_groups(model)
+    one_wrong.param_groups[1]["params"].remove(model.conv1.bias)
+    with pytest.raises(AssertionError) as failure:
+        assert_optimizer_matches(port.recipe(tmp_path), model, one_wrong)
+    lines = str(failure.value).splitlines()
+    assert lines[1].startswith("- conv1.bias: no param group holds it")
+    assert lines[1].endswith("train.prototxt:2:106]")
     assert_optimizer_matches(port.recipe(tmp_path), model, two_groups(model))
 
 

@@ -16,18 +16,39 @@ from caffe2torch.cli.options import (
     report_options,
 )
 from caffe2torch.cli.output import Outputs, report_file_text, show_report
+from caffe2torch.verification.report import FaultKind
 
 
 @click.command("audit")
 @one_or_two_files
 @model_options
-@click.option("--optimizer", required=True, metavar="MODULE:FACTORY", help="Called with the model.")
-@click.option("--scheduler", metavar="MODULE:FACTORY", help="Called with the optimizer; stepped once an iteration.")
+@click.option(
+    "--optimizer",
+    required=True,
+    metavar="MODULE:FACTORY",
+    help="Called with the model; gives one or a list of several.",
+)
+@click.option(
+    "--scheduler",
+    metavar="MODULE:FACTORY",
+    help="Called with what --optimizer gave; stepped once an iteration. A list for several, None where there is none.",
+)
 @click.option(
     "--lock", type=click.Path(), metavar="FILE.json", help="What translate --lock wrote, instead of prototxts."
 )
 @click.option(
-    "--accept", multiple=True, metavar="KIND", help="A kind of departure that you know of: it becomes a note."
+    "--accept",
+    multiple=True,
+    metavar="KIND",
+    help="A kind of departure that you know of: it makes nothing wrong. One of " + ", ".join(FaultKind) + ".",
+)
+@click.option(
+    "--accumulation",
+    type=click.Choice(["sum", "mean"]),
+    help="Your loop sums the gradients of iter_size passes, or averages them; by default both are tried.",
+)
+@click.option(
+    "--fix", type=click.Path(), metavar="FILE.py", help="Write a right optimizer and scheduler as Python, beside yours."
 )
 @click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
@@ -41,6 +62,7 @@ def command(
     scheduler: str | None,
     lock: str | None,
     write_names: str | None,
+    fix: str | None,
     report_file: str | None,
     style: str,
     force: bool,
@@ -63,7 +85,9 @@ def command(
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
-    outputs = Outputs(report_file, write_names, inputs=(*files, lock, names, model, optimizer, scheduler), force=force)
+    outputs = Outputs(
+        report_file, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler), force=force
+    )
 
     from caffe2torch.lock import read_lock
 
@@ -95,6 +119,16 @@ def command(
     if write_names is not None:
         rows = tuple(BoundBlob(row.blob, row.kind, row.parameter, Evidence.NAMED) for row in report.rows)
         written[write_names] = tomli_w.dumps(names_of(Binding(report.model, rows)))
+    if fix is not None:
+        from caffe2torch.auditing import right_source
+
+        written[fix] = right_source(
+            asked,
+            built,
+            names=named,
+            finetune=dict(finetune),
+            **{key: choices[key] for key in ("skip", "unclaimed", "reshaped", "without", "accumulation")},
+        )
     outputs.write(written)
     show_report(report, style)
     click.get_current_context().exit(0 if report.ok else 1)

@@ -76,7 +76,7 @@ def command(
     if t.report.ok and output is not None:
         written[output] = t.source(initialize=initialize)
     if t.report.ok and lock is not None:
-        written[lock] = render_lock(lock_of(recipe, t.binding, t.groups))
+        written[lock] = render_lock(lock_of(recipe, t.binding, t.groups, t.accumulation))
     outputs.write(written)
     show_report(t.report, style, err=outputs.prints_to_stderr)
     for path in (output, lock):

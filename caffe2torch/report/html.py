@@ -25,7 +25,7 @@ from caffe2torch.report.html_sources import Link, Place, Places, listings
 from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import rates_view
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.text import verdict_line
+from caffe2torch.report.text import title_of, verdict_line
 from caffe2torch.report.wording import number, shape_text, stated_text, visible
 from caffe2torch.solver.lr_policy import rate, step_at
 from caffe2torch.verification.report import Effective, Report, ReportRow, UnclaimedRow, Verdict
@@ -105,7 +105,7 @@ def _head(report: Report) -> dict[str, object]:
     rows: tuple[ReportRow | UnclaimedRow, ...] = (*report.rows, *report.unclaimed)
     return {
         "report": report,
-        "title": f"{report.model}, as {report.net or 'the net'} trains in Caffe",
+        "title": title_of(report),
         "verdict": verdict_line(report),
         "solver": solver_line(report.solver),
         "parameters": sum(row.kind is Kind.PARAMETER for row in report.rows),
@@ -156,7 +156,15 @@ def _hash(text: str) -> str:
 
 # The rows of the report as the page's table shows them, and what there is to filter them by.
 
-SYMBOLS = {Verdict.OK: "✓", Verdict.MISMATCH: "≠", Verdict.MISSING: "∅", Verdict.DUPLICATE: "‖"}
+SYMBOLS = {
+    Verdict.OK: "✓",
+    Verdict.MISMATCH: "≠",
+    Verdict.MISSING: "∅",
+    Verdict.DUPLICATE: "‖",
+    Verdict.SKIPPED: "–",
+    Verdict.FROZEN: "*",
+    Verdict.ACCEPTED: "~",
+}
 MOST_WRONG = 30
 """Rows that are spelled out above the table; all others stand in it."""
 
@@ -241,12 +249,12 @@ def wrong_ones(report: Report, places: Places) -> tuple[Wrong, ...]:
     found = [
         Wrong(row.parameter or row.blob.name, row.reason, f"#row-{index}", places.of(row.blob.where))
         for index, row in enumerate(report.rows)
-        if row.verdict is not Verdict.OK
+        if row in report.wrong
     ]
     found += [
         Wrong(left.parameter, left.reason, f"#left-{index}", Place("", None))
         for index, left in enumerate(report.unclaimed)
-        if left.verdict is not Verdict.OK
+        if left in report.wrong
     ]
     return tuple(found)
 
@@ -256,8 +264,7 @@ def named_causes(report: Report) -> tuple[tuple[str, tuple[tuple[str, str], ...]
     hrefs = {left.parameter: f"#left-{index}" for index, left in enumerate(report.unclaimed)}
     hrefs |= {row.parameter or row.blob.name: f"#row-{index}" for index, row in enumerate(report.rows)}
     return tuple(
-        (cause.message, tuple((name, hrefs.get(name, "#blobs")) for name in cause.parameters))
-        for cause in report.causes
+        (cause.text, tuple((name, hrefs.get(name, "#blobs")) for name in cause.parameters)) for cause in report.causes
     )
 
 

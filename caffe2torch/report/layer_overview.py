@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from caffe2torch.binding.plan import Kind
-from caffe2torch.verification.report import Report, ReportRow, Verdict
+from caffe2torch.verification.report import WRONG, Report, ReportRow
 
 __all__ = ["Box", "Column", "Speed", "Strip", "speeds", "strip"]
 
@@ -95,7 +95,7 @@ def _box(index: int, row: ReportRow, tints: dict[float, int]) -> Box:
         group=groups,
         tint=tints[value],
         decays=row.blob.decay_mult != 0,
-        ok=row.verdict is Verdict.OK,
+        ok=row.verdict not in WRONG,
         says=", ".join(words),
     )
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.text import verdict_line
+from caffe2torch.report.text import title_of, verdict_line
 from caffe2torch.report.wording import blob_name, multipliers, pair, shape_text, stated_text, visible
-from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.report import Report, ReportRow, Result, UnclaimedRow, Verdict
 
 __all__ = ["escape", "markdown_table", "note_items", "render_markdown"]
 
@@ -60,14 +60,18 @@ def note_items(notes: Iterable[Note]) -> Iterator[str]:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield f"# {escape(report.model)}, as {escape(report.net or 'the net')} trains in Caffe"
+    yield f"# {escape(title_of(report))}"
     yield ""
     yield f"**{verdict_line(report)}**"
     yield ""
     yield f"{escape(solver_line(report.solver))}; iteration {report.iteration}"
+    if report.checks:
+        yield from ("", "## The run as a whole", "")
+        cells = ((check.name, _result(check.result), escape(check.text)) for check in report.checks)
+        yield from markdown_table(("check", "result", "what was seen"), cells)
     if report.causes:
-        yield from ("", "## What explains most", "")
-        yield from (f"- {escape(cause.message)}" for cause in report.causes)
+        yield from ("", "## What is wrong, by cause", "")
+        yield from (f"- {escape(cause.text)}" for cause in report.causes)
     if report.wrong:
         yield from ("", "## What is wrong", "")
         yield from (f"- {escape(_name(row))}: {escape(row.reason)}" for row in report.wrong)
@@ -109,6 +113,10 @@ def _left(left: UnclaimedRow) -> tuple[str, ...]:
 
 def _groups(groups: Sequence[int]) -> str:
     return " ".join(map(str, groups)) or "-"
+
+
+def _result(result: Result) -> str:
+    return f"**{result}**" if result is Result.DIFFERS else str(result)
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings
 from caffe2torch.report.layer_overview import Speed
 from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg
-from caffe2torch.report.simulate import Divergence, differences, diverge
 from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import rate, step_at
+
+if TYPE_CHECKING:
+    from caffe2torch.verification.simulate import Divergence
 
 __all__ = [
     "LONGEST_WALK",
@@ -207,8 +209,8 @@ def _rates(part: Stretch, factor: float) -> str:
 T = TypeVar("T")
 
 
-LONGEST_WALK = 1_000_000
-"""Iterations that are simulated at most; a run that goes on is compared as far as that."""
+LONGEST_WALK = 20_000
+"""Iterations that are simulated one by one at most, within some seconds; of a longer run those where the paths part."""
 _MOST_CURVES = 8  # a legend of more would hide the picture
 _AFTER = (0, 1, 2, 3, 5, 8, 13, 20, 30, 50, 100, 200)  # iterations after a change of the rate, where the paths part
 _MOST_CHANGES = 100
@@ -258,14 +260,18 @@ def divergence_panel(
     runs: Sequence[Run], multipliers: Sequence[tuple[float, float]], progress: Callable[[int], None] = lambda _: None
 ) -> tuple[Panel, tuple[Divergence, ...]]:
     """How far the stock translation would be from Caffe's path after each iteration, in percent of Caffe's own way."""
+    from caffe2torch.verification.simulate import diverge  # brings torch, which a page of rates does without
+
     moving = _spread(sorted({pair for pair in multipliers if pair[0] != 0})) or [(1.0, 1.0)]
-    found = tuple(diverge(run.solver, moving, _looks(run), progress=progress) for run in runs)
+    found = tuple(
+        diverge(run.solver, moving, run.iterations, LONGEST_WALK, set(_looks(run)), progress=progress) for run in runs
+    )
     curves = [
         Curve(f"lr ×{lr:g}, decay ×{decay:g}{run.label}", _finite(one.iterations, distances), k, run.pale)
         for run, one in zip(runs, found, strict=True)
         for k, ((lr, decay), distances) in enumerate(zip(moving, one.distances, strict=True))
     ]
-    marks = [part.first for part in runs[0].stretches[1:] if part.first < LONGEST_WALK]
+    marks = [part.first for part in runs[0].stretches[1:]]
     return Panel("stock torch, away from Caffe's path", curves, marks, percent=True), found
 
 
@@ -286,12 +292,13 @@ def say_rates(run: Run) -> str:
 
 def say_divergence(run: Run, found: Divergence) -> str:
     """What the simulation says in a sentence or two, with what it leaves out."""
+    from caffe2torch.verification.simulate import differences
+
     why = differences(run.solver)
     farthest = max((x for distances in found.distances for x in distances if math.isfinite(x)), default=0.0)
-    length = min(run.iterations, LONGEST_WALK)
-    span = f"{length:,} iterations"
-    if length < run.iterations:
-        span = f"the first {length:,} of {run.iterations:,} iterations"
+    span = f"{found.length:,} iterations"
+    if found.run < found.length:
+        span += f" ({found.run:,} of them simulated one by one)"
     if not why:
         said = f"Stock torch follows Caffe's path over {span}: nothing in this update differs."
     elif not farthest:
@@ -316,7 +323,7 @@ def _finite(iterations: Sequence[int], distances: Sequence[float]) -> list[tuple
 
 def _looks(run: Run) -> Iterator[int]:
     """Iterations after which the paths are compared."""
-    end = min(run.iterations, LONGEST_WALK)
+    end = run.iterations
     parts = run.stretches
     yield from (i for i, _ in curve(run.solver.policy, parts) if i < end)
     yield from (end * k // 240 for k in range(240))

@@ -1,8 +1,9 @@
-"""The report as text for a terminal or a log: what explains most first, then every row, then the fine print."""
+"""The report as text for a terminal or a log: the checks, what is wrong by cause, the rows, notes, the verdict."""
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,20 @@ from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.wording import blob_name, json_text, multipliers, number, pair, shape_text, stated_text, visible
-from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.report import WRONG, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
 
-__all__ = ["Column", "layout", "note_text", "render_json", "render_text", "verdict_line", "wrap", "wrong_lines"]
+__all__ = [
+    "Column",
+    "layout",
+    "note_text",
+    "render_json",
+    "render_text",
+    "row_name",
+    "title_of",
+    "verdict_line",
+    "wrap",
+    "wrong_line",
+]
 
 
 # A text table, laid out by tabulate: columns as wide as what they hold, names folded where the page ends.
@@ -115,36 +127,53 @@ def render_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> 
 
 
 def verdict_line(report: Report) -> str:
-    """``34 blobs, 34 parameters: all ok`` or ``2 of 34 rows are wrong``."""
-    rows = len(report.rows) + len(report.unclaimed)
-    if report.ok:
-        return f"{_count(len(report.rows), 'blob')}, {_count(_parameters(report), 'parameter')}: all ok"
-    if not report.wrong:
-        return f"{_count(rows, 'row')} ok, but the optimizer as a whole is not"
-    return f"{len(report.wrong)} of {_count(rows, 'row')} {'is' if len(report.wrong) == 1 else 'are'} wrong"
-
-
-def wrong_lines(report: Report) -> list[str]:
-    """One line for each row that is not ok: the parameter, both values, and the line of the prototxt."""
-    return [_wrong(row) for row in report.wrong]
+    """``34 blobs, 34 parameters: all ok``, or what is not: ``26 of 34 rows ok, 8 mismatch; 1 of 4 checks differs``."""
+    rows = report.all_rows
+    verdicts = Counter(row.verdict for row in rows)
+    results = Counter(check.result for check in report.checks)
+    others = [
+        f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdict is not Verdict.OK and verdicts[verdict]
+    ]
+    unseen = f" ({_count(results[Result.NOT_SEEN], 'check')} not seen)" if results[Result.NOT_SEEN] else ""
+    if report.ok and not report.model_checked:
+        groups = len({group for row in rows for group in row.groups})
+        return f"{_count(len(report.rows), 'blob')} planned in {_count(groups, 'group')}; no model was checked{unseen}"
+    if others:
+        said = f"{verdicts[Verdict.OK]} of {_count(len(rows), 'row')} ok, {', '.join(others)}"
+    elif report.differing or not report.ok:
+        said = f"{verdicts[Verdict.OK]} of {_count(len(rows), 'row')} ok"
+    else:
+        said = f"{_count(len(report.rows), 'blob')}, {_count(_parameters(report), 'parameter')}: all ok"
+    if report.differing:
+        names = ", ".join(check.name for check in report.differing)
+        verb = "differs" if len(report.differing) == 1 else "differ"
+        said += f"; {len(report.differing)} of {_count(len(report.checks), 'check')} {verb}: {names}"
+    whole = sum(not cause.parameters for cause in report.causes)
+    if whole and not (others or report.differing):
+        said += ", but the optimizer as a whole is not"
+    if results[Result.ACCEPTED]:
+        said += f"; {_count(results[Result.ACCEPTED], 'check')} accepted"
+    return said + unseen
 
 
 def _lines(report: Report, width: int, colour: bool) -> Iterator[str]:
     def paint(cell: str, row: int, column: int) -> str:
         if not colour or column != len(COLUMNS) - 1 or row < 0:
             return cell
-        good = report.rows[row].verdict is Verdict.OK
-        return f"{_GREEN if good else _RED}{cell}{_OFF}"
+        return f"{_RED if report.rows[row].verdict in WRONG else _GREEN}{cell}{_OFF}"
 
-    title = visible(f"{report.model}, as {report.net or 'the net'} trains in Caffe")
-    for line in wrap(title, width):
+    for line in wrap(title_of(report), width):
         yield f"{_BOLD}{line}{_OFF}" if colour else line
     yield from wrap(f"{solver_line(report.solver)}; iteration {report.iteration}", width)
     yield ""
-    if report.causes:
-        yield "What explains most:"
-        for cause in report.causes:
-            yield from wrap(f"- {visible(cause.message)}", width)
+    if report.checks:
+        yield from _checks(report.checks, width, colour)
+        yield ""
+    wrong = list(_wrong(report))
+    if wrong:
+        yield "What is wrong:"
+        for line in wrong:
+            yield from wrap(line, width)
         yield ""
     yield from layout(COLUMNS, [_cells(row) for row in report.rows], width, paint)
     if report.unclaimed:
@@ -152,15 +181,43 @@ def _lines(report: Report, width: int, colour: bool) -> Iterator[str]:
         yield "Parameters that no blob stands for:"
         for left in report.unclaimed:
             yield from wrap(_left(left), width)
-    if report.wrong:
-        yield ""
-        yield "What is wrong:"
-        for line in wrong_lines(report):
-            yield from wrap(line, width)
     yield from _fine_print(report, width)
     yield ""
+    frozen = [row.parameter or "" for row in report.all_rows if row.verdict is Verdict.FROZEN]
+    if frozen and report.translating:
+        names = ", ".join(map(visible, frozen[:3])) + (", ..." if len(frozen) > 3 else "")
+        yield from wrap(f"warning: {_count(len(frozen), 'parameter')} that Caffe trains stay frozen: {names}", width)
     line = verdict_line(report)
     yield f"{_GREEN if report.ok else _RED}{line}{_OFF}" if colour else line
+
+
+def _wrong(report: Report) -> Iterator[str]:
+    """Each cause, then the rows that none explains."""
+    explained = {name for cause in report.causes for name in cause.parameters}
+    yield from (f"- {visible(cause.text)}" for cause in report.causes)
+    yield from (wrong_line(row) for row in report.wrong if row_name(row) not in explained)
+
+
+def title_of(report: Report) -> str:
+    """What was held against what."""
+    net = report.net or "the net"
+    if not report.model_checked:
+        return visible(f"{net}, planned (no model was checked)")
+    return visible(f"{report.model}, as {net} trains in Caffe")
+
+
+def _checks(checks: Sequence[Check], width: int, colour: bool) -> Iterator[str]:
+    """A line or more for each check: its name, its result, what was seen."""
+    name, result = (max(map(len, texts)) + GAP for texts in (["check", *(c.name for c in checks)], Result))
+    room = max(width - name - result, 30)
+    yield f"{'check':{name}}{'result':{result}}what was seen"
+    for check in checks:
+        first, *others = textwrap.wrap(visible(check.text), room, break_on_hyphens=False) or [""]
+        shown = f"{check.result:{result}}"
+        if colour:
+            shown = f"{_RED if check.result is Result.DIFFERS else _GREEN}{shown}{_OFF}"
+        yield f"{check.name:{name}}{shown}{first}".rstrip()
+        yield from (" " * (name + result) + line for line in others)
 
 
 def _cells(row: ReportRow) -> tuple[str, ...]:
@@ -178,7 +235,13 @@ def _left(left: UnclaimedRow) -> str:
     return f"- {name}: seen lr {lr}, decay {decay}; {left.verdict}"
 
 
-def _wrong(row: ReportRow | UnclaimedRow) -> str:
+def row_name(row: ReportRow | UnclaimedRow) -> str:
+    """The parameter, or the blob where there is none."""
+    return row.parameter or (row.blob.name if isinstance(row, ReportRow) else "")
+
+
+def wrong_line(row: ReportRow | UnclaimedRow) -> str:
+    """Of a row that is not ok: the parameter, both values, and the line of the prototxt."""
     if isinstance(row, UnclaimedRow):
         return f"- {visible(row.parameter)}: {visible(row.reason)}"
     blob = row.blob

@@ -51,6 +51,11 @@ def suspects(solver: SolverSettings, window: Window, seen: Movements) -> Iterato
             found = replace(rule, decay=decay)
             if (found, momentum) != (expected, solver.momentum):
                 yield Suspect(found, momentum, tuple(_faults(solver, expected, found, momentum)))
+    if expected.type in (SolverType.ADAM, SolverType.ADADELTA):  # any other momentum, as people write it
+        places = (Epsilon.CAFFE, Epsilon.CORRECTED) if expected.type is SolverType.ADAM else (Epsilon.CAFFE,)
+        for percent, place, decay in product(range(1, 100), places, (expected.decay, Decay.DECOUPLED)):
+            found = replace(expected, epsilon=place, decay=decay)
+            yield Suspect(found, percent / 100, tuple(_faults(solver, expected, found, percent / 100)))
 
 
 def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.recipe import LearnableBlob, PolicyType, SolverSettings
+from caffe2torch.recipe import LearnableBlob, SolverSettings
 from caffe2torch.solver.lr_policy import weight_decay_at
+from caffe2torch.verification.diagnose import number
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
-from caffe2torch.verification.report import Cause, FaultKind, ReportRow, Verdict
+from caffe2torch.verification.probe_sequence import Observations, rate_at
+from caffe2torch.verification.report import WRONG, Cause, FaultKind, ReportRow, Verdict
 
 __all__ = ["find_causes"]
 
@@ -35,7 +35,7 @@ def shared_causes(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: 
         kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
         message = found.tell(key, group, rows)
         names = tuple(row.parameter or row.blob.name for row in group)
-        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names))
+        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names, _fix(group, rows)))
         left = [row for row in left if not any(row is other for other in group)]
     return causes
 
@@ -168,17 +168,11 @@ def _tidy(x: float) -> float:
     return short if close(short, x) else x
 
 
-# What explains many rows at once: one wrong rule is said once, before the rows that it made wrong.
-
-_DISCRETE = {PolicyType.STEP, PolicyType.MULTISTEP, PolicyType.MULTIFIXED}
+# What explains many rows at once: one wrong rule is stated once, before the rows that it made wrong.
 
 
 def find_causes(
-    solver: SolverSettings,
-    iteration: int,
-    rows: Sequence[ReportRow],
-    observations: Observations,
-    inside: bool,
+    solver: SolverSettings, iteration: int, rows: Sequence[ReportRow], observations: Observations
 ) -> tuple[Cause, ...]:
     """The faults of the set-up as a whole, then what two rows or more have in common, the widest first."""
     whole = []
@@ -186,47 +180,36 @@ def find_causes(
         whole.append(Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}"))
     if observations.strangers:
         whole.append(Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations)))
-    clip = _clip(solver, observations, inside)
-    if clip:
-        whole.append(Cause((FaultKind.CLIP,), clip))
-    wrong = [] if observations.problem else [row for row in rows if row.verdict is not Verdict.OK]
-    schedule = _schedule(solver, rows, observations)
-    return (*whole, *schedule, *shared_causes(wrong, rows, Multiples(solver, iteration)))
+    wrong = [] if observations.problem else [row for row in rows if row.verdict in (*WRONG, Verdict.FROZEN)]
+    return (*whole, *shared_causes(wrong, rows, Multiples(solver, iteration)))
 
 
-def _clip(solver: SolverSettings, observations: Observations, inside: bool) -> str:
-    """What is wrong with the clipping of gradients, if anything; outside of the optimizer it cannot be seen."""
-    if not solver.clip_gradients:
-        clips = observations.clips and solver.clip_gradients is None
-        return "the optimizer clips gradients by their norm, the solver does not" if clips else ""
-    seen = observations.clip
-    wanted = solver.clip_gradients if inside else solver.clip_gradients / solver.iter_size
-    if seen is None or close(seen, wanted, 1e-3) or (seen == math.inf and not inside):
+def _fix(group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+    """The group that these rows belong in, or what else puts them right."""
+    kinds = {fault.kind for row in group for fault in row.faults}
+    if FaultKind.DUPLICATE in kinds:
+        return "let each parameter stand in one group, once"
+    if kinds == {FaultKind.FROZEN}:
+        return "requires_grad_(True), or accept it with --accept frozen"
+    if not kinds <= {*_NUMBERS, FaultKind.MISSING}:
         return ""
-    norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
-    return f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
-
-
-def _schedule(solver: SolverSettings, rows: Sequence[ReportRow], observations: Observations) -> list[Cause]:
-    """What the scheduler does to the rates, where they do not follow the policy."""
-    late = {row.parameter: fault for row in rows for fault in row.faults if fault.kind is FaultKind.SCHEDULE}
-    if not late:
-        return []
-    first = min(fault.iteration or 0 for fault in late.values())
-    seen = {fault.seen for fault in late.values() if fault.iteration == first}
-    due = {fault.due for fault in late.values() if fault.iteration == first}
-    ours = next(iter(observations.changes), None)
-    caffes = next(iter(changes(solver.policy, solver.max_iter)), None)
-    if len(seen) == 1 < len(due):
-        said = f"at iteration {first} the scheduler makes every lr {seen.pop():g}, whatever its multiplier"
-    elif ours is not None and caffes is not None and solver.policy.type in _DISCRETE and ours != caffes:
-        hint = ": is it meant to be stepped once an epoch?" if ours < caffes else ""
-        said = f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}{hint}"
-    elif ours is None and observations.followed and caffes is not None:
-        said = f"the scheduler leaves the rate as it is; Caffe's first changes at iteration {caffes}"
-    else:
-        return []
-    return [Cause((FaultKind.SCHEDULE,), said, tuple(str(parameter) for parameter in late))]
+    wanted = dict.fromkeys((row.expected.lr, row.expected.weight_decay) for row in group)
+    places = []
+    for lr, decay in wanted:
+        right = next(
+            (
+                row.parameter
+                for row in rows
+                if row.verdict is Verdict.OK
+                and row.groups
+                and (row.expected.lr, row.expected.weight_decay) == (lr, decay)
+            ),
+            None,
+        )
+        numbers = f"lr {number(lr)}, weight_decay {number(decay)}"
+        places.append(f'the group of "{right}" ({numbers})' if right else f"a group with {numbers}")
+    verb = "add" if kinds == {FaultKind.MISSING} else "move"
+    return f"{verb} {'it' if len(group) == 1 else 'them'} to {' and '.join(places)}" if len(places) <= 4 else ""
 
 
 def _strangers(rows: Sequence[ReportRow], observations: Observations) -> str:

@@ -15,11 +15,29 @@ from caffe2torch.solver.float32 import format32
 from caffe2torch.solver.lr_policy import weight_decay_at
 from caffe2torch.solver.update_rules import History, Rule
 from caffe2torch.verification.candidate_rules import Suspect, caffe_rule, rate_change, suspects
-from caffe2torch.verification.fit import FINEST_DECAY, Reading, close, explained, read, still
+from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Reading, close, explained, read, still
 from caffe2torch.verification.probe_sequence import Course, Movements, Observation, Window, rate_at
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
-__all__ = ["Judge", "Judgement", "Multipliers"]
+__all__ = ["RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
+
+FLOAT32 = 2.0**-24
+"""The relative rounding of one float32."""
+
+UNDERFLOW = 1e-100
+"""Movements below this are those of a rate that has run to nothing: rounding would be read as another rule."""
+
+RUN = frozenset(
+    {
+        FaultKind.RULE,
+        FaultKind.MOMENTUM,
+        FaultKind.EPSILON,
+        FaultKind.REGULARIZATION,
+        FaultKind.SCHEDULE,
+        FaultKind.RATE_CHANGE,
+    }
+)
+"""What concerns the run and not the multipliers of one parameter, though it shows in each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +50,17 @@ class Multipliers:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is expected and what was seen at the first iteration that was looked at, and every departure."""
+    """What is expected and what was seen at the first iteration that was looked at.
+
+    ``faults`` are those of the parameter's multipliers, ``run`` what concerns the whole run. ``change_seen`` says that
+    its rate changed where it was looked at.
+    """
 
     expected: Effective
     observed: Effective
     faults: tuple[Fault, ...]
+    run: tuple[Fault, ...] = ()
+    change_seen: bool = False
 
 
 class Judge:
@@ -69,8 +93,29 @@ class Judge:
         key = (multipliers, seen.windows, seen.requires_grad, seen.elementwise)
         if key not in self._judged:
             observed, faults = self._judge(multipliers, seen)
-            self._judged[key] = Judgement(self.expected(multipliers), observed, faults)
+            self._judged[key] = Judgement(
+                self.expected(multipliers),
+                observed,
+                tuple(fault for fault in faults if fault.kind not in RUN),
+                tuple(fault for fault in faults if fault.kind in RUN),
+                self._change_seen(seen),
+            )
         return self._judged[key]
+
+    def _change_seen(self, seen: Observation) -> bool:
+        """Whether a single gradient moved the parameter otherwise at another step of a window."""
+        if not seen.elementwise:
+            return False
+        for window, moved in zip(self.windows, seen.windows, strict=True):
+            pulls = [
+                amounts[k]
+                for lane, amounts in zip(window.lanes, moved, strict=True)
+                for k in range(window.steps)
+                if lane.name == f"pull {k}"
+            ]
+            if any(not close(one, pulls[0]) for one in pulls):
+                return True
+        return False
 
     def _judge(self, multipliers: Multipliers, seen: Observation) -> tuple[Effective, tuple[Fault, ...]]:
         courses = [
@@ -78,11 +123,11 @@ class Judge:
         ]
         rates = [pace.rate for course in courses for pace in course.paces if pace.rate]  # NaN, too, is a rate
         if still(seen.windows):
-            return Effective(0.0, None), self._unmoved(rates, seen) if rates else ()
+            return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else ()
         observed = self._observed(courses[0], seen)
         if not seen.elementwise:
-            said = "what happens to one of its numbers depends on the others; in Caffe it does not"
-            return observed, (Fault(FaultKind.RULE, said),)
+            said = "what happens to one number depends on the others; in Caffe it does not"
+            return Effective(None, None), (Fault(FaultKind.RULE, said), _unreadable())
         if not rates:
             said = f"it is trained at lr {number(observed.lr)}; Caffe freezes it"
             return observed, (Fault(FaultKind.TRAINED, said),)
@@ -117,8 +162,18 @@ class Judge:
     def _unmoved(self, rates: list[float], seen: Observation) -> tuple[Fault, ...]:
         if not self.rule.gradient:
             return ()
-        why = "no step moves it" if seen.requires_grad else "it is frozen, its requires_grad is False"
-        return (Fault(FaultKind.FROZEN, f"{why}; Caffe trains it at lr {number(rates[0])}"),)
+        if not seen.requires_grad:
+            return (frozen(rates[0]),)
+        return (Fault(FaultKind.LR, f"no step moves it; Caffe trains it at lr {number(rates[0])}"),)
+
+
+def frozen(rate: float) -> Fault:
+    """Of a parameter that its user froze."""
+    return Fault(FaultKind.FROZEN, f"it is frozen, its requires_grad is False; Caffe trains it at lr {number(rate)}")
+
+
+def _unreadable() -> Fault:
+    return Fault(FaultKind.UNOBSERVED, "lr and weight_decay cannot be read under an update rule that is not known")
 
 
 # What is wrong with a parameter that does not move as Caffe's solver would move it, in sentences.
@@ -137,14 +192,26 @@ def blame(
     ``known`` are suspects that were found out before, which are tried first; a new one is added.
     """
     reading, momentum, faults = _recognise(rule, solver, courses[0], seen[0], precision, known)
-    faults += _numbers(solver, courses[0], reading)
-    if reading.explains:
-        kinds = {fault.kind for fault in faults}
-        faults += [fault for fault in _later(reading, momentum, courses, seen, precision) if fault.kind not in kinds]
-    if not faults:
-        said = f"it does not quite step as Caffe's {solver.type} does, though rate and decay are the same"
-        faults.append(Fault(FaultKind.RULE, said))
-    return Effective(reading.lr, reading.weight_decay), faults
+    if not reading.explains:
+        return Effective(None, None), [*faults, _unreadable()]
+    numbers = Effective(reading.lr, reading.weight_decay)
+    wanted, lr = courses[0].paces[0].rate, reading.rates[0]
+    if lr and wanted and lr * wanted < 0:
+        faults.append(Fault(FaultKind.RULE, "it goes up the gradient, as with maximize=True; Caffe goes down"))
+        decay = None if reading.weight_decay is None else abs(reading.weight_decay)
+        numbers = Effective(abs(lr), decay)
+    if not courses[0].window.moving and any(rate is not None and not close(rate, lr or 0.0) for rate in reading.rates):
+        faults.append(Fault(FaultKind.RULE, "its rate changes from step to step, though nothing schedules it"))
+    faults += _numbers(solver, courses[0], numbers)
+    kinds = {fault.kind for fault in faults}
+    own = _schedule(courses[0], reading, _factor(courses[0], reading)) + _later(
+        reading, momentum, courses, seen, precision
+    )
+    for fault in own:
+        if fault.kind not in kinds:
+            kinds.add(fault.kind)
+            faults.append(fault)
+    return numbers, faults
 
 
 def _recognise(
@@ -185,29 +252,30 @@ def _steady(course: Course, reading: Reading) -> bool:
     return all(close(rate * pairs[0][0], pairs[0][1] * due) for due, rate in pairs)
 
 
-def _numbers(solver: SolverSettings, course: Course, reading: Reading) -> list[Fault]:
+def _numbers(solver: SolverSettings, course: Course, seen: Effective) -> list[Fault]:
     """Rate and decay of the first window against Caffe's."""
     faults = []
-    wanted, lr = course.paces[0].rate, reading.rates[0]
-    if lr is not None and close(lr, -wanted) and lr:
-        return [Fault(FaultKind.RULE, "it goes up the gradient, as with maximize=True; Caffe goes down")]
+    wanted, lr = course.paces[0].rate, seen.lr
     if lr is not None and not close(lr, wanted):
         said = f"lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
         faults.append(Fault(FaultKind.LR, said))
-    elif reading.explains:
-        faults += _schedule(course, reading, 1.0)
-    decay, due, passes = reading.weight_decay, course.paces[0].weight_decay, solver.iter_size
+    decay, due, passes = seen.weight_decay, course.paces[0].weight_decay, solver.iter_size
     if decay is None:
-        if reading.explains and due:
-            said = f"weight decay cannot be seen at lr {number(reading.lr)}; Caffe's is {number(due)}"
+        if due:
+            said = f"weight decay cannot be seen at lr {number(lr)}; Caffe's is {number(due)}"
             faults.append(Fault(FaultKind.UNOBSERVED, said))
     elif not close(decay, due):
         said = f"weight_decay is {number(decay)}, Caffe's is {number(due)}"
-        if passes > 1 and close(decay * passes, due):
-            faults.append(Fault(FaultKind.ITER_SIZE, f"{said}: it is divided by iter_size, which is {passes}"))
-        else:
-            faults.append(Fault(FaultKind.WEIGHT_DECAY, said + _times(decay, due)))
+        divided = passes > 1 and close(decay * passes, due)
+        said += f": it is divided by iter_size, which is {passes}" if divided else _times(decay, due)
+        faults.append(Fault(FaultKind.WEIGHT_DECAY, said))
     return faults
+
+
+def _factor(course: Course, reading: Reading) -> float:
+    """By how much a parameter's rate is off at the first step that shows one."""
+    pairs = zip(course.paces, reading.rates, strict=True)
+    return next((lr / pace.rate for pace, lr in pairs if lr and pace.rate), 1.0)
 
 
 def _later(
@@ -216,8 +284,13 @@ def _later(
     """The windows after the first: do the rates follow the policy, and does the history keep its rates?"""
     faults: dict[FaultKind, Fault] = {}
     start = courses[0]
-    scale = (first.rates[0] or 0.0) / start.paces[0].rate if start.paces[0].rate else 1.0
+    scale = _factor(start, first)
     for course, moved in zip(courses[1:], seen[1:], strict=True):
+        if max((abs(x) for lane in moved for x in lane), default=0.0) < UNDERFLOW:
+            rates = tuple(0.0 for _ in course.paces)
+            for fault in _schedule(course, replace(first, rates=rates), scale):
+                faults.setdefault(FaultKind.SCHEDULE, fault)
+            continue
         momenta = course.momenta if momentum is None else (momentum,) * course.window.steps
         due, before = course.paces[0].weight_decay, start.paces[0].weight_decay
         decay = (first.weight_decay or 0.0) * (due / before if before else 1.0)
@@ -252,10 +325,10 @@ def _follow(
 def _schedule(course: Course, reading: Reading, scale: float) -> list[Fault]:
     """The first iteration of a window whose rate is not the policy's times ``scale``."""
     for iteration, pace, lr in zip(course.window.iterations, course.paces, reading.rates, strict=True):
-        wanted = pace.rate * scale
-        if lr is not None and not close(lr, wanted):
-            said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
-            return [Fault(FaultKind.SCHEDULE, said, iteration, lr, wanted)]
+        off = TOLERANCE + iteration * FLOAT32  # exp multiplies gamma so often, which Caffe has in float32
+        if lr is not None and course.window.moving and not close(lr, pace.rate * scale, off):
+            said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(pace.rate)}"
+            return [Fault(FaultKind.SCHEDULE, said, iteration, lr, pace.rate, scale)]
     return []
 
 

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import copy
 import types
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import ChainMap, OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["Twin", "bare_optimizer", "bare_scheduler", "make_twin"]
+__all__ = [
+    "Twin",
+    "bare_optimizer",
+    "bare_scheduler",
+    "make_twin",
+    "runs_foreign_code",
+    "step",
+    "together",
+    "user_hooks",
+]
+
+STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+"""Where torch keeps an optimizer's step hooks: they are bound to what the user trains, and would change it."""
 
 # Wrappers whose inner object does the work, by the package that defines them; any other one may do work of its own.
 _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
@@ -54,6 +67,47 @@ def make_twin(
     return Twin(twin, follower, dict(stand_ins))
 
 
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """One step of an optimizer copy, without torch's own decorators around it.
+
+    They run hooks, profile, and switch gradients off; and the first call of one imports torch's compiler, which takes
+    longer than the whole audit of a small net.
+    """
+    own = optimizer.__dict__.get("step")
+    if own is not None:
+        own()
+        return
+    function: Any = type(optimizer).step
+    bare = function
+    while hasattr(bare, "__wrapped__") and bare.__globals__.get("__name__", "").partition(".")[0] == "torch":
+        bare = bare.__wrapped__
+    if bare is function:
+        optimizer.step()
+        return
+    with torch.no_grad():
+        bare(optimizer)
+
+
+def user_hooks(optimizer: torch.optim.Optimizer) -> int:
+    """How many step hooks of the user's an optimizer has."""
+    hooks = [
+        hook for one in _inner_optimizers(optimizer) for name in STEP_HOOKS for hook in getattr(one, name, {}).values()
+    ]
+    return sum(not (getattr(hook, "__module__", None) or "").startswith(("caffe2torch.", "torch.")) for hook in hooks)
+
+
+def runs_foreign_code(*things: Any) -> bool:
+    """Whether an optimizer or scheduler has a class of its user's, whose code may reach the model."""
+    return any(
+        cls.__module__.partition(".")[0] not in ("torch", "caffe2torch", "builtins", "abc", "typing")
+        for thing in things
+        if thing is not None
+        for one in (thing, *vars(thing).values())
+        if one is thing or isinstance(one, torch.optim.Optimizer | LRScheduler)
+        for cls in type(one).__mro__
+    )
+
+
 def bare_optimizer(optimizer: Any) -> Any:
     """The torch optimizer inside Accelerate's or Lightning's wrapper; any other object as it is."""
     while _is_wrapper(optimizer) and isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -68,26 +122,75 @@ def bare_scheduler(scheduler: Any) -> Any:
     return scheduler
 
 
+class _Optimizers:
+    """Several optimizers of one model, which step one after the other."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        for number, optimizer in enumerate(optimizers):
+            setattr(self, f"optimizer_{number}", optimizer)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all."""
+        return [group for one in vars(self).values() for group in one.param_groups]
+
+    @property
+    def state(self) -> Mapping[Any, Any]:
+        """The history of all."""
+        return ChainMap(*(one.state for one in vars(self).values()))
+
+    def step(self) -> None:
+        """Step each."""
+        for one in vars(self).values():
+            step(one)
+
+
+class _Schedulers:
+    """Their schedulers, as far as they have one, which step one after the other."""
+
+    def __init__(self, optimizer: _Optimizers, schedulers: Sequence[Any]) -> None:
+        self.optimizer = optimizer
+        self.last_epoch = max(max(int(getattr(one, "last_epoch", 0)), 0) for one in schedulers)
+        for number, scheduler in enumerate(schedulers):
+            setattr(self, f"scheduler_{number}", scheduler)
+
+    def step(self) -> None:
+        """Step each."""
+        for name, one in vars(self).items():
+            if name.startswith("scheduler_"):
+                one.step()
+
+
+def together(optimizers: Sequence[Any], schedulers: Sequence[Any]) -> tuple[Any, Any]:
+    """Several optimizers and their schedulers, ``None`` for one without, as one optimizer and one scheduler or none."""
+    joined = _Optimizers([bare_optimizer(one) for one in optimizers])
+    given = [bare_scheduler(one) for one in schedulers if one is not None]
+    return joined, _Schedulers(joined, given) if given else None
+
+
 def _is_wrapper(thing: object) -> bool:
     return any(cls.__module__.partition(".")[0] in _WRAPPERS for cls in type(thing).__mro__)
 
 
 def _inner_optimizers(optimizer: torch.optim.Optimizer) -> Iterable[torch.optim.Optimizer]:
     """The optimizer and those that it holds as attributes, as Lookahead does."""
-    yield optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):
+        yield optimizer
     for value in vars(optimizer).values():
         if isinstance(value, torch.optim.Optimizer):
             yield from _inner_optimizers(value)
 
 
 def _copy(thing: Any, memo: dict[int, Any]) -> Any:
-    """A copy of an optimizer or scheduler, attribute by attribute, with ``step`` the class's own."""
+    """A copy of an optimizer or scheduler, attribute by attribute, with ``step`` the class's own and without hooks."""
     twin = object.__new__(type(thing))
     memo[id(thing)] = twin
     for name, value in vars(thing).items():
-        if name == "step" and isinstance(value, types.FunctionType):
+        if name in STEP_HOOKS:
+            twin.__dict__[name] = OrderedDict()
+        elif name == "step" and isinstance(value, types.FunctionType):
             _transplant_step(thing, twin, value)
-        elif isinstance(value, torch.optim.Optimizer) and id(value) not in memo:
+        elif isinstance(value, torch.optim.Optimizer | LRScheduler) and id(value) not in memo:
             twin.__dict__[name] = _copy(value, memo)
         else:
             twin.__dict__[name] = copy.deepcopy(value, memo)
@@ -99,7 +202,7 @@ def _transplant_step(thing: Any, twin: Any, step: types.FunctionType) -> None:
     inner: Any = step
     while hasattr(inner, "_wrapped_by_lr_sched") and hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
-    if inner.__module__.partition(".")[0] in _WRAPPERS:
+    if (inner.__module__ or "").partition(".")[0] in _WRAPPERS:
         return
     if inner is step:
         raise TypeError(f"{type(thing).__name__}.step was replaced by a function that is bound to this very object")

@@ -8,10 +8,11 @@ lanes lie side by side in one small tensor that stands in for a parameter, as th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.solver import lr_policy
 from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
 from caffe2torch.solver.update_rules import Pace
 
@@ -107,32 +108,20 @@ def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: 
     return tuple(Window(i, lanes) for i in sorted({max(i, first) for i in wanted}) if i >= start)
 
 
-def changes(policy: LrPolicy, max_iter: int) -> Sequence[int]:
-    """Iterations at which the rate changes, the first few and one near the end of the run."""
-    end = max_iter or math.inf
+def changes(policy: LrPolicy, max_iter: int) -> list[int]:
+    """Iterations at which the rate changes, as far as they are looked at: the first few, one near the end."""
     ramp = max(policy.warmup_iter or 0, policy.rampup_interval or 0)
-    match policy.type:
-        case PolicyType.FIXED:
-            found: list[int] = []
-        case PolicyType.STEP:
-            found = [policy.stepsize * k for k in range(1, CHANGES + 1)]
-        case PolicyType.MULTISTEP | PolicyType.PLATEAU:
-            found = [_fires(policy, k) for k in range(len(policy.stepvalues))][:CHANGES]
-        case PolicyType.MULTIFIXED:
-            found = [last + 1 for last in policy.stage_iters[:-1]][:CHANGES]
-        case PolicyType.SIGMOID:
-            found = [policy.stepsize, max_iter - STEPS + 2]
-        case _:
-            found = [max_iter // 2, max_iter - STEPS + 2]
-    return [i for i in (ramp, *found) if 0 < i < end and rate_at(policy, i) != rate_at(policy, i - 1)]
-
-
-def _fires(policy: LrPolicy, step: int) -> int:
-    """The iteration at which a multistep counter passes ``step``: repeated stepvalues fire one after the other."""
-    fires = -1
-    for value in policy.stepvalues[: step + 1]:
-        fires = max(fires + 1, value)
-    return fires
+    until = max_iter or sys.maxsize
+    if policy.type is PolicyType.STEP:  # which may be a very long list
+        until = min(until, ramp + policy.stepsize * (CHANGES + 2))
+    found = lr_policy.changes(policy, until)
+    if found is None:
+        middle = policy.stepsize if policy.type is PolicyType.SIGMOID else max_iter // 2
+        found = [
+            i for i in (middle, max_iter - STEPS + 2) if 0 < i < until and rate_at(policy, i) != rate_at(policy, i - 1)
+        ]
+    after = [i for i in found if i > ramp][:CHANGES]
+    return [ramp, *after] if 0 < ramp < until and rate_at(policy, ramp) != rate_at(policy, ramp - 1) else after
 
 
 def _only(step: int, value: float) -> tuple[float, ...]:
@@ -197,8 +186,10 @@ class Observations:
     ``windows`` are the experiments, in the order of every observation's own ``windows``. ``unreached`` are those that
     could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``strangers`` are shapes
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
-    ``changes`` are the first iterations, on the way to the last window, at which the scheduler changed a rate, as far
-    as it was stepped through and not set to an iteration (``followed``).
+    ``first_change`` is the first iteration at which the scheduler changed a rate, ``None`` where it did not up to
+    iteration ``followed`` (0 where there is no scheduler). ``hooks`` is how many step hooks of the user's were not run,
+    ``raised`` what ``step()`` raised once, and ``touched`` names the tensors of the real model that it changed, which
+    have been put back where ``restored``.
     ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm. ``clip``
     is that norm where the solver has one to compare it with, infinite where nothing is clipped.
     ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of.
@@ -210,8 +201,12 @@ class Observations:
     problem: str = ""
     strangers: tuple[tuple[int, ...], ...] = ()
     buffers: tuple[str, ...] = ()
-    changes: tuple[int, ...] = ()
-    followed: bool = True
+    first_change: int | None = None
+    followed: int = 0
+    hooks: int = 0
+    raised: str = ""
+    touched: tuple[str, ...] = ()
+    restored: bool = True
     clips: bool = False
     clip: float | None = None
     precision: float = 2.0**-52

@@ -1,16 +1,29 @@
-"""The report as data: a row for every blob, a line for every parameter that is left, and what explains many at once."""
+"""The report as data: a row for every blob and every other parameter, a check for what concerns the whole run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TypeVar
 
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import LearnableBlob, Note, SolverSettings, Source
 from caffe2torch.solver.float32 import shortest
 
-__all__ = ["Cause", "Effective", "Fault", "FaultKind", "Report", "ReportRow", "UnclaimedRow", "Verdict"]
+__all__ = [
+    "Cause",
+    "Check",
+    "Effective",
+    "Fault",
+    "FaultKind",
+    "Report",
+    "ReportRow",
+    "Result",
+    "UnclaimedRow",
+    "Verdict",
+]
 
 
 class Verdict(StrEnum):
@@ -20,6 +33,21 @@ class Verdict(StrEnum):
     MISMATCH = "mismatch"
     MISSING = "missing"
     DUPLICATE = "duplicate"
+    SKIPPED = "skipped"  # its user goes without it
+    FROZEN = "frozen"  # its user set requires_grad to False
+    ACCEPTED = "accepted"  # all that is wrong with it is of kinds that its user accepts
+
+
+WRONG = (Verdict.MISMATCH, Verdict.MISSING, Verdict.DUPLICATE)
+
+
+class Result(StrEnum):
+    """What was found of a check."""
+
+    OK = "ok"
+    DIFFERS = "differs"
+    ACCEPTED = "accepted"
+    NOT_SEEN = "not seen"  # nothing was given to look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +163,82 @@ class UnclaimedRow:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One rule that explains the faults of many rows, or a fault of the set-up as a whole (no ``parameters``)."""
+    """One rule that explains the faults of many rows, or a fault of the set-up as a whole (no ``parameters``).
+
+    ``fix`` is what to do about it.
+    """
 
     kinds: tuple[FaultKind, ...]
     message: str
     parameters: tuple[str, ...] = ()
+    fix: str = ""
+
+    @property
+    def text(self) -> str:
+        """The message and the fix."""
+        return f"{self.message}. Fix: {self.fix}" if self.fix else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was found of the run as a whole, in one respect.
+
+    Attributes:
+        name: ``update rule``, ``rate schedule``, ``momentum at rate changes``, ``accumulation`` or ``clipping``.
+        result: What was found.
+        expected: What Caffe does.
+        faults: What differs, one sentence each; accepted ones stay here.
+        seen: What was seen, where nothing differs, or why nothing could be.
+        effect: What the difference amounts to, where it was simulated.
+        fix: What to do.
+        parameters: The rows that it concerns, where it does not concern all.
+    """
+
+    name: str
+    result: Result
+    expected: str
+    faults: tuple[Fault, ...] = ()
+    seen: str = ""
+    effect: str = ""
+    fix: str = ""
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[FaultKind, ...]:
+        """The kinds of its faults."""
+        return tuple(dict.fromkeys(fault.kind for fault in self.faults))
+
+    @property
+    def text(self) -> str:
+        """What was seen, what it amounts to and what to do, as sentences."""
+        found = "; ".join(fault.message for fault in self.faults) or self.seen
+        some = f" ({_some(self.parameters)})" if self.parameters else ""
+        parts = [found + some, self.effect, f"Fix: {self.fix}" if self.fix and self.result is Result.DIFFERS else ""]
+        return ". ".join(part.rstrip(".") for part in parts if part)
+
+    def to_dict(self) -> dict[str, object]:
+        """An entry of ``checks``."""
+        return {
+            "check": self.name,
+            "result": str(self.result),
+            "expected": self.expected,
+            "seen": "; ".join(fault.message for fault in self.faults) or self.seen,
+            "effect": self.effect,
+            "fix": self.fix,
+            "kinds": [str(kind) for kind in self.kinds],
+            "parameters": list(self.parameters),
+        }
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Expected against observed, whole: ``rows`` in the order of the recipe's blobs.
 
-    ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``causes`` come first when it is read.
-    ``notes`` are the recipe's, the binding's and the probe's own. ``sources`` are the files' texts, for the page that
-    shows them.
+    ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``checks`` concern the run as a whole,
+    ``causes`` say what wrong rows have in common. ``notes`` are the recipe's, the binding's and the probe's own.
+    ``sources`` are the files' texts, for the page that shows them. ``model_checked`` is False where no model was given
+    and the net's own parameters stood for it. ``translating`` says that the optimizer is the tool's own: then a
+    parameter that its user froze is no fault.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -162,17 +252,42 @@ class Report:
     causes: tuple[Cause, ...] = ()
     notes: tuple[Note, ...] = ()
     sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
+    checks: tuple[Check, ...] = ()
+    model_checked: bool = True
+    translating: bool = False
+
+    @property
+    def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:
+        """The rows of blobs, then those of parameters that no blob stands for."""
+        return (*self.rows, *self.unclaimed)
 
     @property
     def wrong(self) -> tuple[ReportRow | UnclaimedRow, ...]:
-        """The rows that are not ok, in their order."""
-        rows: tuple[ReportRow | UnclaimedRow, ...] = (*self.rows, *self.unclaimed)
-        return tuple(row for row in rows if row.verdict is not Verdict.OK)
+        """The rows for which the report is not ok, in their order; in an audit frozen ones are among them."""
+        verdicts = WRONG if self.translating else (*WRONG, Verdict.FROZEN)
+        return tuple(row for row in self.all_rows if row.verdict in verdicts)
+
+    @property
+    def differing(self) -> tuple[Check, ...]:
+        """The checks that differ and are not accepted."""
+        return tuple(check for check in self.checks if check.result is Result.DIFFERS)
 
     @property
     def ok(self) -> bool:
-        """Whether everything learns as in Caffe."""
-        return not self.wrong and not any(not cause.parameters for cause in self.causes)
+        """Whether everything that was seen learns as in Caffe."""
+        return not self.wrong and not self.differing and all(cause.parameters for cause in self.causes)
+
+    def accepting(self, kinds: Collection[FaultKind]) -> Report:
+        """The report of somebody who knows of departures of these kinds: they no longer make anything wrong."""
+        if not kinds:
+            return self
+        return replace(
+            self,
+            rows=tuple(_accepted_row(row, kinds) for row in self.rows),
+            unclaimed=tuple(_accepted_row(row, kinds) for row in self.unclaimed),
+            checks=tuple(_accepted_check(check, kinds) for check in self.checks),
+            causes=tuple(cause for cause in self.causes if not set(cause.kinds) <= set(kinds)),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """The JSON report, as plain dictionaries and lists; numbers that JSON lacks (NaN) are ``None``."""
@@ -183,11 +298,14 @@ class Report:
             "net": self.net,
             "model": self.model,
             "iteration": self.iteration,
+            "model_checked": self.model_checked,
             "solver": solver_dict(self.solver),
+            "checks": [check.to_dict() for check in self.checks],
             "causes": [
                 {
                     "kinds": [str(kind) for kind in cause.kinds],
                     "message": cause.message,
+                    "fix": cause.fix,
                     "parameters": list(cause.parameters),
                 }
                 for cause in self.causes
@@ -214,6 +332,31 @@ class Report:
         return render_fragment(self)
 
 
+Row = TypeVar("Row", ReportRow, UnclaimedRow)
+
+
+def _accepted_row(row: Row, kinds: Collection[FaultKind]) -> Row:
+    if not row.faults or row.verdict in (Verdict.OK, Verdict.SKIPPED):
+        return row
+    left = tuple(fault for fault in row.faults if fault.kind not in kinds)
+    if not left:
+        return replace(row, verdict=Verdict.ACCEPTED)
+    return replace(row, faults=left)
+
+
+def _accepted_check(check: Check, kinds: Collection[FaultKind]) -> Check:
+    if check.result is not Result.DIFFERS:
+        return check
+    left = tuple(fault for fault in check.faults if fault.kind not in kinds)
+    return replace(check, faults=left) if left else replace(check, result=Result.ACCEPTED)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def note_dict(note: Note) -> dict[str, object]:
     """A note of the JSON report."""
     where = None if note.where is None else str(note.where)
@@ -224,35 +367,38 @@ def _plain(x: float | None) -> float | None:
     return None if x is None or not math.isfinite(x) else shortest(x)
 
 
-# What can be wrong with an optimizer, by kind: the words that reports group by and that users accept by.
+# What can be wrong, by kind: the words that reports group by and that users accept by.
 
 
 class FaultKind(StrEnum):
     """A kind of departure from Caffe; ``accept`` takes these words."""
 
+    # of a row
     MISSING = "missing"  # no param group holds the parameter, or the model has none
     DUPLICATE = "duplicate"  # it stands in the groups more than once, or for more than one blob
     LR = "lr"
     WEIGHT_DECAY = "weight_decay"
-    FROZEN = "frozen"  # Caffe trains it, here nothing moves it
+    FROZEN = "frozen"  # Caffe trains it, here its requires_grad is False, or it is a buffer
     TRAINED = "trained"  # Caffe freezes it, here it moves
-    ITER_SIZE = "iter_size"
-    MOMENTUM = "momentum"
-    RATE_CHANGE = "rate_change"
-    SCHEDULE = "schedule"
-    EPSILON = "epsilon"
-    REGULARIZATION = "regularization"
-    RULE = "rule"  # another solver, or none that is known
-    CLIP = "clip"
     UNCLAIMED = "unclaimed"  # no blob of the net stands for it
     UNOBSERVED = "unobserved"
+    # of the run
+    RULE = "rule"  # another solver, or none that is known
+    MOMENTUM = "momentum"
+    EPSILON = "epsilon"
+    REGULARIZATION = "regularization"
+    SCHEDULE = "schedule"
+    RATE_CHANGE = "rate_change"
+    ITER_SIZE = "iter_size"
+    CLIP = "clip"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One departure: its kind, and the sentence that a person reads.
 
-    Of a rate at an ``iteration``, ``seen`` is what it was and ``due`` what Caffe's would be.
+    Of a rate at an ``iteration``, ``seen`` is what it was, ``due`` what Caffe's would be, and ``factor`` by how much
+    the parameter's rate was off from the start, which is no fault of the schedule.
     """
 
     kind: FaultKind
@@ -260,3 +406,4 @@ class Fault:
     iteration: int | None = None
     seen: float | None = None
     due: float | None = None
+    factor: float = 1.0

@@ -22,13 +22,22 @@ from typing import Any
 
 import torch
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import describe
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.lr_policy import step_at
-from caffe2torch.verification.optimizer_copy import Twin, bare_optimizer, bare_scheduler, make_twin
+from caffe2torch.verification.optimizer_copy import (
+    Twin,
+    bare_optimizer,
+    bare_scheduler,
+    make_twin,
+    runs_foreign_code,
+    user_hooks,
+)
+from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import Lane, Movements, Observation, Observations, Window, design
 
 __all__ = ["observe"]
@@ -65,12 +74,44 @@ def observe(
     subjects = subjects_of(optimizer)
     run = _Run(subjects, start, clipped=solver.clip_gradients is not None)
     windows = design(solver, scheduled=scheduler is not None, numbers=run.crowd * len(subjects), start=start)
+    run.hooks = user_hooks(optimizer)
+    watched = _Watched(model, keep=runs_foreign_code(optimizer, scheduler))
     with undisturbed(subjects):
         try:
             run.through(windows, optimizer, scheduler, solver.clip_gradients)
-        except Exception as error:  # anything at all may happen inside a stranger's step(), and it is the finding
+        except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
+    run.touched, run.restored = watched.put_back()
     return run.observations(model)
+
+
+class _Watched:
+    """The tensors of the real model, which no step of a copy may change.
+
+    torch counts the changes of each tensor. Copies to put back are kept only where the user's code runs (``keep``).
+    """
+
+    def __init__(self, model: torch.nn.Module, *, keep: bool) -> None:
+        self.tensors = dict(named_tensors(model))
+        self.versions = {name: tensor._version for name, tensor in self.tensors.items()}
+        self.kept = {name: tensor.detach().clone() for name, tensor in self.tensors.items()} if keep else {}
+
+    def put_back(self) -> tuple[tuple[str, ...], bool]:
+        """The names of tensors that were changed, and whether they are again as they were."""
+        changed = []
+        for name, tensor in self.tensors.items():
+            kept = self.kept.get(name)
+            by_data = kept is not None and not tensor.is_meta and not _equal(tensor, kept)
+            if by_data or (tensor._version != self.versions[name] and kept is None):
+                changed.append(name)
+            if by_data and kept is not None:
+                with torch.no_grad():
+                    tensor.copy_(kept)
+        return tuple(changed), bool(self.kept) or not changed
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 class _Run:
@@ -86,8 +127,13 @@ class _Run:
         self.windows: list[Window] = []
         self.moved: list[dict[int, Movements]] = []
         self.unreached: list[tuple[Window, str]] = []
-        self.changes: list[int] = []
-        self.followed = True
+        self.first_change: int | None = None
+        self.followed = start
+        self.hooks = 0
+        self.raised = ""
+        self.touched: tuple[str, ...] = ()
+        self.restored = True
+        self.started = False
         self.entangled: set[int] = set()
         self.clips = False
         self.clip: float | None = None
@@ -99,27 +145,74 @@ class _Run:
         """Live through the windows one after the other. A twin that takes no step itself carries the scheduler on."""
         small = {id(subject.tensor): subject.stand_in(1) for subject in self.subjects}
         carrier = make_twin(optimizer, scheduler, small, started=True)
+        self.started = self._needs_history(carrier, windows[0])
+        if scheduler is not None:
+            windows = self._with_first_change(carrier, windows)
         for planned in windows:
-            if scheduler is not None:
-                try:
-                    self.followed &= advance(carrier.scheduler, self.at, planned.iteration, self.changes)
-                except OutOfReachError as error:
-                    self.unreached.append((planned, str(error)))
-                    continue
-                self.at = planned.iteration
-            if not self.windows:
-                self._prove(carrier, planned)
-                self.clip = clip_threshold(carrier, self.subjects, planned, clip) if clip else None
-            window = _fainter(planned) if self.clips else planned
-            moved = live(carrier, self.subjects, window, window.lanes)
+            try:
+                if scheduler is not None:
+                    advance(carrier.scheduler, self.at, planned.iteration)
+                    self.at = planned.iteration
+                if not self.windows:
+                    self._prove(carrier, planned)
+                    self.clip = clip_threshold(carrier, self.subjects, planned, clip, self.started) if clip else None
+                window = _fainter(planned) if self.clips else planned
+                moved = live(carrier, self.subjects, window, window.lanes, started=self.started)
+            except OutOfReachError as error:
+                self.unreached.append((planned, str(error)))
+                continue
+            except Exception as error:
+                if not self.windows:
+                    raise
+                self.unreached.append((planned, describe(error)))
+                break
             self.windows.append(window)
             self.moved.append({key: tuple(map(tuple, lanes.tolist())) for key, lanes in moved.items()})
 
+    def _needs_history(self, carrier: Twin, window: Window) -> bool:
+        """Whether the optimizer steps only with the history that it was built with, as ``torch.optim.Adagrad``."""
+        if not carrier.optimizer.state:
+            return False
+        failures = 0
+        for _ in range(2):
+            try:
+                live(carrier, self.subjects, replace(window, steps=1), window.lanes)
+            except Exception as error:
+                failures += 1
+                found = describe(error)
+        if failures == 1:
+            self.raised = found
+        return failures == 2
+
+    def _with_first_change(self, carrier: Twin, windows: Sequence[Window]) -> Sequence[Window]:
+        """Find where the scheduler first changes a rate, and look at that place as well."""
+        onto = {key: subject.stand_in(1) for key, subject in zip(carrier.stand_ins, self.subjects, strict=True)}
+        ahead = make_twin(
+            carrier.optimizer, carrier.scheduler, {id(carrier.stand_ins[key]): made for key, made in onto.items()}
+        )
+        rates = _rates(ahead.scheduler)
+        until = min(self.at + SCOUTED, max(SCOUTED_LEAST, *(window.iteration for window in windows)))
+        for iteration in range(self.at + 1, until + 1):
+            try:
+                ahead.scheduler.step()
+            except Exception as error:
+                self.raised = self.raised or describe(error)
+                break
+            self.followed = iteration
+            if _rates(ahead.scheduler) != rates:
+                self.first_change = iteration
+                break
+        change = self.first_change
+        if change is None or any(window.iteration < change <= window.iterations[-1] for window in windows):
+            return windows
+        added = replace(windows[0], iteration=max(change - 2, windows[0].iteration))
+        return (windows[0], *sorted([added, *windows[1:]], key=lambda window: window.iteration))
+
     def _prove(self, carrier: Twin, window: Window) -> None:
         """Find what does not move number by number; where fainter gradients mend that, the optimizer clips."""
-        self.entangled = _entangled(carrier, self.subjects, window, self.crowd)
+        self.entangled = _entangled(carrier, self.subjects, window, self.crowd, self.started)
         if self.entangled:
-            fainter = _entangled(carrier, self.subjects, _fainter(window), self.crowd)
+            fainter = _entangled(carrier, self.subjects, _fainter(window), self.crowd, self.started)
             self.clips = fainter != self.entangled
             self.entangled = fainter
 
@@ -146,20 +239,24 @@ class _Run:
             problem=self.problem,
             strangers=tuple(tuple(s.tensor.shape) for s in self.subjects if id(s.tensor) not in known),
             buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
-            changes=tuple(self.changes),
+            first_change=self.first_change,
             followed=self.followed,
+            hooks=self.hooks,
+            raised=self.raised,
+            touched=self.touched,
+            restored=self.restored,
             clips=self.clips,
             clip=self.clip,
             precision=precision(self.subjects),
         )
 
 
-def _entangled(carrier: Twin, subjects: Sequence[Subject], window: Window, crowd: int) -> set[int]:
+def _entangled(carrier: Twin, subjects: Sequence[Subject], window: Window, crowd: int, started: bool) -> set[int]:
     """The ``id`` of every tensor of which a number moves differently in another place, among other numbers."""
     order = [len(window.lanes) - 1 - k % len(window.lanes) for k in range(crowd)]
     lanes = [window.lanes[k] for k in order]
-    alone = live(carrier, subjects, window, window.lanes)
-    among = live(carrier, subjects, window, lanes, along_last=True)
+    alone = live(carrier, subjects, window, window.lanes, started=started)
+    among = live(carrier, subjects, window, lanes, along_last=True, started=started)
     weights = torch.tensor([max(abs(w or 0.0) for w in lane.weights) for lane in lanes]).double()
     rounding = 8 * precision(subjects) * weights.unsqueeze(1)
     found = set()
@@ -223,21 +320,21 @@ def precision(subjects: Sequence[Subject]) -> float:
 
 
 def live(
-    carrier: Twin, subjects: Sequence[Subject], window: Window, lanes: Sequence[Lane], *, along_last: bool = False
+    carrier: Twin,
+    subjects: Sequence[Subject],
+    window: Window,
+    lanes: Sequence[Lane],
+    *,
+    along_last: bool = False,
+    started: bool = False,
 ) -> dict[int, torch.Tensor]:
     """Step a fresh twin of ``carrier`` through a window: ``id`` of each tensor to its movements, (lanes, steps).
 
-    Whatever the optimizer's ``step()`` raises goes through.
+    ``started`` is as in ``make_twin``. Whatever the optimizer's ``step()`` raises goes through.
     """
     made = {id(subject.tensor): subject.stand_in(len(lanes), along_last=along_last) for subject in subjects}
     onto = {id(carrier.stand_ins[key]): stand_in for key, stand_in in made.items()}
-    try:
-        return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto), made, window, lanes)
-    except Exception:
-        if not carrier.optimizer.state:
-            raise
-        twin = make_twin(carrier.optimizer, carrier.scheduler, onto, started=True)
-        return _steps(twin, made, window, lanes)
+    return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, lanes)
 
 
 def _steps(twin: Twin, made: dict[int, torch.Tensor], window: Window, lanes: Sequence[Lane]) -> dict[int, torch.Tensor]:
@@ -254,7 +351,7 @@ def _steps(twin: Twin, made: dict[int, torch.Tensor], window: Window, lanes: Seq
             if stand_in.requires_grad:
                 stand_in.grad = gradients[:, step].reshape(stand_in.shape).to(stand_in, copy=True)
             before[key] = stand_in.detach().reshape(-1).double().cpu().clone()
-        twin.optimizer.step()
+        take_step(twin.optimizer)
         for key, stand_in in made.items():
             moved[key][:, step] = stand_in.detach().reshape(-1).double().cpu() - before[key]
         if window.moving and step + 1 < window.steps:
@@ -272,11 +369,17 @@ def undisturbed(subjects: Sequence[Subject]) -> Iterator[None]:
     devices = {subject.tensor.device for subject in subjects if subject.tensor.device.type == "cuda"}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
+    every: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    everywhere = [(hooks, dict(hooks)) for hooks in every]
+    for hooks, _ in everywhere:
+        hooks.clear()
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        for hooks, kept in everywhere:
+            hooks.update(kept)
         torch.set_default_dtype(dtype)
         random.setstate(states[0])
         if numpy is not None:
@@ -296,31 +399,22 @@ NEAR = 20_000
 FARTHEST = 500_000
 """Steps beyond which a scheduler that cannot be set is not followed."""
 
-REMEMBERED = 8
-"""Changes of the rate that are written down on the way."""
+SCOUTED, SCOUTED_LEAST = 2000, 50
+"""Within how many steps the first change of a rate is looked for: a schedule of epochs has changed by then."""
 
 
 class OutOfReachError(Exception):
     """An iteration that a scheduler cannot be carried on to; the message says why."""
 
 
-def advance(scheduler: Any, at: int, to: int, changes: list[int]) -> bool:
-    """Step ``scheduler`` from iteration ``at`` to ``to``, and add to ``changes`` the iterations at which rates change.
-
-    Gives False where it was set to the iteration instead. Raises ``OutOfReachError``.
-    """
+def advance(scheduler: Any, at: int, to: int) -> None:
+    """Step ``scheduler`` from iteration ``at`` to ``to``, or set it there. Raises ``OutOfReachError``."""
     if to - at > NEAR and _leap(scheduler, to):
-        return False
+        return
     if to - at > FARTHEST:
         raise OutOfReachError(f"it is {to - at} steps of the scheduler away")
-    rates = _rates(scheduler)
-    for iteration in range(at + 1, to + 1):
+    for _ in range(at, to):
         scheduler.step()
-        now = _rates(scheduler)
-        if now != rates and len(changes) < REMEMBERED:
-            changes.append(iteration)
-        rates = now
-    return True
 
 
 def _leap(scheduler: Any, to: int) -> bool:
@@ -350,7 +444,9 @@ _TOLERANCE = 1e-4
 _HALVINGS = 24
 
 
-def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float) -> float | None:
+def clip_threshold(
+    carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float, started: bool
+) -> float | None:
     """The norm over all gradients beyond which they are scaled down; infinite where that is far beyond ``expected``.
 
     ``None`` where no gradient moves anything.
@@ -367,7 +463,7 @@ def clip_threshold(carrier: Twin, subjects: Sequence[Subject], window: Window, e
     def moved(norm: float) -> dict[int, torch.Tensor]:
         gradients = (unit / 4, unit * norm, *(0.0,) * (STEPS - 2))
         lanes = (Lane("clip", (0.0,) * STEPS, gradients),)
-        return live(carrier, subjects, replace(window, steps=STEPS, lanes=lanes), lanes)
+        return live(carrier, subjects, replace(window, steps=STEPS, lanes=lanes), lanes, started=started)
 
     clipped = moved(REACH)
     if not any(bool(seen.any()) for seen in clipped.values()):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from caffe2torch.binding.plan import Binding, BoundBlob, GroupPlan, Kind, Unclaimed
-from caffe2torch.recipe import Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, GroupPlan, Kind, Unclaimed
+from caffe2torch.recipe import Accumulation, Note, Severity, TrainingRecipe
+from caffe2torch.verification.checks import Reading, notes_of, run_checks
 from caffe2torch.verification.common_causes import find_causes
-from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers
-from caffe2torch.verification.probe_sequence import Observation, Observations, changes
+from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers, frozen
+from caffe2torch.verification.probe_sequence import Observation, Observations
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["Cause", "Effective", "Report", "ReportRow", "UnclaimedRow", "Verdict", "verify"]
@@ -26,36 +26,37 @@ def verify(
     observations: Observations,
     *,
     model_name: str | None = None,
-    inside: bool = True,
+    accumulation: Accumulation = Accumulation.SUM,
+    translating: bool = False,
+    model_checked: bool = True,
+    reading: Reading | None = None,
     notes: Iterable[Note] = (),
 ) -> Report:
     """Hold what an optimizer was seen to do to every parameter against what Caffe would do to its blob.
 
-    ``groups`` has the multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are
-    is read from ``observations``. ``inside`` says that the optimizer's step does all of Caffe's: clips, and divides by
-    ``iter_size`` gradients that were summed; else that is left to the training loop, which averages. ``notes`` are
-    added to those of recipe and binding. ``recipe.solver`` must not be ``None``.
+    Args:
+        recipe: What the prototxts say; ``recipe.solver`` must not be ``None``.
+        binding: Which blob is which parameter.
+        groups: The multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are is
+            read from ``observations``.
+        observations: What the optimizer was seen to do.
+        model_name: The model, where the binding's name for it is not the one to show.
+        accumulation: How the gradients of ``iter_size`` passes arrive: summed, so that the step divides, or averaged.
+        translating: Whether the optimizer is the tool's own: then it has to clip itself, and a parameter that its user
+            froze is a warning.
+        model_checked: Whether the model is its user's, and not made from the net.
+        reading: How ``accumulation`` was found, where it was not given.
+        notes: Added to those of recipe and binding.
+
+    Returns:
+        The report.
     """
     solver = recipe.solver
     assert solver is not None, "a net alone says nothing about an optimizer"
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
-    judge = Judge(solver, windows, iteration, observations.precision, inside)
-    asked = {
-        member.parameter: (Multipliers(group.lr_mult, group.decay_mult), group.factor)
-        for group in groups
-        for member in group.members
-    }
-    seen = {observation.parameter: observation for observation in observations.parameters}
-    claims = Counter(bound.name for bound in binding.blobs if bound.kind is Kind.PARAMETER)
-    rows = tuple(_row(judge, bound, asked, seen, claims, observations) for bound in binding.blobs)
-    claimed = {bound.name for bound in binding.blobs}
-    given = {left.name: left for left in binding.unclaimed}
-    unclaimed = tuple(
-        _unclaimed(judge, given.get(name, Unclaimed(name, observation.shape)), observation, observations)
-        for name, observation in seen.items()
-        if name not in claimed
-    )
+    rows, unclaimed, judged = judge_rows(recipe, binding, groups, observations, accumulation)
+    found = reading or Reading(accumulation)
     return Report(
         net=recipe.net_name,
         model=model_name or binding.model,
@@ -63,10 +64,45 @@ def verify(
         iteration=iteration,
         rows=rows,
         unclaimed=unclaimed,
-        causes=find_causes(solver, iteration, rows, observations, inside),
-        notes=(*recipe.notes, *binding.notes, *notes, *_own_notes(solver, observations, inside)),
+        causes=find_causes(solver, iteration, rows, observations),
+        notes=(*recipe.notes, *binding.notes, *notes, *_own_notes(observations)),
         sources=recipe.sources,
+        checks=run_checks(solver, judged, observations, found, translating=translating),
+        model_checked=model_checked,
+        translating=translating,
     )
+
+
+def judge_rows(
+    recipe: TrainingRecipe,
+    binding: Binding,
+    groups: Sequence[GroupPlan],
+    observations: Observations,
+    accumulation: Accumulation,
+) -> tuple[tuple[ReportRow, ...], tuple[UnclaimedRow, ...], dict[str, Judgement]]:
+    """The rows of a report, and by parameter what was seen of those that the optimizer moves."""
+    solver = recipe.solver
+    assert solver is not None
+    windows = observations.windows
+    iteration = windows[0].iteration if windows else 0
+    judge = Judge(solver, windows, iteration, observations.precision, accumulation is Accumulation.SUM)
+    asked = {
+        member.parameter: (Multipliers(group.lr_mult, group.decay_mult), group.factor)
+        for group in groups
+        for member in group.members
+    }
+    seen = {observation.parameter: observation for observation in observations.parameters}
+    claims = Counter(bound.name for bound in binding.blobs if bound.kind is Kind.PARAMETER)
+    judged: dict[str, Judgement] = {}
+    rows = tuple(_row(judge, bound, asked, seen, claims, observations, judged) for bound in binding.blobs)
+    claimed = {bound.name for bound in binding.blobs}
+    given = {left.name: left for left in binding.unclaimed}
+    unclaimed = tuple(
+        _unclaimed(judge, given.get(name, Unclaimed(name, observation.shape)), observation, observations, judged)
+        for name, observation in seen.items()
+        if name not in claimed
+    )
+    return rows, unclaimed, judged
 
 
 def _row(
@@ -76,12 +112,16 @@ def _row(
     seen: Mapping[str, Observation],
     claims: Counter[str | None],
     observations: Observations,
+    judged: dict[str, Judgement],
 ) -> ReportRow:
     blob = bound.blob
     observation = seen.get(bound.name or "") if bound.kind is Kind.PARAMETER else None
     multipliers, factor = asked.get(bound.name or "", (Multipliers(blob.lr_mult, blob.decay_mult), 1.0))
     if observation is not None:
         judgement, verdict = _held(judge, multipliers, observation, observations)
+        once = len(observation.groups) == 1 and claims[bound.name] == 1
+        if once and multipliers.lr_mult != 0 and judgement.observed.lr != 0 and not observations.problem:
+            judged[observation.parameter] = judgement
         if claims[bound.name] > 1:
             verdict = Verdict.DUPLICATE
             said = f"{claims[bound.name]} blobs stand for this one parameter, and Caffe does not share them"
@@ -114,6 +154,8 @@ def _held(
     if not seen.groups:
         if multipliers.lr_mult == 0:
             return Judgement(expected, NOTHING, ()), Verdict.OK
+        if not seen.requires_grad:
+            return Judgement(expected, NOTHING, (frozen(expected.lr or 0.0),)), Verdict.FROZEN
         return Judgement(expected, NOTHING, (Fault(FaultKind.MISSING, "no param group holds it"),)), Verdict.MISSING
     if observations.problem:
         said = f"the optimizer could not be observed: {observations.problem}"
@@ -123,6 +165,8 @@ def _held(
     if len(seen.groups) > 1:
         fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))
         return Judgement(expected, judgement.observed, (fault, *judgement.faults)), Verdict.DUPLICATE
+    if {fault.kind for fault in judgement.faults} == {FaultKind.FROZEN}:
+        return judgement, Verdict.FROZEN
     return judgement, Verdict.MISMATCH if judgement.faults else Verdict.OK
 
 
@@ -131,6 +175,8 @@ def _without_parameter(
 ) -> tuple[Judgement, Verdict]:
     """A blob that is a buffer in torch, or nothing: right where Caffe does not train it either."""
     expected = judge.expected(multipliers)
+    if bound.evidence is Evidence.SKIPPED:
+        return Judgement(expected, NOTHING, ()), Verdict.SKIPPED if multipliers.lr_mult else Verdict.OK
     if bound.kind is Kind.NONE and bound.how.startswith("skipped"):
         return Judgement(expected, NOTHING, ()), Verdict.OK
     if bound.kind is Kind.PARAMETER:
@@ -150,10 +196,14 @@ def _without_parameter(
     return Judgement(expected, NOTHING, (Fault(kind, what),)), verdict
 
 
-def _unclaimed(judge: Judge, left: Unclaimed, seen: Observation, observations: Observations) -> UnclaimedRow:
+def _unclaimed(
+    judge: Judge, left: Unclaimed, seen: Observation, observations: Observations, judged: dict[str, Judgement]
+) -> UnclaimedRow:
     """A parameter without a blob: as its user said, where that was said; else it must not train."""
     if left.lr_mult is not None and left.decay_mult is not None:
         judgement, verdict = _held(judge, Multipliers(left.lr_mult, left.decay_mult), seen, observations)
+        if len(seen.groups) == 1 and left.lr_mult != 0 and judgement.observed.lr != 0 and not observations.problem:
+            judged[seen.parameter] = judgement
     elif not seen.groups and not seen.requires_grad:
         judgement, verdict = Judgement(UNKNOWN, NOTHING, ()), Verdict.OK
     elif not seen.groups:
@@ -183,18 +233,9 @@ def _twice(groups: Sequence[int]) -> str:
     return f"it stands in {' and '.join(places)}: each step moves it {len(groups)} times"
 
 
-def _own_notes(solver: SolverSettings, observations: Observations, inside: bool) -> Iterable[Note]:
-    """What was not looked at, said rather than skipped."""
+def _own_notes(observations: Observations) -> Iterable[Note]:
+    """What was not looked at, stated rather than left out, and what happened on the way."""
     for window, why in observations.unreached:
         yield Note(None, Severity.WARNING, f"iteration {window.iteration} was not looked at: {why}")
-    windows = observations.windows
-    if windows and not windows[0].moving and changes(solver.policy, solver.max_iter):
-        said = f"no scheduler was given: only the rate of iteration {windows[0].iteration} was looked at"
-        yield Note(None, Severity.INFO, f"{said}, not how policy {str(solver.policy.type)!r} changes it")
-    if not inside and solver.iter_size > 1:
-        said = f"judged for a loop that averages its gradients over {solver.iter_size} passes, not sums them as Caffe"
-        yield Note(None, Severity.INFO, said)
-    if not inside and solver.clip_gradients is not None and observations.clip == math.inf:
-        norm = solver.clip_gradients / solver.iter_size
-        said = f"the optimizer does not clip gradients: the training loop has to, at a norm of {norm:g}"
-        yield Note(None, Severity.WARNING, said)
+    for message in notes_of(observations):
+        yield Note(None, Severity.WARNING, message)

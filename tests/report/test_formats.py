@@ -43,10 +43,10 @@ def cells(line: str) -> list[str]:
 def test_markdown_has_a_row_for_every_blob_and_escapes_names() -> None:
     for report in (right(), notebook(), hostile()):
         lines = render(report, "md").splitlines()
-        table = [line for line in lines if line.startswith("| ")]
+        table = [line for line in lines if line.startswith("| ") and len(cells(line)) != 3]  # the others are checks
         assert {len(cells(line)) for line in table} == {12}
         assert len(table) == 2 + len(report.rows)
-        assert f"**{'4 of 10' if report.net == 'small' and not report.ok else ''}" in lines[2]
+        assert f"**{'6 of 10' if report.net == 'small' and not report.ok else ''}" in lines[2]
     text = render(hostile(), "md")
     assert "<script>" not in text
     assert "\\<script\\>" in text

@@ -94,7 +94,7 @@ def test_the_verdict_comes_first_then_what_needs_attention_then_the_table(wrong:
     sections = [section.attributes["id"] for section in page.all("section")]
     assert sections == ["attention", "blobs", "rate", "arguments", "notes", "sources"]
     attention = page.by_id("attention")
-    assert attention.all("h2")[0].words == "4 of 35 rows are wrong"
+    assert attention.all("h2")[0].words == "31 of 35 rows ok, 2 mismatch, 1 missing, 1 duplicate"
     said = attention.words
     assert said.index("3 of 34 parameters: lr x10") < said.index("conv1_bn.shift lr is 0.1, Caffe's is 0.01")
     assert "something that one should know" in said
@@ -301,7 +301,7 @@ def test_a_notebook_shows_the_report_without_matplotlib(wrong: Report, monkeypat
     assert not fragment.all("script")
     assert not fragment.all("html")
     said = fragment.words
-    assert "✗ 4 of 35 rows are wrong" in said
+    assert "✗ 31 of 35 rows ok, 2 mismatch, 1 missing, 1 duplicate" in said
     assert "3 of 34 parameters: lr x10" in said
     rows = fragment.all("tbody")[0].all("tr")
     assert len(rows) == 35

@@ -23,8 +23,8 @@ def test_the_report_is_as_kept(sample: object, width: int, fixtures: Path) -> No
 
 def test_the_last_line_is_the_verdict() -> None:
     assert str(right()).splitlines()[-1] == "10 blobs, 10 parameters: all ok"
-    assert str(notebook()).splitlines()[-1] == "4 of 10 rows are wrong"
-    assert str(hostile()).splitlines()[-1] == "7 of 10 rows are wrong"
+    assert str(notebook()).splitlines()[-1] == "6 of 10 rows ok, 2 mismatch, 2 missing"
+    assert str(hostile()).splitlines()[-1] == "3 of 10 rows ok, 7 missing"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])

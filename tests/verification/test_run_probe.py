@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_net import SGD, SmallNet, groups_of, names, recipe_of, report_of, wrong
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.verification.candidate_rules import caffe_rule
@@ -104,7 +105,7 @@ def test_two_swapped_parameters_are_both_wrong(model: SmallNet, optimizer: torch
 def test_a_frozen_parameter_is_wrong_where_caffe_trains_it(model: SmallNet, optimizer: torch.optim.SGD) -> None:
     model.conv1.weight.requires_grad_(False)
     report = report_of(model, optimizer)
-    assert wrong(report) == {"conv1.weight": "mismatch"}
+    assert wrong(report) == {"conv1.weight": "frozen"}
     assert "its requires_grad is False; Caffe trains it at lr 0.1" in report.wrong[0].reason
 
 
@@ -211,7 +212,8 @@ def test_norms_over_a_tensor_are_found_out(model: SmallNet) -> None:
     seen = observe(model, NormScaled(model.parameters(), 0.1), SGD)
     assert not any(p.elementwise for p in seen.parameters)
     report = report_of(model, NormScaled(model.parameters(), 0.1))
-    assert all("depends on the others" in row.reason for row in report.wrong)
+    assert "depends on the others" in report.checks[0].text
+    assert all("cannot be read" in row.reason for row in report.wrong)
     assert len(report.wrong) == 10
 
 
@@ -223,7 +225,7 @@ def test_a_clip_inside_the_optimizer_is_found_out_and_seen_through(model: SmallN
     report = report_of(model, optimizer)
     assert not report.ok
     assert not report.wrong
-    assert "clips gradients by their norm, the solver does not" in report.causes[0].message
+    assert "clips gradients by their norm, the solver does not" in report.checks[-1].text
 
 
 @pytest.mark.parametrize(
@@ -295,17 +297,63 @@ def test_the_optimizer_inside_lightnings_own_wrappers_is_probed(model: SmallNet,
     assert report_of(model, fabrics).ok
 
 
-def test_a_hook_before_the_step_is_part_of_what_the_optimizer_does(model: SmallNet) -> None:
-    optimizer = Kept(model.parameters(), 0.25)
+def test_a_step_hook_does_not_run_and_the_report_counts_it(model: SmallNet) -> None:
+    """It is bound to what is trained: here it writes to the model's average, which nobody else restores."""
+    optimizer = torch.optim.SGD(groups_of(model), momentum=0.9)
+    average, everywhere = torch.zeros(1), torch.zeros(1)
+    optimizer.register_step_pre_hook(lambda *_: average.add_(1))
+    optimizer.register_step_post_hook(lambda *_: average.add_(1))
+    handle = register_optimizer_step_post_hook(lambda *_: everywhere.add_(1))
+    try:
+        report = report_of(model, optimizer)
+        assert (average.item(), everywhere.item()) == (0, 0)
+        optimizer.step()
+        assert (average.item(), everywhere.item()) == (2, 1)
+    finally:
+        handle.remove()
+    assert report.ok
+    assert "2 step hooks of the optimizer were not run" in report.notes[0].message
 
-    def double(inner: torch.optim.Optimizer, *_: Any) -> None:
-        for group in inner.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.mul_(2)
 
-    optimizer.register_step_pre_hook(double)
-    assert lr_seen(model, optimizer) == {0.5}
+LIVE: dict[str, torch.nn.Module] = {}
+
+
+class Reaching(torch.optim.SGD):
+    """Writes to the model that it was built for, past its parameters."""
+
+    def step(self) -> None:  # type: ignore[override]  # nobody here passes a closure
+        super().step()
+        with torch.no_grad():
+            LIVE["model"].conv1.weight.add_(1)
+
+
+def test_a_step_that_reaches_the_model_is_undone_and_reported(model: SmallNet) -> None:
+    LIVE["model"] = model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = report_of(model, Reaching(groups_of(model), momentum=0.9))
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert "changed 1 tensors of the real model (conv1.weight); they are as before again" in report.notes[0].message
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["new", "in the middle of a run"])
+@pytest.mark.parametrize("call", [1, 3, 8])
+def test_a_step_that_raises_once_is_reported(model: SmallNet, call: int, started: bool) -> None:
+    calls = [0]
+
+    class Raising(torch.optim.SGD):
+        def step(self) -> None:  # type: ignore[override]  # nobody here passes a closure
+            calls[0] += 1
+            if calls[0] == call + started:
+                raise RuntimeError("once")
+            super().step()
+
+    optimizer = Raising(groups_of(model), momentum=0.9)
+    if started:
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    report = report_of(model, optimizer)
+    assert "RuntimeError: once" in str(report)
 
 
 STOCK = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
@@ -314,11 +362,15 @@ STOCK = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubc
 @pytest.mark.parametrize("make", [c for c in STOCK if c is not torch.optim.Optimizer], ids=lambda c: c.__name__)
 def test_every_optimizer_of_torch_is_told_to_be_another_than_the_solvers(make: Any) -> None:
     model = torch.nn.Sequential(OrderedDict(ip=torch.nn.Linear(3, 4)))
-    row = report_of(model, make([model.ip.weight], lr=0.1)).rows[0]
-    assert row.verdict == "mismatch"
+    report = report_of(model, make([model.ip.weight], lr=0.1))
+    rule = report.checks[0]
+    expected = "not seen" if make.__name__ in ("LBFGS", "SparseAdam") else "differs"  # which cannot be stepped
+    assert (rule.name, rule.result) == ("update rule", expected)
+    assert not report.ok
     rules = {"Adadelta": "AdaDelta", "Adagrad": "AdaGrad", "Adam": "Adam", "AdamW": "Adam", "RMSprop": "RMSProp"}
     if make.__name__ in rules:
-        assert f"it steps as {rules[make.__name__]}, the solver is SGD" in row.reason
+        assert f"it steps as {rules[make.__name__]}, the solver is SGD" in rule.text
+        assert report.rows[0].observed.lr == pytest.approx(0.1)
 
 
 def stepped(model: SmallNet) -> Iterator[tuple[str, torch.optim.Optimizer]]:

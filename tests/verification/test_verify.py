@@ -103,6 +103,8 @@ def test_a_blob_that_learns_in_caffe_cannot_be_a_buffer_or_nothing() -> None:
     assert [row.reason for row in as_nothing.wrong] == ["nothing in the model stands for it; Caffe trains it"]
     skipped = report_with([BoundBlob(blob, Kind.NONE, None, "skipped by the user")])
     assert skipped.ok
+    assert skipped.rows[-1].verdict == "skipped"
+    assert "10 of 11 rows ok, 1 skipped" in str(skipped)
 
 
 def test_two_blobs_for_one_parameter_are_a_duplicate() -> None:
@@ -228,7 +230,7 @@ def test_what_is_not_finite_in_caffe_is_not_finite_here_either() -> None:
         report = verify(recipe, binding, groups, observe(model, build_optimizer(model, groups, solver), solver))
         assert report.ok, str(report)
     finite = verify(recipe, binding, groups, observe(model, torch.optim.SGD(groups_of(model), momentum=0.9), solver))
-    assert len(finite.wrong) == 10
+    assert len(finite.wrong) == 4  # the frozen ones stay where they are, which only a hook of ours changes
 
 
 def test_what_was_not_looked_at_is_noted() -> None:
@@ -236,7 +238,9 @@ def test_what_was_not_looked_at_is_noted() -> None:
     solver = replace(SGD, policy=LrPolicy(PolicyType.STEP, 0.1, gamma=0.1, stepsize=10), max_iter=100)
     report = report_of(model, torch.optim.SGD(groups_of(model), momentum=0.9), solver)
     assert report.ok
-    assert "no scheduler was given: only the rate of iteration 0 was looked at" in report.notes[0].message
+    schedule = next(check for check in report.checks if check.name == "rate schedule")
+    assert schedule.result == "not seen"
+    assert "no scheduler was given: only the rate of iteration 0 was looked at" in schedule.seen
 
     class Slow(torch.optim.lr_scheduler.LRScheduler):
         def get_lr(self) -> list[float]:
@@ -265,14 +269,43 @@ def test_clipping_is_measured_where_the_solver_clips() -> None:
     model = SmallNet()
     recipe, binding = recipe_of(model, solver)
     groups = plan_groups(recipe, binding)
-    for clip, message in ((5.0, None), (2.0, "clips gradients at a norm of 2,"), (None, "clips gradients at no norm,")):
+    for clip, message in ((5.0, None), (2.0, "clips gradients at a norm of 2,"), (None, None)):
         optimizer = build_optimizer(model, groups, replace(solver, clip_gradients=clip))
         report = verify(recipe, binding, groups, observe(model, optimizer, solver))
         assert report.ok == (message is None)
         assert not report.wrong
-        if message is not None:
-            assert message in report.causes[0].message
-            assert report.causes[0].kinds == (FaultKind.CLIP,)
-    outside = verify(recipe, binding, groups, observe(model, optimizer, solver), inside=False)
-    assert outside.ok
-    assert "the training loop has to, at a norm of 5" in outside.notes[0].message
+        clipping = report.checks[-1]
+        assert clipping.name == "clipping"
+        if clip == 5:
+            assert (clipping.result, clipping.seen) == ("ok", "inside the step, at a norm of 5")
+        elif clip is None:  # which the loop may do
+            assert (clipping.result, clipping.kinds) == ("not seen", ())
+            assert "your loop has to, at a norm of 5" in clipping.seen
+        else:
+            assert message in clipping.text
+            assert clipping.kinds == (FaultKind.CLIP,)
+    ours = verify(recipe, binding, groups, observe(model, optimizer, solver), translating=True)
+    assert ours.differing == (ours.checks[-1],)
+    assert "clips gradients at no norm" in ours.checks[-1].text
+
+
+def test_a_parameter_that_its_user_froze_is_a_warning_in_a_translation_and_a_fault_in_an_audit() -> None:
+    model = SmallNet()
+    recipe, binding = recipe_of(model)
+    groups = plan_groups(recipe, binding)
+    model.conv1.weight.requires_grad_(False)
+    for held in (True, False):
+        optimizer = torch.optim.SGD(groups_of(model), momentum=0.9)
+        if not held:
+            optimizer.param_groups[0]["params"].pop(0)
+        seen = observe(model, optimizer, SGD)
+        audited = verify(recipe, binding, groups, seen)
+        assert wrong(audited) == {"conv1.weight": "frozen"}
+        assert not audited.ok
+        accepted = audited.accepting([FaultKind.FROZEN])
+        assert accepted.ok
+        assert accepted.rows[0].verdict == "accepted"
+        translated = verify(recipe, binding, groups, seen, translating=True)
+        assert translated.ok
+        assert translated.rows[0].verdict == "frozen"
+        assert "1 parameter that Caffe trains stay frozen: conv1.weight" in str(translated)

@@ -1,0 +1,271 @@
+"""What was found of the run as a whole: one check for each question that does not concern one parameter alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
+from caffe2torch.solver.requirements import has_momentum
+from caffe2torch.solver.update_rules import History
+from caffe2torch.verification.diagnose import Judgement, number
+from caffe2torch.verification.fit import close
+from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
+from caffe2torch.verification.report import Check, Fault, FaultKind, Result
+from caffe2torch.verification.simulate import effect
+
+__all__ = ["Reading", "notes_of", "run_checks"]
+
+AUDIT_FIX = "write the right file with caffe2torch audit ... --fix optimizer.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the gradients of ``iter_size`` passes were taken to arrive, and how well that fits.
+
+    Attributes:
+        accumulation: The reading under which the rows were judged.
+        fits: How many rows are right under each reading that was tried.
+        rows: Of how many.
+        stated: What the user says that the loop does.
+        known: Whether the two readings could be told apart.
+        other: What the rows would be under the other reading, where the two could not be told apart.
+    """
+
+    accumulation: Accumulation = Accumulation.SUM
+    fits: Mapping[Accumulation, int] | None = None
+    rows: int = 0
+    stated: Accumulation | None = None
+    known: bool = True
+    other: str = ""
+
+
+def run_checks(
+    solver: SolverSettings,
+    judged: Mapping[str, Judgement],
+    observations: Observations,
+    reading: Reading,
+    *,
+    translating: bool,
+) -> tuple[Check, ...]:
+    """The checks that have a subject under this solver, from what was seen of each parameter that moves."""
+    if observations.problem or not observations.windows:
+        return (Check("update rule", Result.NOT_SEEN, _rule(solver), seen="the optimizer could not be observed"),)
+    found = [
+        _update_rule(solver, judged),
+        _schedule(solver, judged, observations),
+        _momentum(solver, judged, observations),
+        _accumulation(solver, reading),
+        _clipping(solver, observations, reading.accumulation, translating=translating),
+    ]
+    return tuple(check for check in found if check is not None)
+
+
+def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement]) -> Check:
+    kinds = (FaultKind.RULE, FaultKind.MOMENTUM, FaultKind.EPSILON, FaultKind.REGULARIZATION)
+    faults, concerned = _faults(judged, kinds)
+    expected = _rule(solver)
+    if not faults:
+        return Check("update rule", Result.OK, expected, seen=expected)
+    epsilon_alone = {fault.kind for fault in faults} == {FaultKind.EPSILON} and solver.type is SolverType.ADAM
+    return Check(
+        "update rule",
+        Result.DIFFERS,
+        expected,
+        tuple(faults),
+        effect=effect(solver) if epsilon_alone else "",
+        fix=AUDIT_FIX,
+        parameters=concerned,
+    )
+
+
+def _rule(solver: SolverSettings) -> str:
+    """``SGD, momentum 0.9, L2 decay``."""
+    settings = {
+        SolverType.ADAM: ("momentum", "momentum2", "delta"),
+        SolverType.ADADELTA: ("momentum", "delta"),
+        SolverType.RMSPROP: ("rms_decay", "delta"),
+        SolverType.ADAGRAD: ("delta",),
+    }.get(solver.type, ("momentum",))
+    parts = [str(solver.type), *(f"{name} {getattr(solver, name):g}" for name in settings)]
+    return ", ".join([*parts, f"{solver.regularization} decay"] if solver.weight_decay else parts)
+
+
+def _schedule(solver: SolverSettings, judged: Mapping[str, Judgement], observations: Observations) -> Check | None:
+    start, moving = observations.windows[0].iteration, observations.windows[0].moving
+    caffes = [i for i in changes(solver.policy, solver.max_iter) if i > start]
+    first = _first_change(solver, start, caffes)
+    if first is None and (not moving or observations.first_change is None):
+        return None
+    policy = "the rate is constant" if first is None else f"{solver.policy.type}, changes at iteration {first}"
+    if not moving:
+        seen = f"no scheduler was given: only the rate of iteration {observations.windows[0].iteration} was looked at"
+        return Check("rate schedule", Result.NOT_SEEN, policy, seen=seen, fix="give the scheduler as well")
+    late = {name: fault for name, one in judged.items() for fault in one.run if fault.kind is FaultKind.SCHEDULE}
+    broken = [(window, why) for window, why in observations.unreached if ": " in why]
+    ours = observations.first_change
+    if broken:
+        window, why = broken[0]
+        message = f"at iteration {window.iteration} it raises {why}"
+    elif first is None:
+        message = f"the scheduler changes the rate at iteration {ours}, Caffe never does"
+    elif late:
+        message = _late(late, first, observations)
+    elif ours is not None and ours < first:
+        message = _once_per_epoch(ours, first)
+    else:
+        where = ", ".join(map(str, caffes[:3] or [first]))
+        unseen = [str(window.iteration) for window, _ in observations.unreached]
+        if caffes and len(unseen) >= len(caffes):
+            return Check(
+                "rate schedule", Result.NOT_SEEN, policy, seen=f"iteration {', '.join(unseen)} is out of reach"
+            )
+        return Check("rate schedule", Result.OK, policy, seen=f"as Caffe's where it was looked at ({where})")
+    concerned = tuple(late) if late and len(late) < len(judged) else ()
+    return Check(
+        "rate schedule",
+        Result.DIFFERS,
+        policy,
+        (Fault(FaultKind.SCHEDULE, message),),
+        fix="call scheduler.step() after each optimizer.step(), with the policy counted in iterations",
+        parameters=concerned,
+    )
+
+
+def _first_change(solver: SolverSettings, start: int, caffes: Sequence[int]) -> int | None:
+    """The first iteration after ``start`` at which Caffe's rate is another one."""
+    near = (i for i in range(start + 1, start + 50) if rate_at(solver.policy, i) != rate_at(solver.policy, i - 1))
+    return next(near, next(iter(caffes), None))
+
+
+def _late(late: Mapping[str, Fault], caffes: int, observations: Observations) -> str:
+    """Where the rates do not follow the policy, in Caffe's own numbers and the port's own."""
+    first = min(fault.iteration or 0 for fault in late.values())
+    at = [fault for fault in late.values() if fault.iteration == first]
+    seen, due = {fault.seen for fault in at}, {fault.due for fault in at}
+    ours = observations.first_change
+    if len(seen) == 1 < len(due) and seen != {0.0}:
+        return f"at iteration {first} the scheduler makes every lr {number(seen.pop())}, whatever its multiplier"
+    if ours is not None and ours < caffes:
+        return _once_per_epoch(ours, caffes)
+    if ours is None and observations.followed >= caffes:
+        return f"the scheduler leaves the rate as it is; Caffe's first changes at iteration {caffes}"
+    if ours is not None and caffes < ours and first <= ours:
+        return f"the scheduler first changes the rate at iteration {ours}, Caffe's first changes at {caffes}"
+    right = [fault for fault in at if close(fault.factor, 1.0)]
+    if right:
+        return right[0].message
+    fault = at[0]
+    return (
+        f"at iteration {first} lr is {number(fault.seen)} where Caffe's is {number(fault.due)}, and it began at "
+        f"{number(fault.factor)} times Caffe's"
+    )
+
+
+def _once_per_epoch(ours: int, caffes: int) -> str:
+    return (
+        f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}: "
+        "it counts epochs where Caffe counts iterations, or is stepped too often"
+    )
+
+
+def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observations: Observations) -> Check | None:
+    name, expected = "momentum at rate changes", "the history keeps the rates that it was made with"
+    faults, concerned = _faults(judged, (FaultKind.RATE_CHANGE,))
+    constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
+    if not faults and (not has_momentum(solver) or constant):
+        return None
+    if faults:
+        return Check(
+            name,
+            Result.DIFFERS,
+            expected,
+            tuple(faults),
+            effect=effect(solver) if all(History.RATE_OUTSIDE.value in fault.message for fault in faults) else "",
+            fix=AUDIT_FIX,
+            parameters=concerned,
+        )
+    if not any(judgement.change_seen for judgement in judged.values()):
+        why = "no scheduler was given" if not observations.windows[0].moving else "no change of the rate was seen"
+        return Check(name, Result.NOT_SEEN, expected, seen=why, fix="give the scheduler as well")
+    if any(fault.kind in (FaultKind.RULE, FaultKind.MOMENTUM) for one in judged.values() for fault in one.run):
+        return None  # another rule has another history; the update rule says so
+    return Check(name, Result.OK, expected, seen=expected)
+
+
+def _accumulation(solver: SolverSettings, reading: Reading) -> Check | None:
+    passes = solver.iter_size
+    if passes == 1:
+        return None
+    sums = f"the step divides by iter_size: your loop has to sum the gradients of {passes} passes"
+    averages = f"the step does not divide by iter_size: your loop has to average over {passes} passes"
+    said = sums if reading.accumulation is Accumulation.SUM else averages
+    expected = f"the gradients of {passes} passes are summed, and the step divides"
+    if reading.stated is not None and reading.stated is not reading.accumulation:
+        message = f"{said}, and you say that it does {'sum' if reading.stated is Accumulation.SUM else 'average'}"
+        fix = f"let it {'sum' if reading.accumulation is Accumulation.SUM else 'average'}, or {AUDIT_FIX}"
+        return Check("accumulation", Result.DIFFERS, expected, (Fault(FaultKind.ITER_SIZE, message),), fix=fix)
+    if not reading.known:
+        seen = (
+            f"it cannot be told whether the step expects the sum or the mean of {passes} passes; the rows are read as "
+            f"the {reading.accumulation}{reading.other}"
+        )
+        return Check("accumulation", Result.NOT_SEEN, expected, seen=seen, fix="say it: --accumulation sum or mean")
+    if reading.fits:
+        other = Accumulation.MEAN if reading.accumulation is Accumulation.SUM else Accumulation.SUM
+        why = "as you say" if reading.stated else f"read as the {reading.accumulation}"
+        said += (
+            f" ({why}, {reading.fits[reading.accumulation]} of {reading.rows} rows fit; "
+            f"as the {other} {reading.fits[other]})"
+        )
+    return Check("accumulation", Result.OK, expected, seen=said)
+
+
+def _clipping(
+    solver: SolverSettings, observations: Observations, accumulation: Accumulation, *, translating: bool
+) -> Check | None:
+    clip, seen = solver.clip_gradients, observations.clip
+    if not clip:
+        if clip is not None or not observations.clips:
+            return None
+        fault = Fault(FaultKind.CLIP, "the optimizer clips gradients by their norm, the solver does not")
+        return Check("clipping", Result.DIFFERS, "no clipping", (fault,), fix="let the step not clip")
+    wanted = clip if accumulation is Accumulation.SUM else clip / max(solver.iter_size, 1)
+    expected = f"the norm of all gradients is at most {wanted:g}"
+    if accumulation is Accumulation.MEAN and solver.iter_size > 1:
+        expected += f" (clip_gradients {clip:g} / iter_size {solver.iter_size}, as the gradients are averaged)"
+    if seen is None:
+        return Check("clipping", Result.NOT_SEEN, expected, seen="no gradient moves anything")
+    if close(seen, wanted, 1e-3):
+        return Check("clipping", Result.OK, expected, seen=f"inside the step, at a norm of {wanted:g}")
+    if seen == math.inf and not translating:
+        said = f"the step does not clip: your loop has to, at a norm of {wanted:g} over all gradients"
+        return Check("clipping", Result.NOT_SEEN, expected, seen=said)
+    norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
+    message = f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
+    return Check("clipping", Result.DIFFERS, expected, (Fault(FaultKind.CLIP, message),), fix=AUDIT_FIX)
+
+
+def _faults(judged: Mapping[str, Judgement], kinds: Sequence[FaultKind]) -> tuple[list[Fault], tuple[str, ...]]:
+    """One fault of each kind and message, and the parameters that have one where not all do."""
+    found = {name: [fault for fault in one.run if fault.kind in kinds] for name, one in judged.items()}
+    concerned = tuple(name for name, faults in found.items() if faults)
+    distinct = dict.fromkeys((fault.kind, fault.message) for faults in found.values() for fault in faults)
+    return [Fault(kind, message) for kind, message in distinct], concerned if len(concerned) < len(found) else ()
+
+
+def notes_of(observations: Observations) -> Iterator[str]:
+    """What happened while the optimizer was observed that its user should know."""
+    if observations.hooks:
+        yield (
+            f"{observations.hooks} step hooks of the optimizer were not run: they are bound to what you train; "
+            "what they do to a step was not seen"
+        )
+    if observations.raised:
+        yield f"a step or a scheduler raised once and not again: {observations.raised}"
+    if observations.touched:
+        names = ", ".join(observations.touched[:3]) + (", ..." if len(observations.touched) > 3 else "")
+        back = "they are as before again" if observations.restored else "they could NOT be put back"
+        count = len(observations.touched)
+        yield f"a step of the optimizer's copy changed {count} tensors of the real model ({names}); {back}"

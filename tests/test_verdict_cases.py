@@ -1,0 +1,217 @@
+"""Verdicts that were wrong once on real ports: rows stay right, and what concerns the run is stated once."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import caffe2torch
+from caffe2torch.auditing import audit
+from caffe2torch.cli import main
+from caffe2torch.reading import read_recipe
+from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.verification.report import Check, Report
+
+TWO = """name: "two" input: "data" input_shape { dim: 2 dim: 3 }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
+  inner_product_param { num_output: 4 } }
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
+  inner_product_param { num_output: 2 } }
+"""
+USUAL = "momentum: 0.9 weight_decay: 0.0005 "
+STEP = f'base_lr: 0.001 {USUAL} lr_policy: "step" gamma: 0.1 stepsize: 1000 max_iter: 2500 '
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def right(model: Two, lr: float = 0.001, weights_lr: float | None = None) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        [
+            {"params": [model.a.weight, model.b.weight], "lr": weights_lr or lr, "weight_decay": 0.0005},
+            {"params": [model.a.bias, model.b.bias], "lr": 2 * lr},
+        ],
+        lr=lr,
+        momentum=0.9,
+    )
+
+
+def recipe(folder: Path, solver: str) -> TrainingRecipe:
+    (folder / "net.prototxt").write_text(TWO)
+    (folder / "solver.prototxt").write_text(solver)
+    return read_recipe(folder / "net.prototxt", folder / "solver.prototxt")
+
+
+def step_lr(optimizer: torch.optim.Optimizer, every: int = 1000) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, every, 0.1)
+
+
+def check(report: Report, name: str) -> Check:
+    (found,) = [one for one in report.checks if one.name == name]
+    return found
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_loop_that_averages_is_no_fault_of_rows(tmp_path: Path, scheduled: bool) -> None:
+    model = Two()
+    optimizer = right(model)
+    scheduler = step_lr(optimizer) if scheduled else None
+    report = audit(recipe(tmp_path, STEP + "iter_size: 10"), model, optimizer, scheduler)
+    assert not report.wrong
+    accumulation = check(report, "accumulation")
+    assert accumulation.result == "ok"
+    assert "your loop has to average over 10 passes" in accumulation.seen
+    assert "read as the mean, 4 of 4 rows fit; as the sum 0" in accumulation.seen
+    assert [one.name for one in report.differing] == (["momentum at rate changes"] if scheduled else [])
+    assert report.ok is not scheduled
+
+
+def test_what_the_user_says_of_the_loop_holds(tmp_path: Path) -> None:
+    model = Two()
+    asked = recipe(tmp_path, STEP + "iter_size: 10")
+    assert audit(asked, model, right(model), accumulation="mean").ok
+    report = audit(asked, model, right(model), accumulation="sum")
+    assert not report.wrong
+    assert [one.name for one in report.differing] == ["accumulation"]
+    assert "your loop has to average over 10 passes, and you say that it does sum" in report.differing[0].text
+
+
+def test_a_loop_that_clips_is_told_at_which_norm(tmp_path: Path) -> None:
+    for more, norm in (("clip_gradients: 40", 40), ("clip_gradients: 40 iter_size: 10", 4)):
+        model = Two()
+        optimizer = right(model)
+        report = audit(recipe(tmp_path, STEP + more), model, optimizer, step_lr(optimizer), accept=["rate_change"])
+        assert report.ok, str(report)
+        clipping = check(report, "clipping")
+        assert clipping.result == "not seen"
+        assert f"your loop has to, at a norm of {norm} over all gradients" in clipping.seen
+
+
+@pytest.mark.parametrize("every", [30, 10])
+def test_numbers_are_caffes_or_the_ports_own_and_epochs_are_recognised(tmp_path: Path, every: int) -> None:
+    model = Two()
+    optimizer = right(model, 0.0001, weights_lr=0.001)
+    solver = f'base_lr: 0.0001 {USUAL} lr_policy: "step" gamma: 0.1 stepsize: 5000 max_iter: 20000'
+    report = audit(recipe(tmp_path, solver), model, optimizer, step_lr(optimizer, every))
+    assert {row.parameter for row in report.wrong} == {"a.weight", "b.weight"}
+    assert {row.reason for row in report.wrong} == {"lr is 0.001, Caffe's is 0.0001 (10 times as much)"}
+    schedule = check(report, "rate schedule")
+    assert f"first changes the rate at iteration {every}, Caffe's first at iteration 5000" in schedule.text
+    assert "epochs" in schedule.text
+    assert "-0" not in schedule.text
+
+
+def test_a_rate_off_by_a_factor_does_not_enter_caffes_number_in_the_schedule(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = right(model, 0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000, 0.5)
+    report = audit(recipe(tmp_path, STEP), model, optimizer, scheduler)
+    schedule = check(report, "rate schedule")
+    assert "at iteration 1000 lr is 0.005 where Caffe's is 0.0001, and it began at 10 times Caffe's" in schedule.text
+
+
+def test_wrong_numbers_and_averaging_at_once_are_read_as_what_makes_most_of_them_right(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, f'base_lr: 0.001 {USUAL} lr_policy: "fixed" iter_size: 10')
+    model = Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=0.0001)
+    report = audit(asked, model, optimizer)
+    assert "read as the mean" in check(report, "accumulation").text
+    reasons = {row.parameter: row.reason for row in report.wrong}
+    assert reasons["a.weight"] == "weight_decay is 0.0001, Caffe's is 0.0005 (5 times too small)"
+    hopeless = torch.optim.SGD(model.parameters(), lr=0.0023, momentum=0.9, weight_decay=0.00017)
+    undecided = check(audit(asked, model, hopeless), "accumulation")
+    assert undecided.result == "not seen"
+    assert "it cannot be told" in undecided.seen
+    assert "as the mean, a.weight would be: lr is 0.0023" in undecided.seen
+
+
+def test_without_a_model_nothing_is_claimed_of_one(tmp_path: Path) -> None:
+    t = caffe2torch.translate(recipe(tmp_path, STEP))
+    assert t.report.ok
+    assert t.report.to_dict()["model_checked"] is False
+    text = str(t.report)
+    assert text.startswith("two, planned (no model was checked)")
+    assert text.splitlines()[-1].startswith("4 blobs planned in 2 groups; no model was checked")
+    assert caffe2torch.translate(recipe(tmp_path, STEP), model=Two()).report.to_dict()["model_checked"] is True
+
+
+def test_a_layer_that_its_user_skips_is_skipped_and_counted(tmp_path: Path) -> None:
+    model = Two()
+    del model.b
+    model.forward = lambda x: model.a(x)  # type: ignore[method-assign]  # a port without its head
+    t = caffe2torch.translate(recipe(tmp_path, STEP), model=model, skip=["b"])
+    assert [str(row.verdict) for row in t.report.rows] == ["ok", "ok", "skipped", "skipped"]
+    assert "2 of 4 rows ok, 2 skipped" in str(t.report).splitlines()[-1]
+
+
+def test_several_optimizers_of_one_model_are_one_verdict(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, STEP)
+    model = Two()
+
+    def made(layer: nn.Linear, lr: float = 0.001) -> torch.optim.SGD:
+        groups = [{"params": [layer.weight], "weight_decay": 0.0005}, {"params": [layer.bias], "lr": 2 * lr}]
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+
+    first, second = made(model.a), made(model.b)
+    assert audit(asked, model, [first, second]).ok
+    report = audit(asked, model, [first, second], [step_lr(first), None])
+    assert not report.wrong
+    schedule = check(report, "rate schedule")
+    assert (schedule.result, schedule.parameters) == ("differs", ("b.weight", "b.bias"))
+    both = audit(asked, model, [first, second], [step_lr(first), step_lr(second)])
+    assert [one.name for one in both.differing] == ["momentum at rate changes"]
+    off = audit(asked, model, [first, made(model.b, 0.1)])
+    assert {row.parameter for row in off.wrong} == {"b.weight", "b.bias"}
+    with pytest.raises(caffe2torch.Caffe2TorchError, match="not as many schedulers"):
+        audit(asked, model, [first, second], [step_lr(first)])
+
+
+def test_accepted_rows_are_counted_and_wrong_nowhere(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=0.0005)
+    report = audit(recipe(tmp_path, STEP), model, optimizer, accept=["lr", "weight_decay"])
+    assert report.ok
+    assert not report.causes
+    assert "2 of 4 rows ok, 2 accepted" in str(report).splitlines()[-1]
+    half = audit(recipe(tmp_path, STEP), model, optimizer, accept=["lr"])
+    assert {row.reason for row in half.wrong} == {"weight_decay is 0.0005, Caffe's is 0"}
+
+
+def test_a_port_on_stock_sgd_has_one_check_that_differs_with_its_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, STEP)
+    parts = [inspect.getsource(part) for part in (Two, right, step_lr)]
+    header = ["from __future__ import annotations", "from typing import Any", "import torch", "from torch import nn"]
+    (tmp_path / "port_of_two.py").write_text("\n".join([*header, *parts]))
+    arguments = ["audit", "net.prototxt", "solver.prototxt", "--model", "port_of_two.py:Two"]
+    arguments += ["--optimizer", "port_of_two.py:right", "--scheduler", "port_of_two.py:step_lr"]
+    result = CliRunner().invoke(main, [*arguments, "--fix", "optimizer.py"])
+    assert result.exit_code == 1, result.output
+    last = result.stdout.rstrip().splitlines()[-1]
+    assert last == "4 of 4 rows ok; 1 of 3 checks differs: momentum at rate changes"
+    assert "% of their movement away" in " ".join(result.stdout.split())
+    accepted = CliRunner().invoke(main, [*arguments, "--accept", "rate_change"])
+    assert accepted.exit_code == 0
+    namespace: dict[str, Any] = {}
+    exec((tmp_path / "optimizer.py").read_text(), namespace)
+    model = Two()
+    optimizer = namespace["build_optimizer"](model)
+    report = audit(recipe(tmp_path, STEP), model, optimizer, namespace["build_scheduler"](optimizer))
+    assert report.ok, str(report)
+    shown = CliRunner().invoke(main, ["audit", "--help"]).stdout
+    assert "rate_change" in shown
+    assert "frozen" in shown
