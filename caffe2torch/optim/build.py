@@ -153,20 +153,32 @@ def _freeze(
 
 def _before_step(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], fused_on: Collection[str] | None
-) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+) -> Callable[[torch.optim.Optimizer, Any, Any], Any]:
     """What the library looks after before each step; fused kernels are chosen on the devices ``fused_on``."""
     watched = weakref.ref(model)
     checked = False
     seen: dict[int, Any] = {}  # by group, what was found before the last step
     choice: dict[int, bool] = {}
 
-    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal checked
         if not checked:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             ours = {name: p for name, p in parameters.items() if id(p) in held}
             _check_parameters(watched(), ours)
             checked = bool(ours)  # a copy of the optimizer has none of them
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return look(optimizer)
+
+        def closure_then_look() -> Any:  # as Lightning steps: only the closure makes the gradients
+            loss = closure()
+            look(optimizer)
+            return loss
+
+        return args[:1], kwargs | {"closure": closure_then_look}
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
         for i, group in enumerate(optimizer.param_groups):
             if _layout(group) != seen.get(i):
                 _complete_gradients(group)
