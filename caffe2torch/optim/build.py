@@ -196,7 +196,8 @@ def _layout(group: Mapping[str, Any]) -> list[Any]:
     return [
         group["lr"] != group["lr"],  # NaN
         *(
-            (p.requires_grad, p.stride(), p.dtype, g if (g := p.grad) is None else (g.is_sparse or g.stride(), g.dtype))
+            (type(p), p.requires_grad, p.stride(), p.dtype)  # the type: the check of a translation steps plain tensors
+            + (() if (g := p.grad) is None else (g.is_sparse or g.stride(), g.dtype))
             for p in group["params"]
         ),
     ]
