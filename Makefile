@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test fuzz grid check lint types contract proto docs format clean
+.PHONY: help demo test trainers fuzz grid check lint types contract proto docs format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and b
 
 test: $(VENV)/.installed-dev ## run every test
 	$(PY) -m pytest -n 2
+
+trainers: $(VENV)/.installed-trainers ## run the tests with Lightning, Accelerate, the HF Trainer and LoRA
+	$(PY) -m pytest tests/trainers "tests/docs/test_docs.py::test_every_example_of_the_page_runs[trainers.md]"
 
 fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds in all (FUZZ_SECONDS)
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(PY) -m pytest -s tests/fuzz
@@ -59,6 +62,10 @@ $(VENV)/.installed: pyproject.toml | $(PY)
 $(VENV)/.installed-dev: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-trainers: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --editable '.[dev,trainers]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist site

@@ -114,14 +114,12 @@ _frozen_here: dict[int, weakref.ref[nn.Parameter]] = {}
 """By ``id``, the parameters that ``build_optimizer`` froze; only these are released by a later call."""
 
 
-def _freeze(
-    parameters: Mapping[str, nn.Parameter], groups: Iterable[GroupPlan], with_gradient: Collection[str]
-) -> None:
+def _freeze(parameters: Mapping[str, nn.Parameter], groups: Iterable[GroupPlan], kept: Collection[str]) -> None:
     """Where lr_mult is 0 Caffe computes no gradient, and torch will not either."""
     lr_mults = {member.parameter: group.lr_mult for group in groups for member in group.members}
     for name, lr_mult in lr_mults.items():
         parameter = parameters[name]
-        if lr_mult == 0 and name not in with_gradient:
+        if lr_mult == 0 and name not in kept:
             if parameter.requires_grad:
                 _frozen_here[id(parameter)] = weakref.ref(parameter)
             parameter.requires_grad_(False)
@@ -129,22 +127,35 @@ def _freeze(
             parameter.requires_grad_(True)
 
 
-def _before_step(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], fused_on: Collection[str] | None
-) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+Hook = Callable[[torch.optim.Optimizer, Any, Any], Any]
+
+
+def _before_step(model: nn.Module, parameters: Mapping[str, nn.Parameter], fused_on: Collection[str] | None) -> Hook:
     """What the library looks after before each step; fused kernels are chosen on the devices ``fused_on``."""
     watched = weakref.ref(model)
     checked = False
     seen: dict[int, Any] = {}  # by group, what was found before the last step
     choice: dict[int, bool] = {}
 
-    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         nonlocal checked
         if not checked:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             ours = {name: p for name, p in parameters.items() if id(p) in held}
             _check_parameters(watched(), ours)
             checked = bool(ours)  # a copy of the optimizer has none of them
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return look(optimizer)
+
+        def closure_then_look() -> Any:  # as Lightning steps: only the closure makes the gradients
+            loss = closure()
+            look(optimizer)
+            return loss
+
+        return args[:1], kwargs | {"closure": closure_then_look}
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
         for i, group in enumerate(optimizer.param_groups):
             if _layout(group) != seen.get(i):
                 _complete_gradients(group)
@@ -160,9 +171,10 @@ def _before_step(
 def _layout(group: Mapping[str, Any]) -> list[Any]:
     """How parameters and gradients lie: while it is the same, there is nothing to prepare."""
     found: list[Any] = [group["lr"] != group["lr"]]  # NaN
-    for p in group["params"]:
+    for p in group["params"]:  # with its type: the check of a translation steps plain tensors in place of DTensors
         g = p.grad
-        found.append((p.requires_grad, p.stride(), p.dtype, g if g is None else (g.is_sparse or g.stride(), g.dtype)))
+        lies = g if g is None else (g.is_sparse or g.stride(), g.dtype)
+        found.append((type(p), p.requires_grad, p.stride(), p.dtype, lies))
     return found
 
 

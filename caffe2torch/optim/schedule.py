@@ -41,9 +41,8 @@ class CaffeLRScheduler(LRScheduler):
         self._doubled += self._steps == 2
         if self._doubled == 3 and self._steps == 2:
             warnings.warn(
-                "the scheduler steps more than once per optimizer.step(), so the rate changes too early. Under "
-                "Accelerate with several processes: Accelerator(step_scheduler_with_optimizer=False), or do not "
-                "pass the scheduler to prepare()",
+                "the scheduler steps more than once per optimizer.step(): under Accelerate with several processes "
+                "use Accelerator(step_scheduler_with_optimizer=False), or do not pass the scheduler to prepare()",
                 stacklevel=2,
             )
         super().step(epoch)
@@ -51,14 +50,13 @@ class CaffeLRScheduler(LRScheduler):
 
     def rate(self) -> float:
         """The global rate of the present iteration."""
-        if self.solver.policy.type is not PolicyType.MULTISTEP:
-            return rate(self.solver.policy, self.last_epoch)
-        if self.last_epoch == self._counted + 1:
-            self.current_step = next_step(self.solver.policy, self.last_epoch, self.current_step)
-        elif self.last_epoch != self._counted:  # set to another iteration
-            self.current_step = step_at(self.solver.policy, self.last_epoch)
-        self._counted = self.last_epoch
-        return rate(self.solver.policy, self.last_epoch, self.current_step)
+        policy, now = self.solver.policy, self.last_epoch
+        if now == self._counted + 1:
+            self.current_step = next_step(policy, now, self.current_step)
+        elif now != self._counted:  # set to another iteration
+            self.current_step = step_at(policy, now)
+        self._counted = now
+        return rate(policy, now, self.current_step)
 
     def get_lr(self) -> list[Any]:
         """The effective rate of each group at the present iteration."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,30 +9,9 @@ import sharded_runs
 import torch
 from sharded_runs import ITERATIONS, SCALED, SOLVERS, net, train, translated, weights
 from torch import nn
+from two_processes import run
 
 import caffe2torch
-
-
-def run(program: str, folder: Path) -> None:
-    """Run a program of ``sharded_runs`` in two processes on the loopback address, for a minute at most."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    search = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    logs = [folder / f"{program}.{rank}.log" for rank in range(2)]
-    started = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as file:
-            command = [sys.executable, sharded_runs.__file__, program, str(folder), str(rank), port]
-            started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-    try:
-        for process in started:
-            process.wait(timeout=100)
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(log.read_text() for log in logs)
 
 
 def distance(found: dict[str, torch.Tensor], right: nn.Module, start: nn.Module) -> float:
@@ -48,7 +23,7 @@ def distance(found: dict[str, torch.Tensor], right: nn.Module, start: nn.Module)
 
 def test_a_model_sharded_by_fsdp2_learns_as_a_whole_one(tmp_path: Path) -> None:
     """All six solvers, with and without clipping and accumulation; the first weight has 1001 rows."""
-    run("fsdp2", tmp_path)
+    run(sharded_runs, "fsdp2", tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, solver in SOLVERS.items():
         for scaled in ("", SCALED):
@@ -77,7 +52,7 @@ def test_a_sharded_model_takes_a_solver_state_of_caffe(tmp_path: Path, shared: P
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "snap.solverstate").write_bytes((folder / "snap_iter_17.solverstate").read_bytes())
     (tmp_path / "snap.caffemodel").write_bytes((folder / "snap_iter_17.caffemodel").read_bytes())
-    run("resume", tmp_path)
+    run(sharded_runs, "resume", tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     t = caffe2torch.translate(tmp_path / "net.prototxt", tmp_path / "solver.prototxt")
     t.load_solverstate(tmp_path / "snap.solverstate", tmp_path / "snap.caffemodel")
@@ -89,7 +64,7 @@ def test_a_sharded_model_takes_a_solver_state_of_caffe(tmp_path: Path, shared: P
 
 
 def test_ddp_with_no_sync_accumulates_and_clips_as_one_process(tmp_path: Path) -> None:
-    run("ddp", tmp_path)
+    run(sharded_runs, "ddp", tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     model = net()
     train(translated(tmp_path, model, SOLVERS["SGD"] + SCALED), model, range(ITERATIONS))
@@ -97,7 +72,7 @@ def test_ddp_with_no_sync_accumulates_and_clips_as_one_process(tmp_path: Path) -
 
 
 def test_an_optimizer_with_a_part_of_the_parameters_refuses_to_clip(tmp_path: Path) -> None:
-    run("zero", tmp_path)
+    run(sharded_runs, "zero", tmp_path)
     assert (
         "holds only a part of the parameters (as within ZeroRedundancyOptimizer)" in (tmp_path / "said.txt").read_text()
     )

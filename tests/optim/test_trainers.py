@@ -71,6 +71,26 @@ def test_a_parameter_that_is_frozen_in_the_middle_stays_where_it_is(tmp_path: Pa
     assert not torch.equal(model.a.weight, before)
 
 
+@pytest.mark.parametrize("solver", [CONSTANT, STEPPED])
+@pytest.mark.parametrize("closure_by", ["position", "name"])
+def test_a_step_with_a_closure_prepares_the_gradients_that_the_closure_makes(
+    tmp_path: Path, solver: str, closure_by: str
+) -> None:
+    """As Lightning steps: a parameter without gradient decays all the same."""
+    model = net()
+    t = translated(tmp_path, model, solver)
+
+    def closure() -> torch.Tensor:
+        t.optimizer.zero_grad()
+        loss: torch.Tensor = model.a(torch.ones(1, 30)).square().mean()
+        loss.backward()
+        return loss
+
+    loss = t.optimizer.step(closure) if closure_by == "position" else t.optimizer.step(closure=closure)
+    assert float(loss.detach()) > 0
+    torch.testing.assert_close(model.b.weight, net().b.weight * (1 - 0.05 * 0.01), rtol=1e-6, atol=0)
+
+
 def test_what_its_user_froze_stays_frozen_and_what_we_froze_is_released(tmp_path: Path) -> None:
     model = net()
     model.a.requires_grad_(False)

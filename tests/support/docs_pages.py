@@ -1,7 +1,8 @@
 """The examples of a Markdown page, run in their order in one folder and one namespace, as its reader would.
 
 ===================================  ==================================================================================
-```` ```python ````                  is executed; what it prints stands in a ```` ```text ```` block right after it
+```` ```python ````                  is executed; what it prints stands in a ```` ```text ```` block right after it; one
+                                     that imports a library of the extra ``trainers`` only where that is installed
 ```` ```pycon ````                   is a doctest
 ```` ```console ````                 ``$ COMMAND`` lines, each followed by what it prints; ``...`` stands for any text
 ```` ```LANGUAGE title="NAME" ````   is written to the file NAME
@@ -23,7 +24,9 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ FENCE = re.compile(
 )
 TITLE = re.compile(r'title="([^"]+)"')
 INSTALLERS = {"cd", "git", "make", "pip", "python3"}
+TRAINER = re.compile(r"^(?:from|import) (lightning|accelerate|transformers|peft)\b", re.MULTILINE)
 FLAGS = doctest.ELLIPSIS
 EMPTY = re.compile(r"[ \t]+$", re.MULTILINE)
 
@@ -91,10 +95,14 @@ class PageRun:
             case Block(title=str(title)):
                 Path(title).parent.mkdir(parents=True, exist_ok=True)
                 Path(title).write_text(block.text, encoding="utf-8")
+            case Block(language="python") if any(find_spec(name) is None for name in TRAINER.findall(block.text)):
+                compile(block.text, self.name, "exec")
             case Block(language="python"):
                 stdout = io.StringIO()
                 code = compile("\n" * (block.line - 1) + block.text, self.name, "exec")
-                with contextlib.redirect_stdout(stdout):
+                with contextlib.redirect_stdout(stdout), warnings.catch_warnings():
+                    if TRAINER.search(block.text):
+                        warnings.simplefilter("default")  # of these libraries about themselves
                     exec(code, self.namespace)
                 self.compare(output, stdout.getvalue(), block.line)
             case Block(language="pycon"):

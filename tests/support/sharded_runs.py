@@ -140,7 +140,8 @@ def resume(folder: Path, rank: int) -> None:
     t = caffe2torch.translate(recipe, model=model)
     t.load_solverstate(folder / "snap.solverstate", folder / "snap.caffemodel")
     found = weights(model)
-    buffers = {name: t.optimizer.state[p]["momentum_buffer"].full_tensor() for name, p in model.named_parameters()}
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}  # others have no history
+    buffers = {name: t.optimizer.state[p]["momentum_buffer"].full_tensor() for name, p in learning.items()}
     if rank == 0:
         torch.save({"weights": found, "buffers": buffers, "iteration": t.scheduler.last_epoch}, folder / "found.pt")
 
