@@ -119,6 +119,8 @@ def _faults(solver: SolverSettings, expected: Rule, found: Rule, momentum: float
     """What sets a rule apart from Caffe's, one sentence each."""
     if found.type is not expected.type:
         yield Fault(FaultKind.RULE, f"it steps as {found.type}, the solver is {expected.type}")
+        if expected.linear and found.linear and found.history is not expected.history and not found.dampening:
+            yield rate_change(found)
         return
     if not close(momentum, solver.momentum):
         name = {SolverType.ADAM: "beta 1", SolverType.ADADELTA: "rho"}.get(found.type, "momentum")

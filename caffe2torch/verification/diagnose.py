@@ -197,7 +197,7 @@ def blame(
     numbers = Effective(reading.lr, reading.weight_decay)
     wanted, lr = courses[0].paces[0].rate, reading.rates[0]
     if lr and wanted and lr * wanted < 0:
-        faults.append(Fault(FaultKind.RULE, "it goes up the gradient, as with maximize=True; Caffe goes down"))
+        faults.append(Fault(FaultKind.LR, "it goes up the gradient, as with maximize=True; Caffe goes down"))
         decay = None if reading.weight_decay is None else abs(reading.weight_decay)
         numbers = Effective(abs(lr), decay)
     if not courses[0].window.moving and any(rate is not None and not close(rate, lr or 0.0) for rate in reading.rates):

@@ -16,7 +16,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -341,19 +341,20 @@ def _steps(twin: Twin, made: dict[int, torch.Tensor], window: Window, lanes: Seq
     weights = torch.tensor([[torch.nan if w is None else w for w in lane.weights] for lane in lanes]).double()
     gradients = torch.tensor([lane.gradients for lane in lanes], dtype=torch.float64)
     moved = {key: torch.zeros(len(lanes), window.steps, dtype=torch.float64) for key in made}
+    kept = weights.isnan()
     for step in range(window.steps):
         before = {}
         for key, stand_in in made.items():
-            now = stand_in.detach().reshape(-1).double().cpu()
-            placed = torch.where(weights[:, step].isnan(), now, weights[:, step])
-            with torch.no_grad():
-                stand_in.copy_(placed.reshape(stand_in.shape))
+            numbers, placed = stand_in.detach().view(-1), weights[:, step]
+            if bool(kept[:, step].any()):
+                placed = torch.where(kept[:, step], numbers.double().cpu(), placed)
+            numbers.copy_(placed)
             if stand_in.requires_grad:
                 stand_in.grad = gradients[:, step].reshape(stand_in.shape).to(stand_in, copy=True)
-            before[key] = stand_in.detach().reshape(-1).double().cpu().clone()
+            before[key] = numbers.clone()
         take_step(twin.optimizer)
-        for key, stand_in in made.items():
-            moved[key][:, step] = stand_in.detach().reshape(-1).double().cpu() - before[key]
+        for key, stand_in in made.items():  # read anew: a step may have given the parameter other data
+            moved[key][:, step] = stand_in.detach().reshape(-1).double().cpu() - before[key].double().cpu()
         if window.moving and step + 1 < window.steps:
             twin.scheduler.step()
     return moved
@@ -369,12 +370,14 @@ def undisturbed(subjects: Sequence[Subject]) -> Iterator[None]:
     devices = {subject.tensor.device for subject in subjects if subject.tensor.device.type == "cuda"}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
+    # A default device slows every call of torch down: it is set only where the user has set another one.
+    default_device: Any = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
     every: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
     everywhere = [(hooks, dict(hooks)) for hooks in every]
     for hooks, _ in everywhere:
         hooks.clear()
     try:
-        with torch.device("cpu"), torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
+        with default_device, torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

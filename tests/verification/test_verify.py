@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_net import SGD, SmallNet, groups_of, recipe_of, report_of, wrong
 
-from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed, plan_groups
+from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind, Unclaimed, plan_groups
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.recipe import (
     BlobUse,
@@ -101,7 +101,7 @@ def test_a_blob_that_learns_in_caffe_cannot_be_a_buffer_or_nothing() -> None:
     assert wrong(as_buffer) == {"conv1_bn.running_mean": "mismatch"}
     as_nothing = report_with([BoundBlob(blob, Kind.NONE, None, "nothing")])
     assert [row.reason for row in as_nothing.wrong] == ["nothing in the model stands for it; Caffe trains it"]
-    skipped = report_with([BoundBlob(blob, Kind.NONE, None, "skipped by the user")])
+    skipped = report_with([BoundBlob(blob, Kind.NONE, None, Evidence.SKIPPED)])
     assert skipped.ok
     assert skipped.rows[-1].verdict == "skipped"
     assert "10 of 11 rows ok, 1 skipped" in str(skipped)
