@@ -109,10 +109,11 @@ def _refuse_not_carried(solver: SolverSettings) -> None:
     policy = solver.policy
     for reason, holds in (
         ("momentum or weight decay changes with the iteration", requirements.ramps(solver)),
-        ("iter_size is 0, by which Caffe divides", solver.iter_size == 0),
+        ("iter_size is below 1", solver.iter_size < 1),
+        ("poly with a negative power is infinite at max_iter", policy.type is PolicyType.POLY and policy.power < 0),
         ("poly without max_iter is no number", policy.type is PolicyType.POLY and not policy.max_iter),
         ("a momentum of 1 makes every weight NaN", solver.type is SolverType.ADAM and solver.momentum >= 1),
-        ("a warm-up or a floor is relative to base_lr, which is 0", not policy.base_lr and bool(fork_fields(policy))),
+        ("a warm-up or a floor is relative to a positive base_lr", policy.base_lr <= 0 and bool(fork_fields(policy))),
     ):
         if holds:
             raise UnsupportedError(

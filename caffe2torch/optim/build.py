@@ -228,5 +228,6 @@ def _can_be_fused(moved: Sequence[torch.Tensor], devices: Collection[str]) -> bo
     """Whether torch has a fused kernel for these tensors that does not mix up their elements or skip some."""
     kinds = {(t.device.type, t.dtype) for p in moved for t in (p, p.grad) if t is not None}
     alike = all(p.grad is not None and p.grad.stride() == p.stride() for p in moved)
+    dense = all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in moved)
     sharded = any(hasattr(p, "device_mesh") for p in moved)  # DTensors
-    return len(kinds) == 1 and kinds.pop()[0] in devices and alike and not sharded
+    return len(kinds) == 1 and kinds.pop()[0] in devices and alike and dense and not sharded

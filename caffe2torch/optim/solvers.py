@@ -26,7 +26,7 @@ __all__ = ["gradient_norm", "solver_class"]
 
 
 class CaffeOptimizer(torch.optim.Optimizer):
-    """Caffe's update as one step of a stock class, which finds other settings in the groups while it runs."""
+    """Runs torch's own step with settings of the groups that make it Caffe's update, and then restores them."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -35,14 +35,14 @@ class CaffeOptimizer(torch.optim.Optimizer):
         stated = [dict(group) for group in self.param_groups]
         try:
             self.prepare()
-            inspect.unwrap(super().step)(self)  # unwrapped: step hooks run around this method already
+            inspect.unwrap(super().step)(self)  # the undecorated step: its decorator would run step hooks a second time
         finally:
             for group, entries in zip(self.param_groups, stated, strict=True):
                 group.update(entries)
         return loss
 
     def prepare(self) -> None:
-        """Caffe updates every blob: without a gradient it decays, and moves by its history."""
+        """Caffe updates every parameter: without a gradient it decays, and moves by its history."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None and p.requires_grad:
@@ -54,8 +54,8 @@ class CaffeOptimizer(torch.optim.Optimizer):
 class CaffeSGD(CaffeOptimizer, torch.optim.SGD):
     """h = momentum * h + l * g; w -= h, where torch has h = momentum * h + g; w -= l * h.
 
-    torch's buffer is h / reference_lr, a constant, so that a change of lr does not rescale the history. A step with
-    lr = reference_lr and dampening = 1 - l / reference_lr is then Caffe's update.
+    torch's buffer holds h / reference_lr. reference_lr never changes, so a change of lr does not rescale the history.
+    A step with lr = reference_lr and dampening = 1 - l / reference_lr is then Caffe's update.
     """
 
     def prepare(self) -> None:
@@ -70,7 +70,10 @@ class CaffeSGD(CaffeOptimizer, torch.optim.SGD):
 
 
 class ScaledSGD(CaffeSGD):
-    """Takes gradients times a scale without writing them: scale * g + decay * w is scale * (g + decay / scale * w)."""
+    """Multiplies gradients by a scale through dampening and weight decay, so that ``grad`` is not written once more.
+
+    scale * g + decay * w is scale * (g + decay / scale * w).
+    """
 
     gradient_scale: Callable[[], float]
 
@@ -78,7 +81,8 @@ class ScaledSGD(CaffeSGD):
         """Put the scale into dampening and weight decay."""
         super().prepare()
         scale = self.gradient_scale()
-        if scale < 2**-24:  # 1 - dampening would lose it
+        ratios = [abs(1 - group["dampening"]) for group in self.param_groups if group["dampening"] != 1]
+        if scale * min(ratios, default=1) < 2**-24:  # 1 - dampening would lose digits of it
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
                 p.grad.mul_(scale)
             return
@@ -108,17 +112,18 @@ class CaffeNesterov(CaffeOptimizer, torch.optim.SGD):
 
 
 class CaffeAdam(CaffeOptimizer, torch.optim.Adam):
-    """w -= l * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + delta): Caffe adds delta before v is corrected.
+    """w -= l * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + delta): delta is added to the uncorrected root.
 
-    torch adds eps after the correction, so step t takes eps = delta / sqrt(1 - beta2^t).
+    torch adds eps to the corrected root, so step t takes eps = delta / sqrt(1 - beta2^t). The difference matters only
+    where delta is large.
     """
 
     def prepare(self) -> None:
         """Set the eps of each group for this step."""
         super().prepare()
         for group in self.param_groups:
-            t = 1 + next((float(self.state[p]["step"]) for p in group["params"] if "step" in self.state[p]), 0)
-            group["eps"] /= math.sqrt(1 - group["betas"][1] ** t)
+            steps = [float(self.state[p]["step"]) for p in group["params"] if p in self.state]
+            group["eps"] /= math.sqrt(1 - group["betas"][1] ** (1 + max(steps, default=0)))
 
 
 class L1Decay(CaffeOptimizer):
@@ -172,7 +177,7 @@ class Clipping(Accumulation):
 
 
 def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
-    """The L2 norm of all gradients together, by parts first: one float32 sum of 10^8 squares is 1 % short.
+    """The L2 norm of all gradients together, by parts first: one float32 sum of 10^8 squares is 1 % too small.
 
     >>> gradient_norm([torch.full((3, 4), 1.0), torch.full((13,), -1.0)])
     5.0

@@ -201,8 +201,8 @@ def class_name(names: Sequence[str]) -> str:
 
 def _rate_changes(solver: SolverSettings) -> bool:
     policy = solver.policy
-    ramps_up = policy.warmup_iter is not None or policy.rampup_interval is not None
-    return policy.type is not PolicyType.FIXED or ramps_up
+    forks = policy.warmup_iter is not None or policy.rampup_interval is not None or policy.min_lr is not None
+    return policy.type is not PolicyType.FIXED or forks or policy.base_lr == 0  # at 0 torch would lose the history
 
 
 def for_accumulation(solver: SolverSettings, accumulation: Accumulation) -> SolverSettings:

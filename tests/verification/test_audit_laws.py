@@ -69,7 +69,7 @@ def test_a_group_with_another_rate_or_decay_is_found(solver: SolverSettings, nor
         group[key] *= data.draw(factors)
     report = case.report()
     assert set(wrong(report)) == case.names(group["params"]), str(report)
-    assert {fault.kind for row in report.wrong for fault in row.faults} & {key, "rule"}, str(report)
+    assert {fault.kind for row in report.wrong for fault in row.faults} & {key, "rule", "unobserved"}, str(report)
 
 
 @settings(max_examples=20)
@@ -87,7 +87,7 @@ def test_a_parameter_that_is_dropped_doubled_or_frozen_is_found(solver: SolverSe
         expected = "duplicate"
     else:
         parameter.requires_grad_(False)
-        expected = "mismatch"
+        expected = "frozen"
     found = wrong(case.report())
     (name,) = case.names([parameter])
     assert found[name] == expected
@@ -112,7 +112,7 @@ def test_two_parameters_that_change_groups_are_both_found(solver: SolverSettings
 def test_settings_of_the_solver_that_are_others_are_found_everywhere(
     solver: SolverSettings, data: st.DataObject
 ) -> None:
-    """One of the numbers that all groups share: then every parameter is wrong."""
+    """One of the numbers that all groups share: then every parameter is wrong, or a check of the run differs."""
     options: dict[str, Any] = {}
     # Below a clip gradients may be too small beside delta for it, or AdaDelta's rho, to matter.
     if solver.type in MOMENTUM and not (solver.type is SolverType.ADADELTA and solver.clip_gradients):
@@ -130,7 +130,8 @@ def test_settings_of_the_solver_that_are_others_are_found_everywhere(
     case = Case(solver, ((1.0, 1.0), (1.0, 1.0)), ((1.0, 1.0), (2.0, 0.0)), scheduled=False)
     case.optimizer = build_optimizer(case.model, case.groups, replace(solver, **{key: options[key]}))
     report = case.report()
-    assert len(report.wrong) == 10, f"{key}: {report}"
+    assert not report.ok, f"{key}: {report}"
+    assert len(report.wrong) == 10 or any(check.result == "differs" for check in report.checks), str(report)
 
 
 @settings(max_examples=20)
@@ -139,7 +140,7 @@ def test_another_policy_is_found(solver: SolverSettings, data: st.DataObject) ->
     other = data.draw(policies().filter(lambda policy: _differs(policy, solver.policy)))
     case = Case(solver, ((1.0, 1.0), (1.0, 1.0)), ((1.0, 1.0), (2.0, 0.0)), scheduled=False)
     case.scheduler = build_scheduler(case.optimizer, replace(solver, policy=other))
-    assert len(case.report().wrong) == 10
+    assert not case.report().ok
 
 
 def _differs(one: LrPolicy, other: LrPolicy) -> bool:
