@@ -53,7 +53,7 @@ def test_in_float32_a_small_net_is_as_near_as_caffe_itself(shared: Path, name: s
 
 
 @pytest.mark.shared
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("name", [name for name in RECORDED if name not in SMALL])
 def test_a_large_net_computes_what_caffe_recorded(shared: Path, name: str) -> None:
     assert off(net_errors(shared / "goldens" / "nets" / name), NOISE.get(name, 1e-6)) == {}

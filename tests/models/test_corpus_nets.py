@@ -122,7 +122,7 @@ def test_a_small_net_builds_and_runs(shared: Path, name: str) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("name", [name for name in NETS if name not in QUICK])
 def test_a_net_builds_and_runs(shared: Path, name: str) -> None:
     assert shared

@@ -147,7 +147,7 @@ def test_unknown_layers_are_all_named() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("name", NETS_OF_A_KIND)
 def test_files_of_recorded_nets_compute_what_the_net_does(shared: Path, name: str) -> None:
     model, meta = built(shared / "goldens" / "nets" / name)

@@ -175,9 +175,10 @@ def assert_agree(task: Task) -> None:
     start = [p.detach().numpy() for p in task.model().parameters()]
     ways = [float(np.max(np.abs(before))) for before in start]  # the largest so far: a weight may have come back
     for t in range(ITERATIONS):
-        for ours, theirs in zip(library[t], emitted[t], strict=True):
+        for before, ours, theirs in zip(start, library[t], emitted[t], strict=True):
             if not np.isnan(ours).any():  # past the end of poly a frozen blob becomes NaN, in the library alone
-                np.testing.assert_allclose(ours, theirs, rtol=5e-6, atol=5e-6 * float(np.max(np.abs(ours), initial=0)))
+                size = max(float(np.max(np.abs(before), initial=0)), float(np.max(np.abs(ours), initial=0)))
+                np.testing.assert_allclose(ours, theirs, rtol=5e-6, atol=5e-6 * size)
         for i, (ours, theirs) in enumerate(zip(library[t], reference[t], strict=True)):
             ways[i] = max(ways[i], float(np.max(np.abs(theirs - start[i]))))
             allowed = 5e-6 * ways[i] if np.isfinite(ways[i]) else 0.0

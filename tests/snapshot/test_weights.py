@@ -102,7 +102,7 @@ def test_a_new_layer_that_the_file_has_just_so_is_loaded(tmp_path: Path) -> None
 
 
 def test_a_new_layer_that_is_no_regular_expression_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BindingError, match=r"'\(' names no layer, and is no regular expression"):
+    with pytest.raises(BindingError, match=r"no layer that learns is called .*, and it is no regular expression"):
         load(tmp_path, net_of(tmp_path), {"one": ONE, "two": TWO}, new_layers=["("])
 
 
