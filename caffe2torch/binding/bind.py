@@ -65,17 +65,16 @@ def bind(
             that give the optimizer different multipliers.
         ModelError: For a model that has nothing to bind.
 
-    Example:
-        >>> import pathlib, tempfile
-        >>> from caffe2torch.reading import read_recipe
-        >>> net = pathlib.Path(tempfile.mkdtemp()) / "net.prototxt"
-        >>> _ = net.write_text('''input: "data" input_shape { dim: 1 dim: 3 dim: 8 dim: 8 }
-        ...     layer { name: "a" type: "Convolution" bottom: "data" top: "a"
-        ...             convolution_param { num_output: 4 kernel_size: 3 } }
-        ...     layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 5 } }''')
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
-        >>> [(bound.blob.name, bound.name, bound.how) for bound in bind(read_recipe(net), model).blobs[:2]]
-        [('a/0', '0.weight', 'structure'), ('a/1', '0.bias', 'structure')]
+    >>> import pathlib, tempfile
+    >>> from caffe2torch.reading import read_recipe
+    >>> net = pathlib.Path(tempfile.mkdtemp()) / "net.prototxt"
+    >>> _ = net.write_text('''input: "data" input_shape { dim: 1 dim: 3 dim: 8 dim: 8 }
+    ...     layer { name: "a" type: "Convolution" bottom: "data" top: "a"
+    ...             convolution_param { num_output: 4 kernel_size: 3 } }
+    ...     layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 5 } }''')
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    >>> [(bound.blob.name, bound.name, bound.how) for bound in bind(read_recipe(net), model).blobs[:2]]
+    [('a/0', '0.weight', 'structure'), ('a/1', '0.bias', 'structure')]
     """
     built = getattr(bare(model), "binding", None)  # a model that was built from this net knows
     stated_by_user = names or skip or reshaped or unclaimed

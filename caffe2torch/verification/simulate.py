@@ -171,7 +171,7 @@ def stretches_to_run(solver: SolverSettings, length: int, budget: int) -> tuple[
     >>> policy = lr_policy.LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=10_000)
     >>> plan = stretches_to_run(SolverSettings(SolverType.SGD, policy, momentum=0.9), 15_000, 3000)
     >>> [(stretch.first, stretch.end, stretch.before) for stretch in plan]
-    [(9950, 10100, 9950), (14999, 15000, 4899)]
+    [(9949, 10102, 9949), (14999, 15000, 4897)]
     """
     if length <= budget:
         return (Stretch(0, length),)
