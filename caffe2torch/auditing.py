@@ -112,7 +112,8 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Re
         kinds = [{fault.kind for fault in row.faults} for row in trained]
         rules = sum(FaultKind.RULE in {fault.kind for fault in one.run} for one in judged.values())
         fits[accumulation] = sum(not kind for kind in kinds)
-        half = sum((FaultKind.LR not in kind) + (FaultKind.WEIGHT_DECAY not in kind) for kind in kinds)
+        readable = [kind for kind in kinds if FaultKind.UNOBSERVED not in kind]
+        half = sum((FaultKind.LR not in kind) + (FaultKind.WEIGHT_DECAY not in kind) for kind in readable)
         exact = sum(not one.run for one in judged.values())
         scores[accumulation] = (fits[accumulation], half, -rules, exact)
         numbers[accumulation] = next((row for row in trained if row.faults), None)

@@ -137,6 +137,31 @@ def test_wrong_numbers_and_averaging_at_once_are_read_as_what_makes_most_of_them
     assert "as the mean, a.weight would be: lr is 0.0023" in undecided.seen
 
 
+class DividingAdadelta(torch.optim.Adadelta):
+    """Its step divides what the loop has summed over four passes."""
+
+    def step(self, closure: Any = None) -> Any:
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad = p.grad / 4
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("stated", [None, "sum"])
+def test_rows_that_cannot_be_read_are_no_evidence_for_a_reading(tmp_path: Path, stated: str | None) -> None:
+    """Every rate is three times Caffe's: read as a mean nothing fits, which is not better than decays that do."""
+    model = Two()
+    groups = [
+        {"params": [model.a.weight, model.b.weight], "lr": 0.03, "weight_decay": 0.0005},
+        {"params": [model.a.bias, model.b.bias], "lr": 0.06},
+    ]
+    solver = f'type: "AdaDelta" base_lr: 0.01 {USUAL} delta: 1e-6 lr_policy: "fixed" iter_size: 4'
+    optimizer = DividingAdadelta(groups, rho=0.9, eps=1e-6)
+    report = audit(recipe(tmp_path, solver), model, optimizer, accumulation=stated)
+    assert [(one.name, str(one.result)) for one in report.checks] == [("update rule", "ok"), ("accumulation", "ok")]
+    assert "your loop has to sum" in check(report, "accumulation").seen
+    assert all([str(fault.kind) for fault in row.faults] == ["lr"] for row in report.rows)
+
+
 def test_without_a_model_nothing_is_claimed_of_one(tmp_path: Path) -> None:
     t = caffe2torch.translate(recipe(tmp_path, STEP))
     assert t.report.ok
