@@ -162,6 +162,22 @@ def test_rows_that_cannot_be_read_are_no_evidence_for_a_reading(tmp_path: Path, 
     assert all([str(fault.kind) for fault in row.faults] == ["lr"] for row in report.rows)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_another_momentum_is_named_while_the_rate_changes_at_every_step(tmp_path: Path, nesterov: bool) -> None:
+    """2 % a step hide a momentum of 0.5 in torch's history, and the rows are right all the same."""
+    model = Two()
+    optimizer = right(model, 0.01)
+    for group in optimizer.param_groups:
+        group.update(momentum=0.5, nesterov=nesterov)
+    solver = (
+        f'type: "{"Nesterov" if nesterov else "SGD"}" base_lr: 0.01 {USUAL} lr_policy: "exp" gamma: 0.98 max_iter: 90'
+    )
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+    report = audit(recipe(tmp_path, solver), model, optimizer, scheduler)
+    assert not report.wrong, str(report)
+    assert "momentum is 0.5, Caffe's momentum is 0.9" in check(report, "update rule").text
+
+
 def test_without_a_model_nothing_is_claimed_of_one(tmp_path: Path) -> None:
     t = caffe2torch.translate(recipe(tmp_path, STEP))
     assert t.report.ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
 from caffe2torch.solver.float32 import format32, round32
@@ -62,9 +62,12 @@ def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) ->
     """SGD and Nesterov, with the momentum that a single pull leaves behind."""
     lanes = {lane.name: moved for lane, moved in zip(window.lanes, seen, strict=True)}
     first, after, later = lanes["pull 0"][:3]
+    second, third = lanes["pull 1"][1], lanes["pull 2"][2]
     fitted = later / after if after else 0.0
-    momenta = dict.fromkeys((momentum, *_written(fitted)))
-    second = lanes["pull 1"][1]
+    at_one_rate = fitted * second / third if third else fitted  # what torch's history shows, without the rate's change
+    # At a constant ratio of rates both explain all: then the rounder one, and of equals torch's, is what was written.
+    pairs = zip(_written(at_one_rate), _written(fitted), strict=True)
+    momenta = dict.fromkeys((momentum, *chain.from_iterable(pairs)))
     dampening = 1.0 - second / first if first else 0.0
     other = SolverType.NESTEROV if expected.type is SolverType.SGD else SolverType.SGD
     for value, kind in product(momenta, (expected.type, other)):
