@@ -88,9 +88,13 @@ def test_a_parameter_that_is_dropped_doubled_or_frozen_is_found(solver: SolverSe
     else:
         parameter.requires_grad_(False)
         expected = "frozen"
-    found = wrong(case.report())
+    report = case.report()
+    found = wrong(report)
     (name,) = case.names([parameter])
     assert found[name] == expected
+    if mutation == "drop" and solver.clip_gradients is not None:  # the step refuses to clip by a part of the norm
+        assert all("holds only a part of the parameters" in row.reason for row in report.wrong if row.parameter != name)
+        return
     # Adam's epsilon follows a count of steps that a group shares, and a doubled parameter counts twice.
     # Our own clipping refuses to step where parameters are missing, since it then does not know the norm.
     refused = expected == "missing" and solver.clip_gradients is not None
