@@ -27,6 +27,10 @@ FLOAT32 = 2.0**-24
 UNDERFLOW = 1e-100
 """Movements below this are those of a rate that has run to nothing: rounding would be read as another rule."""
 
+FINEST_RATE = 2.0**-50
+"""Rates that differ by less than this part of the run's largest one are the same: ``1 - lr / reference``, torch's
+dampening, does not hold more digits, and nothing moves by it that a weight could show."""
+
 RUN = frozenset(
     {
         FaultKind.RULE,
@@ -204,9 +208,10 @@ def blame(
         faults.append(Fault(FaultKind.RULE, "its rate changes from step to step, though nothing schedules it"))
     faults += _numbers(solver, courses[0], numbers)
     kinds = {fault.kind for fault in faults}
-    own = _schedule(courses[0], reading, _factor(courses[0], reading)) + _later(
-        reading, momentum, courses, seen, precision
-    )
+    scale = _factor(courses[0], reading)
+    finest = FINEST_RATE * max(abs(pace.rate * scale) for course in courses for pace in course.paces)
+    own = _schedule(courses[0], reading, scale, finest)
+    own += _later(reading, momentum, courses, seen, precision, scale, finest)
     for fault in own:
         if fault.kind not in kinds:
             kinds.add(fault.kind)
@@ -279,16 +284,21 @@ def _factor(course: Course, reading: Reading) -> float:
 
 
 def _later(
-    first: Reading, momentum: float | None, courses: Sequence[Course], seen: Sequence[Movements], precision: float
+    first: Reading,
+    momentum: float | None,
+    courses: Sequence[Course],
+    seen: Sequence[Movements],
+    precision: float,
+    scale: float,
+    finest: float,
 ) -> list[Fault]:
     """The windows after the first: do the rates follow the policy, and does the history keep its rates?"""
     faults: dict[FaultKind, Fault] = {}
     start = courses[0]
-    scale = _factor(start, first)
     for course, moved in zip(courses[1:], seen[1:], strict=True):
         if max((abs(x) for lane in moved for x in lane), default=0.0) < UNDERFLOW:
             rates = tuple(0.0 for _ in course.paces)
-            for fault in _schedule(course, replace(first, rates=rates), scale):
+            for fault in _schedule(course, replace(first, rates=rates), scale, finest):
                 faults.setdefault(FaultKind.SCHEDULE, fault)
             continue
         momenta = course.momenta if momentum is None else (momentum,) * course.window.steps
@@ -301,7 +311,7 @@ def _later(
             at = course.window.iteration
             said = f"from iteration {at} on it no longer steps as at iteration {start.window.iteration}"
             faults.setdefault(FaultKind.RATE_CHANGE, Fault(FaultKind.RATE_CHANGE, said))
-        for fault in _schedule(course, reading, scale):
+        for fault in _schedule(course, reading, scale, finest):
             faults.setdefault(FaultKind.SCHEDULE, fault)
     return list(faults.values())
 
@@ -322,11 +332,13 @@ def _follow(
     return next((other for other in others if other.explains), first)
 
 
-def _schedule(course: Course, reading: Reading, scale: float) -> list[Fault]:
-    """The first iteration of a window whose rate is not the policy's times ``scale``."""
+def _schedule(course: Course, reading: Reading, scale: float, finest: float) -> list[Fault]:
+    """The first iteration of a window whose rate is not the policy's times ``scale``, up to ``finest``."""
     for iteration, pace, lr in zip(course.window.iterations, course.paces, reading.rates, strict=True):
         off = TOLERANCE + iteration * FLOAT32  # exp multiplies gamma so often, which Caffe has in float32
-        if lr is not None and course.window.moving and not close(lr, pace.rate * scale, off):
+        if lr is None or not course.window.moving or abs(lr - pace.rate * scale) <= finest:
+            continue
+        if not close(lr, pace.rate * scale, off):
             said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(pace.rate)}"
             return [Fault(FaultKind.SCHEDULE, said, iteration, lr, pace.rate, scale)]
     return []

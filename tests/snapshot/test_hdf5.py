@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import snapshot_files as files
+from places import SUPPORT
 
 from caffe2torch.errors import SnapshotError
 from caffe2torch.snapshot import hdf5
@@ -151,20 +152,20 @@ def test_only_what_the_net_asks_for_is_unpacked(tmp_path: Path) -> None:
         packed(file, "history/0", 4000)
         packed(file, "history/1", 4000)
     program = (
-        "import resource, sys\n"
+        f"import sys; sys.path.append({str(SUPPORT)!r})\n"
+        "from memory import peak_bytes\n"
         "from caffe2torch.errors import SnapshotError\n"
         "from caffe2torch.reading import read_recipe\n"
         "from caffe2torch.snapshot.files import read_caffemodel, read_solverstate\n"
         "from caffe2torch.snapshot.match_blobs import blob_history, blob_weights\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
-        "before, recipe = peak(), read_recipe('net.prototxt')\n"
+        "before, recipe = peak_bytes(), read_recipe('net.prototxt')\n"
         "found, notes = blob_weights(recipe, read_caffemodel('m.h5'))\n"
         "print(len(found), len(notes), len(blob_weights(recipe, read_caffemodel('wrong.h5'), ['ip'])[0]))\n"
         "for read in (lambda: blob_weights(recipe, read_caffemodel('wrong.h5')),\n"
         "             lambda: blob_history(recipe, read_solverstate('s.h5'))):\n"
         "    try: read()\n"
         "    except SnapshotError as error: print('refused')\n"
-        "print(peak() - before)\n"
+        "print((peak_bytes() - before) >> 20)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     *said, megabytes = done.stdout.splitlines()

@@ -6,12 +6,13 @@ each fuzz test half a second, ``make fuzz`` shares 60 seconds among them (``FUZZ
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+
+from memory import peak_bytes
 
 from caffe2torch.errors import Caffe2TorchError
 
@@ -45,7 +46,7 @@ def fuzz(
     while time.monotonic() < end or not tally:
         number = tally.total()
         data = make(Random(f"{seed}/{number}"))
-        peak, start = _peak(), time.monotonic()
+        peak, start = peak_bytes(), time.monotonic()
         failure = None
         try:
             read(data)
@@ -58,7 +59,7 @@ def fuzz(
             failure = repr(error)
         if (took := time.monotonic() - start) > LONGEST:
             failure = f"it took {took:.1f} s"
-        if (grown := _peak() - peak) > LARGEST:
+        if (grown := peak_bytes() - peak) > LARGEST:
             failure = f"it took {grown >> 20} MB"
         if failure is not None:
             kept.write_bytes(data)
@@ -93,7 +94,3 @@ def damaged(data: bytes, chance: Random, *, tokens: tuple[bytes, ...] = ()) -> b
             case 6:
                 out[at:at] = chance.choice(tokens)
     return bytes(out)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts kilobytes

@@ -6,4 +6,5 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "fixtures"
+SUPPORT = REPOSITORY / "tests/support"
 SHARED = REPOSITORY.parent / "shared"

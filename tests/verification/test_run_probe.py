@@ -301,9 +301,16 @@ def test_a_step_hook_does_not_run_and_the_report_counts_it(model: SmallNet) -> N
     """It is bound to what is trained: here it writes to the model's average, which nobody else restores."""
     optimizer = torch.optim.SGD(groups_of(model), momentum=0.9)
     average, everywhere = torch.zeros(1), torch.zeros(1)
-    optimizer.register_step_pre_hook(lambda *_: average.add_(1))
-    optimizer.register_step_post_hook(lambda *_: average.add_(1))
-    handle = register_optimizer_step_post_hook(lambda *_: everywhere.add_(1))
+
+    def count(*_: object) -> None:
+        average.add_(1)
+
+    def count_everywhere(*_: object) -> None:
+        everywhere.add_(1)
+
+    optimizer.register_step_pre_hook(count)
+    optimizer.register_step_post_hook(count)
+    handle = register_optimizer_step_post_hook(count_everywhere)
     try:
         report = report_of(model, optimizer)
         assert (average.item(), everywhere.item()) == (0, 0)
