@@ -170,12 +170,13 @@ def _before_step(model: nn.Module, parameters: Mapping[str, nn.Parameter], fused
 
 def _layout(group: Mapping[str, Any]) -> list[Any]:
     """How parameters and gradients lie: while it is the same, there is nothing to prepare."""
-    found: list[Any] = [group["lr"] != group["lr"]]  # NaN
-    for p in group["params"]:  # with its type: the check of a translation steps plain tensors in place of DTensors
-        g = p.grad
-        lies = g if g is None else (g.is_sparse or g.stride(), g.dtype)
-        found.append((type(p), p.requires_grad, p.stride(), p.dtype, lies))
-    return found
+    return [  # with the type of p: the check of a translation steps plain tensors in place of DTensors
+        group["lr"] != group["lr"],  # NaN
+        *(
+            (type(p), p.requires_grad, p.dtype, p.stride(), (g := p.grad) is None or g.is_sparse or g.stride())
+            for p in group["params"]
+        ),
+    ]
 
 
 def _forget_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:

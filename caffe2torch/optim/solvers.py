@@ -185,12 +185,12 @@ def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
     parts: list[torch.Tensor] = []
     for gradient in gradients:
         g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # half precision would overflow
-        if g.numel() <= 2**14:
+        if g.numel() <= 2**16:
             parts.append(g)
-        elif g.ndim > 1 and g[0].numel() <= 2**15:
-            parts.append(torch.linalg.vector_norm(g.flatten(1), dim=1))
+        elif g.ndim > 1 and g.numel() <= 2**16 * len(g):
+            parts.append(torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))))
         else:
-            parts += torch.split(g.flatten(), 2**14)
+            parts += torch.split(g.flatten(), 2**16)
     norm = torch.nn.utils.get_total_norm(parts)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # a DTensor, where the model is sharded
 
