@@ -14,7 +14,7 @@ from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
-from caffe2torch.verification.checks import Reading
+from caffe2torch.verification.checks import AccumulationReading
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, together
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
@@ -94,7 +94,7 @@ def audit(
     return report.accepting(accepted)
 
 
-def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Reading:
+def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:
     """Whether the step divides by iter_size, or takes gradients that the loop averaged: what makes more rows right.
 
     A row counts first where both multipliers are right, then where one of them is. Of equals it is what the user
@@ -103,7 +103,7 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Re
     solver = asked.recipe.solver
     assert solver is not None
     if solver.iter_size <= 1 or seen.problem:
-        return Reading(stated or asked.accumulation, stated=stated)
+        return AccumulationReading(stated or asked.accumulation, stated=stated)
     fits, scores, numbers = {}, {}, {}
     for accumulation in Accumulation:
         rows, unclaimed, judged = judge_rows(asked.recipe, asked.binding, asked.groups, seen, accumulation)
@@ -124,7 +124,7 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Re
     known = scores[best] != scores[other] or stated is not None
     row = numbers[other]
     seen_otherwise = f"; as the {other}, {row.parameter} would be: {row.reason}" if row is not None else ""
-    return Reading(best, fits, count, stated, known, seen_otherwise)
+    return AccumulationReading(best, fits, count, stated, known, seen_otherwise)
 
 
 def _asked(

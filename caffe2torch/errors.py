@@ -49,8 +49,9 @@ class Caffe2TorchError(Exception):
     ``message`` says what is wrong in one sentence; ``where`` is its place, ``found`` and ``expected`` the two
     sides of it, ``hint`` what to do about it. Any of them but the message may be absent.
 
-    >>> from caffe2torch.errors import Where
-    >>> print(Caffe2TorchError("unknown policy 'cosine'", where=Where("solver.prototxt", 3, 1), hint="use 'step'"))
+    >>> from caffe2torch.errors import SourceLocation
+    >>> place = SourceLocation("solver.prototxt", 3, 1)
+    >>> print(Caffe2TorchError("unknown policy 'cosine'", where=place, hint="use 'step'"))
     solver.prototxt:3:1: unknown policy 'cosine'
       hint: use 'step'
     """
@@ -59,7 +60,7 @@ class Caffe2TorchError(Exception):
         self,
         message: str,
         *,
-        where: Where | str | None = None,
+        where: SourceLocation | str | None = None,
         found: str | None = None,
         expected: str | None = None,
         hint: str | None = None,
@@ -162,10 +163,10 @@ def shape_text(shape: Sequence[int | None] | None) -> str:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Where:
+class SourceLocation:
     """A place in a prototxt; ``line`` and ``column`` count from 1.
 
-    >>> str(Where("train.prototxt", 31, 3))
+    >>> str(SourceLocation("train.prototxt", 31, 3))
     'train.prototxt:31:3'
     """
 

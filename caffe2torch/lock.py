@@ -31,10 +31,10 @@ from caffe2torch.recipe import (
     Regularization,
     SolverSettings,
     SolverType,
+    SourceLocation,
     Stated,
     Statement,
     TrainingRecipe,
-    Where,
 )
 
 __all__ = ["Lock", "lock_of", "read_lock", "render_lock", "solver_fields", "solver_from"]
@@ -257,13 +257,13 @@ def _kept(blob: LearnableBlob) -> LearnableBlob:
     return replace(blob, where=_bare(blob.where), shared_with=uses, filler=None)
 
 
-def _bare(where: Where) -> Where:
+def _bare(where: SourceLocation) -> SourceLocation:
     return replace(where, file=PurePath(where.file).name)
 
 
-def _place(text: str) -> Where:
+def _place(text: str) -> SourceLocation:
     file, line, column = text.rsplit(":", 2)
-    return Where(file, int(line), int(column))
+    return SourceLocation(file, int(line), int(column))
 
 
 # Solver settings as plain JSON values and back: only what differs from Caffe's defaults, always in one order.

@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from caffe2torch.errors import InputError, NetError, PrototxtError, SolverError, Where
+from caffe2torch.errors import InputError, NetError, PrototxtError, SolverError, SourceLocation
 from caffe2torch.files import read_text
 from caffe2torch.net.build import NetState, read_layers
 from caffe2torch.net.phases import PHASES, merged
@@ -186,7 +186,7 @@ def _named_net(solver: Parsed, settings: SolverSettings, files: _Files, notes: N
     if settings.net is None:
         raise SolverError(
             "the solver names no net, and none is given",
-            where=Where(solver.source.file, 1, 1),
+            where=SourceLocation(solver.source.file, 1, 1),
             expected="one of the fields net, net_param, train_net, train_net_param",
             hint="give the net's prototxt beside the solver",
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caffe2torch.errors import Where
+from caffe2torch.errors import SourceLocation
 
 __all__ = [
     "Accumulation",
@@ -29,11 +29,11 @@ __all__ = [
     "SolverSettings",
     "SolverType",
     "Source",
+    "SourceLocation",
     "Stated",
     "Statement",
     "TrainingRecipe",
     "Unsupported",
-    "Where",
 ]
 
 Shape = tuple[int | None, ...]
@@ -51,7 +51,7 @@ class Severity(StrEnum):
 class Note:
     """Something a person should know that is no error: an assumption, an unknown field, a fork's rule."""
 
-    where: Where | None
+    where: SourceLocation | None
     severity: Severity
     message: str
 
@@ -89,7 +89,7 @@ class Filler:
     std: float = 1.0
     sparse: int = -1
     variance_norm: str = "FAN_IN"
-    where: Where | None = field(default=None, compare=False)
+    where: SourceLocation | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class BlobUse:
     layer: str
     layer_type: str
     index: int
-    where: Where
+    where: SourceLocation
     lr_mult: float | None = None
 
 
@@ -125,7 +125,7 @@ class LearnableBlob:
     lr_mult: float
     decay_mult: float
     stated: Stated
-    where: Where
+    where: SourceLocation
     shared_with: tuple[BlobUse, ...] = ()
     filler: Filler | None = None
 
@@ -163,7 +163,7 @@ class Layer:
     settings: Mapping[str, object]
     top_shapes: tuple[Shape | None, ...]
     blobs: tuple[int, ...]
-    where: Where
+    where: SourceLocation
     param_blocks: int = 0
     forks: tuple[str, ...] = ()
 
@@ -245,7 +245,7 @@ class Unsupported:
     """A fork's rule that is not translated: ``name`` is what a user writes to accept going without it."""
 
     name: str
-    where: Where
+    where: SourceLocation
     reason: str
 
 
@@ -278,7 +278,7 @@ class SolverSettings:
     random_seed: int | None = None
     net: str | None = None
     unsupported: tuple[Unsupported, ...] = ()
-    places: Mapping[str, Where] = field(default_factory=dict, compare=False, repr=False)
+    places: Mapping[str, SourceLocation] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

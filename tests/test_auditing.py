@@ -153,12 +153,12 @@ def test_a_mistake_of_a_published_port_is_found_and_named(name: str, tmp_path: P
 def test_the_momentum_of_the_wrong_correction_is_as_published() -> None:
     """30 steps after a drop by ten at a constant gradient: Caffe -107.6, stock torch -30.0, that port -22.2."""
     from caffe2torch.recipe import SolverType
-    from caffe2torch.solver.update_rules import History, Pace, Rule, movements
+    from caffe2torch.solver.update_rules import History, Rule, StepSettings, movements
 
-    paces = [Pace(1.0, 0.9, 0.0)] * 200 + [Pace(0.1, 0.9, 0.0)] * 30
+    settings = [StepSettings(1.0, 0.9, 0.0)] * 200 + [StepSettings(0.1, 0.9, 0.0)] * 30
     weights, gradients = (0.0, *(None,) * 229), (1.0,) * 230
     made = {
-        history: sum(movements(Rule(SolverType.SGD, history=history), paces, weights, gradients)[-30:])
+        history: sum(movements(Rule(SolverType.SGD, history=history), settings, weights, gradients)[-30:])
         for history in History
     }
     assert made[History.RATE_INSIDE] == pytest.approx(-107.6, abs=0.1)
@@ -350,7 +350,7 @@ EMITTED = {
 
 @pytest.mark.parametrize("solver", EMITTED)
 def test_an_emitted_file_passes_the_audit(solver: str, tmp_path: Path) -> None:
-    """Its optimizer and scheduler are strangers to the audit: torch alone, no class of this package."""
+    """Its optimizer and scheduler are foreign tensors to the audit: torch alone, no class of this package."""
     text = f'type: "{solver}" base_lr: 0.01 weight_decay: 0.0005 max_iter: 1000 {EMITTED[solver]}'
     port = Port(vgg_net(head=TEN), vgg, two_groups, text)
     model = port.model()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from caffe2torch.errors import Caffe2TorchError, Where, describe, visible
+from caffe2torch.errors import Caffe2TorchError, SourceLocation, describe, visible
 
 HOSTILE = "\x1b[31m\x07\x9b\u202e\u2066\x7f\r"
 
 
 def test_an_error_shows_control_characters_in_every_part() -> None:
     error = Caffe2TorchError(
-        f"message {HOSTILE}\n  second line", where=Where(HOSTILE, 1, 2), found=HOSTILE, expected=HOSTILE, hint=HOSTILE
+        f"message {HOSTILE}\n  second line",
+        where=SourceLocation(HOSTILE, 1, 2),
+        found=HOSTILE,
+        expected=HOSTILE,
+        hint=HOSTILE,
     )
     assert all(line.isprintable() for line in str(error).split("\n"))
     assert str(error).count(r"\x1b[31m\x07\x9b\u202e\u2066\x7f\r") == 5

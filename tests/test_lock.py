@@ -18,7 +18,7 @@ from caffe2torch.binding.plan import Unclaimed, plan_groups
 from caffe2torch.errors import Caffe2TorchError, InputError, OutputError
 from caffe2torch.lock import Lock, lock_of, read_lock, render_lock, solver_fields, solver_from
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Filler, Ramp, SolverSettings, Where
+from caffe2torch.recipe import Filler, Ramp, SolverSettings, SourceLocation
 
 
 def small(finetune: dict[str, float] | None = None) -> Lock:
@@ -58,7 +58,7 @@ def test_the_lock_is_that_of_the_prototxts(fixtures: Path, tmp_path: Path) -> No
 
 def test_one_blob_is_one_line_and_no_folder_is_in_it(file: Path) -> None:
     recipe, binding = recipe_of(SmallNet())
-    elsewhere = [replace(blob, where=Where(f"/home/me/{blob.where.file}", 1, 1)) for blob in recipe.blobs]
+    elsewhere = [replace(blob, where=SourceLocation(f"/home/me/{blob.where.file}", 1, 1)) for blob in recipe.blobs]
     bound = [replace(one, blob=blob) for one, blob in zip(binding.blobs, elsewhere, strict=True)]
     moved = replace(recipe, blobs=tuple(replace(blob, filler=Filler()) for blob in elsewhere))
     binding = replace(binding, blobs=tuple(bound))

@@ -72,9 +72,9 @@ def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] |
     Its layers carry the net's wiring, so that a skeleton can be bound by structure, too, whatever its modules are
     called and in whatever module they are put. Raises ``NetError`` for ``input_shapes`` that the net contradicts.
 
-    >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, TrainingRecipe, Where
-    >>> stated = Stated(Statement.EXPLICIT, Statement.EXPLICIT)
-    >>> blob = LearnableBlob("ip/1", "InnerProduct", 0, "weight", (10, None), 1.0, 1.0, stated, Where("net", 1, 1))
+    >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, TrainingRecipe, SourceLocation
+    >>> stated, place = Stated(Statement.EXPLICIT, Statement.EXPLICIT), SourceLocation("net", 1, 1)
+    >>> blob = LearnableBlob("ip/1", "InnerProduct", 0, "weight", (10, None), 1.0, 1.0, stated, place)
     >>> skeleton(TrainingRecipe("net", (blob,), None)).state_dict()["ip/1.weight"].shape
     torch.Size([10, 1])
     """

@@ -44,8 +44,8 @@ def loss_weights(layer: Layer) -> tuple[float, ...]:
     Raises:
         NetError: The layer states some weights, but not one per top.
 
-    >>> from caffe2torch.errors import Where
-    >>> layer = Layer("loss", "EuclideanLoss", ("a", "b"), ("loss",), {}, ((),), (), Where("net.prototxt", 1, 1))
+    >>> from caffe2torch.errors import SourceLocation
+    >>> layer = Layer("loss", "EuclideanLoss", ("a", "b"), ("loss",), {}, ((),), (), SourceLocation("net", 1, 1))
     >>> loss_weights(layer)
     (1.0,)
     """
@@ -196,9 +196,10 @@ def stock_call(layer: Layer) -> str | None:
     The same but for two limits of torch's own: a batch whose labels are all ignored (NaN there, 0 in Caffe), and
     probabilities below ``FLT_MIN``, whose cost Caffe bounds. A ``loss_weight`` is not part of it.
 
-    >>> from caffe2torch.errors import Where
+    >>> from caffe2torch.errors import SourceLocation
     >>> settings = {"loss_param": {"ignore_label": 255}}
-    >>> layer = Layer("loss", "SoftmaxWithLoss", ("a", "b"), ("loss",), settings, ((),), (), Where("a.prototxt", 1, 1))
+    >>> place = SourceLocation("net.prototxt", 1, 1)
+    >>> layer = Layer("loss", "SoftmaxWithLoss", ("a", "b"), ("loss",), settings, ((),), (), place)
     >>> stock_call(layer)
     'torch.nn.CrossEntropyLoss(ignore_index=255)'
     """

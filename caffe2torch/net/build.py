@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from caffe2torch.errors import NetError, Where, shape_text
+from caffe2torch.errors import NetError, SourceLocation, shape_text
 from caffe2torch.net.forks import Dialect, read_dialect, unknown_names
 from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
@@ -55,7 +55,7 @@ def read_layers(
     renamed = {note.where for note in upgraded.notes}
     for note in (*upgraded.notes, *(note for note in parsed.notes if note.where not in renamed)):
         notes.add(note)
-    names: dict[str, Where] = {}
+    names: dict[str, SourceLocation] = {}
     unknown_names(parsed.block, "net", names)
     dialect = read_dialect([(layer.type, layer.where) for layer in upgraded.layers], names)
     drafts = [
@@ -169,7 +169,7 @@ class _Built:
     """What one pass over the layers gives."""
 
     shapes: BlobShapes
-    missing: list[tuple[str, str, Where]] = field(default_factory=list)
+    missing: list[tuple[str, str, SourceLocation]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     learnables: Learnables = field(default_factory=Learnables)
     notes: Notes = field(default_factory=Notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from caffe2torch.errors import Where
+from caffe2torch.errors import SourceLocation
 from caffe2torch.prototxt.parser import Block
 
 __all__ = ["CLUES", "Clue", "Dialect", "read_dialect", "unknown_names"]
@@ -57,7 +57,7 @@ class Clue:
     """What only this fork has, and where it stands first."""
 
     what: str
-    where: Where
+    where: SourceLocation
 
     def __str__(self) -> str:
         return f"'{self.what}' at line {self.where.line}"
@@ -78,16 +78,16 @@ class Dialect:
         return self.clues.get(fork)
 
     @classmethod
-    def of_forks(cls, forks: Iterable[str], where: Where) -> Dialect:
+    def of_forks(cls, forks: Iterable[str], where: SourceLocation) -> Dialect:
         """The dialect of a net whose forks are known by name alone."""
         return cls({fork: Clue("read before", where) for fork in forks})
 
 
-def read_dialect(types: Iterable[tuple[str, Where]], unknown: Mapping[str, Where]) -> Dialect:
+def read_dialect(types: Iterable[tuple[str, SourceLocation]], unknown: Mapping[str, SourceLocation]) -> Dialect:
     """The forks that a net shows signs of, from its layer types and the fields that the schema does not know.
 
-    >>> from caffe2torch.errors import Where
-    >>> str(read_dialect([("PriorBox", Where("net.prototxt", 7, 1))], {}).of("SSD"))
+    >>> from caffe2torch.errors import SourceLocation
+    >>> str(read_dialect([("PriorBox", SourceLocation("net.prototxt", 7, 1))], {}).of("SSD"))
     "'type PriorBox' at line 7"
     """
     marks = dict(unknown)
@@ -101,7 +101,7 @@ def read_dialect(types: Iterable[tuple[str, Where]], unknown: Mapping[str, Where
     return Dialect(clues)
 
 
-def unknown_names(block: Block, path: str, names: dict[str, Where]) -> None:
+def unknown_names(block: Block, path: str, names: dict[str, SourceLocation]) -> None:
     """Collect the fields that the schema did not know, and where: ``path.name``, and ``path.name=value`` of scalars."""
     for one in block.unknown:
         names.setdefault(f"{path}.{one.name}", one.where)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from caffe2torch.errors import NetError, Where, shape_text
+from caffe2torch.errors import NetError, SourceLocation, shape_text
 from caffe2torch.net.layer_rules import BlobRule, Node
 from caffe2torch.net.layer_types import layer_type, misspelt_type
 from caffe2torch.net.porting_notes import Notes
@@ -272,7 +272,7 @@ def _filler(node: Node, rule: BlobRule, layer: UpgradedLayer) -> Filler | None:
     )
 
 
-def _place(block: Block, name: str) -> Where | None:
+def _place(block: Block, name: str) -> SourceLocation | None:
     """Where a layer states a filler: in its own parameter message, or in a V0 layer beside its other fields."""
     fields = (*block.fields, *block.unknown)
     for one in fields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caffe2torch.errors import NetError, Where
+from caffe2torch.errors import NetError, SourceLocation
 
 __all__ = ["PHASES", "NetState", "included", "meets_rule", "merged"]
 
@@ -47,7 +47,7 @@ def meets_rule(state: NetState, rule: Any) -> bool:
     )
 
 
-def included(layer: Any, where: Where, state: NetState) -> bool:
+def included(layer: Any, where: SourceLocation, state: NetState) -> bool:
     """Whether a layer takes part: it meets one of its include rules, or none of its exclude rules.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from caffe2torch.errors import Where, listed
+from caffe2torch.errors import SourceLocation, listed
 from caffe2torch.net.layer_rules import losses, nested
 from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
@@ -197,13 +197,13 @@ class Notes:
     """Collects notes; equal ones become one with a count."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[Severity, str], list[Where | None]] = {}
+        self._places: dict[tuple[Severity, str], list[SourceLocation | None]] = {}
 
-    def info(self, where: Where | None, message: str) -> None:
+    def info(self, where: SourceLocation | None, message: str) -> None:
         """Something to know."""
         self.add(Note(where, Severity.INFO, message))
 
-    def warn(self, where: Where | None, message: str) -> None:
+    def warn(self, where: SourceLocation | None, message: str) -> None:
         """Something to read and decide about."""
         self.add(Note(where, Severity.WARNING, message))
 
@@ -215,7 +215,7 @@ class Notes:
         """One note for each message, in the order in which they came first.
 
         >>> notes = Notes()
-        >>> for line in (3, 9): notes.info(Where("n", line, 1), "so it is")
+        >>> for line in (3, 9): notes.info(SourceLocation("n", line, 1), "so it is")
         >>> [(str(note.where), note.message) for note in notes.finish()]
         [('n:3:1', 'so it is (and 1 more like it, line 9)')]
         """

@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from caffe2torch.errors import NetError, Where
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_types import misspelt_type, own_field
 from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
@@ -36,8 +36,8 @@ class UpgradedLayer:
     message: Any
     type: str
     block: Block
-    where: Where
-    params: tuple[Where, ...]
+    where: SourceLocation
+    params: tuple[SourceLocation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _from_v1(old: Any, field: Field, notes: list[Note]) -> UpgradedLayer:
     return UpgradedLayer(new, kind, block, field.where, _stated(new, block, field.where))
 
 
-def _stated(message: Any, block: Block, layer: Where) -> tuple[Where, ...]:
+def _stated(message: Any, block: Block, layer: SourceLocation) -> tuple[SourceLocation, ...]:
     """The place of each ``param`` of an old layer: where its ``blobs_lr`` stands, or else its decay or its name."""
     columns = [block.all(name) for name in ("blobs_lr", "weight_decay", "param", "blob_share_mode")]
     return tuple(
@@ -147,7 +147,7 @@ def _stated(message: Any, block: Block, layer: Where) -> tuple[Where, ...]:
     )
 
 
-def _v1_type(old: Any, block: Block, where: Where, notes: list[Note]) -> str:
+def _v1_type(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> str:
     for field in block.unknown:
         if field.name == "type" and isinstance(field.value, str):
             spelled = todays_type(field.value.strip("\"'"))
@@ -286,7 +286,7 @@ def is_v0(net: Any) -> bool:
     return any(layer.HasField("layer") for layer in net.layers)
 
 
-def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, Where]]:
+def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, SourceLocation]]:
     """Today's message of each layer, with its text and place; ``padding`` layers go into the layer after them.
 
     Raises:
@@ -316,7 +316,7 @@ def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, 
         yield new, inner, field.where
 
 
-def _check_padding(connection: Any, source: Any, where: Where) -> None:
+def _check_padding(connection: Any, source: Any, where: SourceLocation) -> None:
     blobs = (len(connection.bottom), len(source.bottom), len(source.top))
     if connection.layer.type not in ("conv", "pool") or blobs != (1, 1, 1):
         raise NetError(
@@ -326,7 +326,7 @@ def _check_padding(connection: Any, source: Any, where: Where) -> None:
         )
 
 
-def _layer(old: Any, block: Block, where: Where, notes: list[Note]) -> Any:
+def _layer(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> Any:
     kind = old.type
     if kind not in _TYPES:
         raise NetError(

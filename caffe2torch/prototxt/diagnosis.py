@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.errors import PrototxtError, Where
+from caffe2torch.errors import PrototxtError, SourceLocation
 from caffe2torch.prototxt.templates import TemplateError
 
 __all__ = ["Open", "diagnose", "shown", "too_deep"]
@@ -24,13 +24,13 @@ class Open:
 
     name: str
     bracket: str
-    where: Where
+    where: SourceLocation
 
     def __str__(self) -> str:
         return f"'{self.name} {self.bracket}' of {self.where.line}:{self.where.column}"
 
 
-def too_deep(where: Where, limit: int, outermost: Where) -> PrototxtError:
+def too_deep(where: SourceLocation, limit: int, outermost: SourceLocation) -> PrototxtError:
     """The error for blocks nested deeper than any message of Caffe's."""
     return PrototxtError(
         f"blocks are nested more than {limit} deep",
@@ -40,7 +40,9 @@ def too_deep(where: Where, limit: int, outermost: Where) -> PrototxtError:
     )
 
 
-def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, opened: Sequence[Open]) -> PrototxtError:
+def diagnose(
+    text: str, place: Callable[[int], SourceLocation], at: int, expected: str, opened: Sequence[Open]
+) -> PrototxtError:
     """The error for a text that cannot be read on at offset ``at``, inside ``opened`` brackets, outermost first."""
     where = place(at)
     begin = at - (where.column - 1)
@@ -88,7 +90,7 @@ def diagnose(text: str, place: Callable[[int], Where], at: int, expected: str, o
     )
 
 
-def _ends(where: Where, expected: str, opened: Sequence[Open]) -> PrototxtError:
+def _ends(where: SourceLocation, expected: str, opened: Sequence[Open]) -> PrototxtError:
     return PrototxtError(
         f"the file ends inside {opened[-1]}" if opened else "the file ends inside a field",
         where=where,
@@ -98,7 +100,7 @@ def _ends(where: Where, expected: str, opened: Sequence[Open]) -> PrototxtError:
     )
 
 
-def _closes(where: Where, closer: str, expected: str, opened: Sequence[Open]) -> PrototxtError:
+def _closes(where: SourceLocation, closer: str, expected: str, opened: Sequence[Open]) -> PrototxtError:
     return PrototxtError(
         f"a '{closer}' stands inside {opened[-1]}" if opened else f"a '{closer}' closes nothing",
         where=where,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf import text_encoding
 
-from caffe2torch.errors import PrototxtError, Where
+from caffe2torch.errors import PrototxtError, SourceLocation
 from caffe2torch.files import read_text
 from caffe2torch.prototxt.diagnosis import Open, diagnose, too_deep
 
@@ -72,14 +72,14 @@ class Places:
         self.file = file
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
 
-    def at(self, offset: int) -> Where:
+    def at(self, offset: int) -> SourceLocation:
         """The place of a character.
 
         >>> Places("pad: 1\\nstride: 2", "net.prototxt").at(7)
-        Where(file='net.prototxt', line=2, column=1)
+        SourceLocation(file='net.prototxt', line=2, column=1)
         """
         line = bisect_right(self._starts, offset)
-        return Where(self.file, line, offset - self._starts[line - 1] + 1)
+        return SourceLocation(self.file, line, offset - self._starts[line - 1] + 1)
 
 
 MAX_DEPTH = 64
@@ -101,7 +101,7 @@ class Field:
 
     name: str
     value: str | Block
-    where: Where
+    where: SourceLocation
     span: tuple[int, int]
     listed: bool = False
 

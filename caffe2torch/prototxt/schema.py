@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from caffe2torch.errors import PrototxtError, Where
+from caffe2torch.errors import PrototxtError, SourceLocation
 from caffe2torch.prototxt import parser as prototxt
 from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.prototxt.diagnosis import shown
@@ -162,7 +162,9 @@ def _refusal(error: text_format.ParseError, block: Block, root: str, source: Sou
         except text_format.ParseError:
             return _unfit(field, message_name)
     line, column = error.GetLine() or 1, error.GetColumn() or 1
-    return PrototxtError(str(error).removeprefix(f"{line}:{column} : "), where=Where(source.file, line, column))
+    return PrototxtError(
+        str(error).removeprefix(f"{line}:{column} : "), where=SourceLocation(source.file, line, column)
+    )
 
 
 def _unfit(field: Field, message_name: str) -> PrototxtError:

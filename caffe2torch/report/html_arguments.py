@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, Where
+from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, SourceLocation
 from caffe2torch.report.rate_plot import effective
 from caffe2torch.report.solver_table import solver_dict
 from caffe2torch.report.wording import number
@@ -23,7 +23,7 @@ class Argument:
 
     field: str
     value: str
-    where: Where | None
+    where: SourceLocation | None
     argument: str
     becomes: str
     how: str
@@ -111,7 +111,7 @@ def arguments(
     return tuple(_rows(solver, iteration, lr_mults, decay_mults))
 
 
-def unread(solver: SolverSettings, rows: Sequence[Argument]) -> dict[str, Where]:
+def unread(solver: SolverSettings, rows: Sequence[Argument]) -> dict[str, SourceLocation]:
     """The fields that the file states and that are no argument: how often to print, where to keep snapshots, ..."""
     used = {row.field for row in rows}
     left = {name: where for name, where in solver.places.items() if name not in used}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from caffe2torch.recipe import Source, Where
+from caffe2torch.recipe import Source, SourceLocation
 from caffe2torch.report.wording import visible
 
 __all__ = ["Line", "Link", "Listing", "Place", "Places", "listings"]
@@ -27,7 +27,7 @@ class Place:
 class Link:
     """From a line of a file to something on the page that it led to."""
 
-    where: Where
+    where: SourceLocation
     label: str
     href: str
 
@@ -56,9 +56,9 @@ class Places:
     """Where in the page's listings a place of a file is.
 
     >>> places = Places([Source("net.prototxt", "name: 'x'")])
-    >>> places.of(Where("net.prototxt", 1, 7))
+    >>> places.of(SourceLocation("net.prototxt", 1, 7))
     Place(text='net.prototxt:1', href='#file-0-1')
-    >>> places.of(Where("other.prototxt", 1, 7)).href is None
+    >>> places.of(SourceLocation("other.prototxt", 1, 7)).href is None
     True
     """
 
@@ -66,13 +66,13 @@ class Places:
         self._files = {source.file: index for index, source in reversed(list(enumerate(sources)))}
         self._lengths = {source.file: len(_split(source.text)) for source in reversed(sources)}
 
-    def line_id(self, where: Where | None) -> str:
+    def line_id(self, where: SourceLocation | None) -> str:
         """The id of the line; empty where the page does not have it."""
         if where is None or not 1 <= where.line <= self._lengths.get(where.file, 0):
             return ""
         return f"file-{self._files[where.file]}-{where.line}"
 
-    def of(self, where: Where | None, *, short: bool = False) -> Place:
+    def of(self, where: SourceLocation | None, *, short: bool = False) -> Place:
         """The place with a link to it, without the file's folder; ``short`` leaves the file to the reader, too."""
         if where is None:
             return Place("", None)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from caffe2torch.errors import SolverError, UnsupportedError, Where, close_name
+from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError, close_name
 from caffe2torch.prototxt.parser import Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
@@ -109,7 +109,7 @@ class _Stated:
         if field is not None:
             where, found = field.where, f"{name}: {field.value}" if isinstance(field.value, str) else None
         else:
-            where = self.fields[because].where if because in self.fields else Where(self.file, 1, 1)
+            where = self.fields[because].where if because in self.fields else SourceLocation(self.file, 1, 1)
             found = f"no {name}"
             if misspelt := close_name(name, self.fields):
                 found += f", but {misspelt} at {self.fields[misspelt].where}"

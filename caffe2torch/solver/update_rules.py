@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from caffe2torch.recipe import SolverType
 
-__all__ = ["Decay", "Epsilon", "History", "Pace", "Rule", "movements"]
+__all__ = ["Decay", "Epsilon", "History", "Rule", "StepSettings", "movements"]
 
 
 class Decay(StrEnum):
@@ -68,7 +68,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepSettings:
     """What holds at one iteration for one parameter, multipliers applied."""
 
     rate: float
@@ -76,36 +76,36 @@ class Pace:
     weight_decay: float
 
 
-Update = Callable[[float, Pace], float]
-"""Gradient (decay added) and pace to the amount that is subtracted from the weight."""
+Update = Callable[[float, StepSettings], float]
+"""Gradient (decay added) and step settings to the amount that is subtracted from the weight."""
 
 
 def movements(
-    rule: Rule, paces: Sequence[Pace], weights: Sequence[float | None], gradients: Sequence[float]
+    rule: Rule, settings: Sequence[StepSettings], weights: Sequence[float | None], gradients: Sequence[float]
 ) -> tuple[float, ...]:
     """How far a number moves at each step, from an empty history.
 
     ``weights[k]`` is the value it is set to before step k, ``None`` where it is left as the last step made it.
 
-    >>> pace = Pace(rate=0.1, momentum=0.9, weight_decay=0.0)
-    >>> movements(Rule(SolverType.SGD), [pace, pace], [0.0, None], [1.0, 0.0])
+    >>> settings = StepSettings(rate=0.1, momentum=0.9, weight_decay=0.0)
+    >>> movements(Rule(SolverType.SGD), [settings, settings], [0.0, None], [1.0, 0.0])
     (-0.1, -0.09000000000000001)
     """
     update = _RULES[rule.type](rule)
     moved = []
     weight = 0.0
-    for pace, placed, gradient in zip(paces, weights, gradients, strict=True):
+    for setting, placed, gradient in zip(settings, weights, gradients, strict=True):
         weight = weight if placed is None else placed
         g = _quotient(gradient, rule.divisor) if rule.gradient else 0.0
         step = 0.0
         match rule.decay:
             case Decay.L2:
-                g += pace.weight_decay * weight
+                g += setting.weight_decay * weight
             case Decay.L1:
-                g += pace.weight_decay * ((weight > 0) - (weight < 0))
+                g += setting.weight_decay * ((weight > 0) - (weight < 0))
             case Decay.DECOUPLED:
-                step = -pace.rate * pace.weight_decay * weight
-        step -= update(g, pace)
+                step = -setting.rate * setting.weight_decay * weight
+        step -= update(g, setting)
         moved.append(step)
         weight += step
     return tuple(moved)
@@ -116,20 +116,20 @@ def _momentum(rule: Rule) -> Update:
     inside, nesterov = rule.history is History.RATE_INSIDE, rule.type is SolverType.NESTEROV
     h, last, first = 0.0, math.nan, True
 
-    def update(g: float, pace: Pace) -> float:
+    def update(g: float, setting: StepSettings) -> float:
         nonlocal h, last, first
-        if not first and pace.rate != last:
+        if not first and setting.rate != last:
             if rule.history is History.CLEARED:
                 h = 0.0
             elif rule.history is History.RESCALED_INVERSELY:
-                h *= _quotient(pace.rate, last)
+                h *= _quotient(setting.rate, last)
         added = g if first else (1.0 - rule.dampening) * g
-        before, last, first = h, pace.rate, False
+        before, last, first = h, setting.rate, False
         if inside:
-            h = pace.momentum * h + pace.rate * added
-            return (1.0 + pace.momentum) * h - pace.momentum * before if nesterov else h
-        h = pace.momentum * h + added
-        return pace.rate * (g + pace.momentum * h if nesterov else h)
+            h = setting.momentum * h + setting.rate * added
+            return (1.0 + setting.momentum) * h - setting.momentum * before if nesterov else h
+        h = setting.momentum * h + added
+        return setting.rate * (g + setting.momentum * h if nesterov else h)
 
     return update
 
@@ -137,10 +137,10 @@ def _momentum(rule: Rule) -> Update:
 def _adagrad(rule: Rule) -> Update:
     h = 0.0
 
-    def update(g: float, pace: Pace) -> float:
+    def update(g: float, setting: StepSettings) -> float:
         nonlocal h
         h += g * g
-        return pace.rate * _quotient(g, _root(h) + rule.delta)
+        return setting.rate * _quotient(g, _root(h) + rule.delta)
 
     return update
 
@@ -148,11 +148,11 @@ def _adagrad(rule: Rule) -> Update:
 def _rmsprop(rule: Rule) -> Update:
     h = 0.0
 
-    def update(g: float, pace: Pace) -> float:
+    def update(g: float, setting: StepSettings) -> float:
         nonlocal h
         h = rule.rms_decay * h + (1.0 - rule.rms_decay) * g * g
         under = rule.epsilon is Epsilon.UNDER_ROOT
-        return pace.rate * _quotient(g, _root(h + rule.delta) if under else _root(h) + rule.delta)
+        return setting.rate * _quotient(g, _root(h + rule.delta) if under else _root(h) + rule.delta)
 
     return update
 
@@ -160,13 +160,13 @@ def _rmsprop(rule: Rule) -> Update:
 def _adadelta(rule: Rule) -> Update:
     gradients, updates = 0.0, 0.0
 
-    def update(g: float, pace: Pace) -> float:
+    def update(g: float, setting: StepSettings) -> float:
         nonlocal gradients, updates
-        rho = pace.momentum
+        rho = setting.momentum
         gradients = rho * gradients + (1.0 - rho) * g * g
         u = g * _root(_quotient(updates + rule.delta, gradients + rule.delta))
         updates = rho * updates + (1.0 - rho) * u * u
-        return pace.rate * u
+        return setting.rate * u
 
     return update
 
@@ -174,14 +174,14 @@ def _adadelta(rule: Rule) -> Update:
 def _adam(rule: Rule) -> Update:
     m, v, t = 0.0, 0.0, 0
 
-    def update(g: float, pace: Pace) -> float:
+    def update(g: float, setting: StepSettings) -> float:
         nonlocal m, v, t
         t += 1
-        m = pace.momentum * m + (1.0 - pace.momentum) * g
+        m = setting.momentum * m + (1.0 - setting.momentum) * g
         v = rule.momentum2 * v + (1.0 - rule.momentum2) * g * g
         root = _root(1.0 - rule.momentum2**t)
         delta = rule.delta * root if rule.epsilon is Epsilon.CORRECTED else rule.delta
-        return pace.rate * _quotient(root, 1.0 - pace.momentum**t) * _quotient(m, _root(v) + delta)
+        return setting.rate * _quotient(root, 1.0 - setting.momentum**t) * _quotient(m, _root(v) + delta)
 
     return update
 

@@ -13,11 +13,11 @@ from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Movements, Window
 from caffe2torch.verification.report import Fault, FaultKind
 
-__all__ = ["Suspect", "caffe_rule", "rate_change", "suspects"]
+__all__ = ["CandidateRule", "caffe_rule", "candidates", "rate_change"]
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
+class CandidateRule:
     """A rule that is not Caffe's for this solver, the momentum it runs at, and what sets it apart."""
 
     rule: Rule
@@ -38,31 +38,31 @@ def caffe_rule(solver: SolverSettings) -> Rule:
     )
 
 
-def suspects(solver: SolverSettings, window: Window, seen: Movements) -> Iterator[Suspect]:
+def candidates(solver: SolverSettings, window: Window, seen: Movements) -> Iterator[CandidateRule]:
     """Departures from Caffe's rule, the smallest first.
 
     ``window`` and ``seen`` are what the fitted ones (momentum, dampening) are read from.
     """
     expected = replace(caffe_rule(solver), momentum2=solver.momentum2, delta=solver.delta, rms_decay=solver.rms_decay)
-    yield Suspect(expected, solver.momentum, ())  # the same numbers in double precision are no departure
+    yield CandidateRule(expected, solver.momentum, ())  # the same numbers in double precision are no departure
     own = _linear(expected, solver.momentum, window, seen) if expected.linear else _adaptive(expected, solver.momentum)
     for rule, momentum in (*own, *_others(expected, window, seen)):
         for decay in dict.fromkeys((expected.decay, Decay.L2, Decay.L1, Decay.DECOUPLED)):
             found = replace(rule, decay=decay)
             if (found, momentum) != (expected, solver.momentum):
-                yield Suspect(found, momentum, tuple(_faults(solver, expected, found, momentum)))
+                yield CandidateRule(found, momentum, tuple(_faults(solver, expected, found, momentum)))
     if expected.type in (SolverType.ADAM, SolverType.ADADELTA):  # any other momentum, as people write it
         places = (Epsilon.CAFFE, Epsilon.CORRECTED) if expected.type is SolverType.ADAM else (Epsilon.CAFFE,)
         for percent, place, decay in product(range(1, 100), places, (expected.decay, Decay.DECOUPLED)):
             found = replace(expected, epsilon=place, decay=decay)
-            yield Suspect(found, percent / 100, tuple(_faults(solver, expected, found, percent / 100)))
+            yield CandidateRule(found, percent / 100, tuple(_faults(solver, expected, found, percent / 100)))
 
 
 def _linear(expected: Rule, momentum: float, window: Window, seen: Movements) -> Iterator[tuple[Rule, float]]:
-    """SGD and Nesterov, with the momentum that a single pull leaves behind."""
-    lanes = {lane.name: moved for lane, moved in zip(window.lanes, seen, strict=True)}
-    first, after, later = lanes["pull 0"][:3]
-    second, third = lanes["pull 1"][1], lanes["pull 2"][2]
+    """SGD and Nesterov, with the momentum that a single gradient leaves behind."""
+    sequences = {sequence.name: moved for sequence, moved in zip(window.sequences, seen, strict=True)}
+    first, after, later = sequences["gradient at 0"][:3]
+    second, third = sequences["gradient at 1"][1], sequences["gradient at 2"][2]
     fitted = later / after if after else 0.0
     at_one_rate = fitted * second / third if third else fitted  # what torch's history shows, without the rate's change
     # At a constant ratio of rates both explain all: then the rounder one, and of equals torch's, is what was written.

@@ -15,13 +15,13 @@ from caffe2torch.verification.probe_sequence import Observations, changes, rate_
 from caffe2torch.verification.report import Check, Fault, FaultKind, Result
 from caffe2torch.verification.simulate import effect
 
-__all__ = ["Reading", "notes_of", "run_checks"]
+__all__ = ["AccumulationReading", "notes_of", "run_checks"]
 
 AUDIT_FIX = "write the right file with caffe2torch audit ... --fix optimizer.py"
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class AccumulationReading:
     """How the gradients of ``iter_size`` passes were taken to arrive, and how well that fits.
 
     Attributes:
@@ -45,7 +45,7 @@ def run_checks(
     solver: SolverSettings,
     judged: Mapping[str, Judgement],
     observations: Observations,
-    reading: Reading,
+    reading: AccumulationReading,
     *,
     translating: bool,
 ) -> tuple[Check, ...]:
@@ -194,7 +194,7 @@ def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     return Check(name, Result.OK, expected, seen=expected)
 
 
-def _accumulation(solver: SolverSettings, reading: Reading) -> Check | None:
+def _accumulation(solver: SolverSettings, reading: AccumulationReading) -> Check | None:
     passes = solver.iter_size
     if passes == 1:
         return None

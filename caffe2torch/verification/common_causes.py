@@ -178,7 +178,7 @@ def find_causes(
     whole = []
     if observations.problem:
         whole.append(Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}"))
-    if observations.strangers:
+    if observations.foreign:
         whole.append(Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations)))
     wrong = [] if observations.problem else [row for row in rows if row.verdict in (*WRONG, Verdict.FROZEN)]
     return (*whole, *shared_causes(wrong, rows, Multiples(solver, iteration)))
@@ -213,7 +213,7 @@ def _fix(group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
 
 
 def _strangers(rows: Sequence[ReportRow], observations: Observations) -> str:
-    count = len(observations.strangers)
+    count = len(observations.foreign)
     missing = sum(row.verdict is Verdict.MISSING for row in rows)
     hint = ": it was built on another copy of the model, or before its parameters were replaced" if missing else ""
     return f"the optimizer holds {count} tensors that are not parameters of this model{hint}"

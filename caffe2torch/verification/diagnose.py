@@ -14,9 +14,9 @@ from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.float32 import format32
 from caffe2torch.solver.lr_policy import weight_decay_at
 from caffe2torch.solver.update_rules import History, Rule
-from caffe2torch.verification.candidate_rules import Suspect, caffe_rule, rate_change, suspects
-from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Reading, close, explained, read, still
-from caffe2torch.verification.probe_sequence import Course, Movements, Observation, Window, rate_at
+from caffe2torch.verification.candidate_rules import CandidateRule, caffe_rule, candidates, rate_change
+from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, explained, read, still
+from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window, rate_at
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
 __all__ = ["RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
@@ -84,7 +84,7 @@ class Judge:
         self.rule = replace(caffe_rule(solver), divisor=float(solver.iter_size) if summed else 1.0)
         self.own_rules = (self.rule, replace(self.rule, gradient=True))  # clipping may be left to the training loop
         self._judged: dict[object, Judgement] = {}
-        self._known: list[Suspect] = []
+        self._known: list[CandidateRule] = []
 
     def expected(self, multipliers: Multipliers) -> Effective:
         """The effective rate and decay at the iteration that the report stands for."""
@@ -113,22 +113,25 @@ class Judge:
         for window, moved in zip(self.windows, seen.windows, strict=True):
             pulls = [
                 amounts[k]
-                for lane, amounts in zip(window.lanes, moved, strict=True)
+                for sequence, amounts in zip(window.sequences, moved, strict=True)
                 for k in range(window.steps)
-                if lane.name == f"pull {k}"
+                if sequence.name == f"gradient at {k}"
             ]
             if any(not close(one, pulls[0]) for one in pulls):
                 return True
         return False
 
     def _judge(self, multipliers: Multipliers, seen: Observation) -> tuple[Effective, tuple[Fault, ...]]:
-        courses = [
-            Course.of(self.solver, window, multipliers.lr_mult, multipliers.decay_mult) for window in self.windows
+        all_expected = [
+            ExpectedSteps.of(self.solver, window, multipliers.lr_mult, multipliers.decay_mult)
+            for window in self.windows
         ]
-        rates = [pace.rate for course in courses for pace in course.paces if pace.rate]  # NaN, too, is a rate
+        rates = [
+            setting.rate for expected in all_expected for setting in expected.settings if setting.rate
+        ]  # NaN, too, is a rate
         if still(seen.windows):
             return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else ()
-        observed = self._observed(courses[0], seen)
+        observed = self._observed(all_expected[0], seen)
         if not seen.elementwise:
             said = "what happens to one number depends on the others; in Caffe it does not"
             return Effective(None, None), (Fault(FaultKind.RULE, said), _unreadable())
@@ -137,28 +140,35 @@ class Judge:
             return observed, (Fault(FaultKind.TRAINED, said),)
         for rule in self.own_rules:
             if all(
-                explained(rule, course.window, moved, course.paces, self.precision)
-                for course, moved in zip(courses, seen.windows, strict=True)
+                explained(rule, expected.window, moved, expected.settings, self.precision)
+                for expected, moved in zip(all_expected, seen.windows, strict=True)
             ):
-                return self._agreed(observed, courses[0]), ()
-        blamed, faults = blame(self.own_rules[1], self.solver, courses, seen.windows, self.precision, self._known)
+                return self._agreed(observed, all_expected[0]), ()
+        blamed, faults = diagnose(
+            self.own_rules[1], self.solver, all_expected, seen.windows, self.precision, self._known
+        )
         return blamed, tuple(faults)
 
-    def _observed(self, course: Course, seen: Observation) -> Effective:
+    def _observed(self, expected: ExpectedSteps, seen: Observation) -> Effective:
         """Rate and decay as Caffe's rule would have them from the first window."""
         rule = self.own_rules[1]
         if not self.rule.gradient and explained(
-            self.rule, course.window, seen.windows[0], course.paces, self.precision
+            self.rule, expected.window, seen.windows[0], expected.settings, self.precision
         ):
             return Effective(None, None)  # without gradients, rate and decay only show as their product
         reading = read(
-            rule, course.window, seen.windows[0], course.momenta, fading=course.fading, precision=self.precision
+            rule,
+            expected.window,
+            seen.windows[0],
+            expected.momenta,
+            decay_ratios=expected.decay_ratios,
+            precision=self.precision,
         )
         return Effective(reading.lr, reading.weight_decay)
 
-    def _agreed(self, observed: Effective, course: Course) -> Effective:
+    def _agreed(self, observed: Effective, expected: ExpectedSteps) -> Effective:
         """What was seen, without a decay that is told too coarsely to be shown beside the right one."""
-        decay, due = observed.weight_decay, course.paces[0].weight_decay
+        decay, due = observed.weight_decay, expected.settings[0].weight_decay
         if decay is None or close(decay, due, 1e-3):
             return observed
         return replace(observed, weight_decay=0.0 if abs(decay) < FINEST_DECAY and not due else None)
@@ -183,35 +193,37 @@ def _unreadable() -> Fault:
 # What is wrong with a parameter that does not move as Caffe's solver would move it, in sentences.
 
 
-def blame(
+def diagnose(
     rule: Rule,
     solver: SolverSettings,
-    courses: Sequence[Course],
+    all_expected: Sequence[ExpectedSteps],
     seen: Sequence[Movements],
     precision: float,
-    known: list[Suspect],
+    known: list[CandidateRule],
 ) -> tuple[Effective, list[Fault]]:
     """The numbers that were seen in the first window, and every way in which the windows differ from Caffe's.
 
-    ``known`` are suspects that were found out before, which are tried first; a new one is added.
+    ``known`` are candidate rules that were found out before, which are tried first; a new one is added.
     """
-    reading, momentum, faults = _recognise(rule, solver, courses[0], seen[0], precision, known)
+    reading, momentum, faults = _recognise(rule, solver, all_expected[0], seen[0], precision, known)
     if not reading.explains:
         return Effective(None, None), [*faults, _unreadable()]
     numbers = Effective(reading.lr, reading.weight_decay)
-    wanted, lr = courses[0].paces[0].rate, reading.rates[0]
+    wanted, lr = all_expected[0].settings[0].rate, reading.rates[0]
     if lr and wanted and lr * wanted < 0:
         faults.append(Fault(FaultKind.LR, "it goes up the gradient, as with maximize=True; Caffe goes down"))
         decay = None if reading.weight_decay is None else abs(reading.weight_decay)
         numbers = Effective(abs(lr), decay)
-    if not courses[0].window.moving and any(rate is not None and not close(rate, lr or 0.0) for rate in reading.rates):
+    if not all_expected[0].window.moving and any(
+        rate is not None and not close(rate, lr or 0.0) for rate in reading.rates
+    ):
         faults.append(Fault(FaultKind.RULE, "its rate changes from step to step, though nothing schedules it"))
-    faults += _numbers(solver, courses[0], numbers)
+    faults += _numbers(solver, all_expected[0], numbers)
     kinds = {fault.kind for fault in faults}
-    scale = _factor(courses[0], reading)
-    finest = FINEST_RATE * max(abs(pace.rate * scale) for course in courses for pace in course.paces)
-    own = _schedule(courses[0], reading, scale, finest)
-    own += _later(reading, momentum, courses, seen, precision, scale, finest)
+    scale = _factor(all_expected[0], reading)
+    finest = FINEST_RATE * max(abs(setting.rate * scale) for expected in all_expected for setting in expected.settings)
+    own = _schedule(all_expected[0], reading, scale, finest)
+    own += _later(reading, momentum, all_expected, seen, precision, scale, finest)
     for fault in own:
         if fault.kind not in kinds:
             kinds.add(fault.kind)
@@ -222,49 +234,51 @@ def blame(
 def _recognise(
     rule: Rule,
     solver: SolverSettings,
-    course: Course,
+    expected: ExpectedSteps,
     moved: Movements,
     precision: float,
-    known: list[Suspect],
-) -> tuple[Reading, float | None, list[Fault]]:
+    known: list[CandidateRule],
+) -> tuple[Fit, float | None, list[Fault]]:
     """The rule that explains the first window, its momentum where that is not Caffe's, and what sets it apart."""
-    window = course.window
-    own = read(rule, window, moved, course.momenta, fading=course.fading, precision=precision)
-    if own.explains and _steady(course, own):
+    window = expected.window
+    own = read(rule, window, moved, expected.momenta, decay_ratios=expected.decay_ratios, precision=precision)
+    if own.explains and _steady(expected, own):
         return own, None, []
-    unsteady: list[tuple[Reading, float | None, list[Fault]]] = [(own, None, [])] if own.explains else []
-    for suspect in chain(known, suspects(solver, window, moved)):
-        suspected = replace(suspect.rule, divisor=rule.divisor, gradient=True)
-        steady = (suspect.momentum,) * window.steps
-        reading = read(suspected, window, moved, steady, fading=course.fading, precision=precision)
+    unsteady: list[tuple[Fit, float | None, list[Fault]]] = [(own, None, [])] if own.explains else []
+    for candidate in chain(known, candidates(solver, window, moved)):
+        tried = replace(candidate.rule, divisor=rule.divisor, gradient=True)
+        steady = (candidate.momentum,) * window.steps
+        reading = read(tried, window, moved, steady, decay_ratios=expected.decay_ratios, precision=precision)
         if not reading.explains:
             continue
-        if not _steady(course, reading):
-            unsteady.append((reading, suspect.momentum, list(suspect.faults)))
+        if not _steady(expected, reading):
+            unsteady.append((reading, candidate.momentum, list(candidate.faults)))
             continue
-        if suspect not in known:
-            known.append(suspect)
-        return reading, suspect.momentum, list(suspect.faults)
+        if candidate not in known:
+            known.append(candidate)
+        return reading, candidate.momentum, list(candidate.faults)
     if unsteady:
         return unsteady[0]
     said = f"it does not step as Caffe's {solver.type} does, nor as any rule that is known here"
     return own, None, [Fault(FaultKind.RULE, said)]
 
 
-def _steady(course: Course, reading: Reading) -> bool:
+def _steady(expected: ExpectedSteps, reading: Fit) -> bool:
     """Whether the rates of a reading are Caffe's times one factor: a rule that needs others is the less likely one."""
-    pairs = [(pace.rate, rate) for pace, rate in zip(course.paces, reading.rates, strict=True) if rate is not None]
+    pairs = [
+        (setting.rate, rate) for setting, rate in zip(expected.settings, reading.rates, strict=True) if rate is not None
+    ]
     return all(close(rate * pairs[0][0], pairs[0][1] * due) for due, rate in pairs)
 
 
-def _numbers(solver: SolverSettings, course: Course, seen: Effective) -> list[Fault]:
+def _numbers(solver: SolverSettings, expected: ExpectedSteps, seen: Effective) -> list[Fault]:
     """Rate and decay of the first window against Caffe's."""
     faults = []
-    wanted, lr = course.paces[0].rate, seen.lr
+    wanted, lr = expected.settings[0].rate, seen.lr
     if lr is not None and not close(lr, wanted):
         said = f"lr is {number(lr)}, Caffe's is {number(wanted)}{_times(lr, wanted)}"
         faults.append(Fault(FaultKind.LR, said))
-    decay, due, passes = seen.weight_decay, course.paces[0].weight_decay, solver.iter_size
+    decay, due, passes = seen.weight_decay, expected.settings[0].weight_decay, solver.iter_size
     if decay is None:
         if due:
             said = f"weight decay cannot be seen at lr {number(lr)}; Caffe's is {number(due)}"
@@ -277,16 +291,16 @@ def _numbers(solver: SolverSettings, course: Course, seen: Effective) -> list[Fa
     return faults
 
 
-def _factor(course: Course, reading: Reading) -> float:
+def _factor(expected: ExpectedSteps, reading: Fit) -> float:
     """By how much a parameter's rate is off at the first step that shows one."""
-    pairs = zip(course.paces, reading.rates, strict=True)
-    return next((lr / pace.rate for pace, lr in pairs if lr and pace.rate), 1.0)
+    pairs = zip(expected.settings, reading.rates, strict=True)
+    return next((lr / setting.rate for setting, lr in pairs if lr and setting.rate), 1.0)
 
 
 def _later(
-    first: Reading,
+    first: Fit,
     momentum: float | None,
-    courses: Sequence[Course],
+    all_expected: Sequence[ExpectedSteps],
     seen: Sequence[Movements],
     precision: float,
     scale: float,
@@ -294,36 +308,44 @@ def _later(
 ) -> list[Fault]:
     """The windows after the first: do the rates follow the policy, and does the history keep its rates?"""
     faults: dict[FaultKind, Fault] = {}
-    start = courses[0]
-    for course, moved in zip(courses[1:], seen[1:], strict=True):
-        if max((abs(x) for lane in moved for x in lane), default=0.0) < UNDERFLOW:
-            rates = tuple(0.0 for _ in course.paces)
-            for fault in _schedule(course, replace(first, rates=rates), scale, finest):
+    start = all_expected[0]
+    for expected, moved in zip(all_expected[1:], seen[1:], strict=True):
+        if max((abs(x) for sequence in moved for x in sequence), default=0.0) < UNDERFLOW:
+            rates = tuple(0.0 for _ in expected.settings)
+            for fault in _schedule(expected, replace(first, rates=rates), scale, finest):
                 faults.setdefault(FaultKind.SCHEDULE, fault)
             continue
-        momenta = course.momenta if momentum is None else (momentum,) * course.window.steps
-        due, before = course.paces[0].weight_decay, start.paces[0].weight_decay
+        momenta = expected.momenta if momentum is None else (momentum,) * expected.window.steps
+        due, before = expected.settings[0].weight_decay, start.settings[0].weight_decay
         decay = (first.weight_decay or 0.0) * (due / before if before else 1.0)
-        reading = _follow(first.rule, course, moved, momenta, decay, precision)
+        reading = _follow(first.rule, expected, moved, momenta, decay, precision)
         if reading.explains and reading.rule != first.rule:
             faults.setdefault(FaultKind.RATE_CHANGE, rate_change(reading.rule))
         elif not reading.explains:
-            at = course.window.iteration
+            at = expected.window.iteration
             said = f"from iteration {at} on it no longer steps as at iteration {start.window.iteration}"
             faults.setdefault(FaultKind.RATE_CHANGE, Fault(FaultKind.RATE_CHANGE, said))
-        for fault in _schedule(course, reading, scale, finest):
+        for fault in _schedule(expected, reading, scale, finest):
             faults.setdefault(FaultKind.SCHEDULE, fault)
     return list(faults.values())
 
 
 def _follow(
-    rule: Rule, course: Course, moved: Movements, momenta: Sequence[float], decay: float, precision: float
-) -> Reading:
+    rule: Rule, expected: ExpectedSteps, moved: Movements, momenta: Sequence[float], decay: float, precision: float
+) -> Fit:
     """The rule of the first window on a later one, else that rule with a history that treats rates otherwise."""
 
-    def reading(history: History) -> Reading:
+    def reading(history: History) -> Fit:
         same = replace(rule, history=history)
-        return read(same, course.window, moved, momenta, fading=course.fading, weight_decay=decay, precision=precision)
+        return read(
+            same,
+            expected.window,
+            moved,
+            momenta,
+            decay_ratios=expected.decay_ratios,
+            weight_decay=decay,
+            precision=precision,
+        )
 
     first = reading(rule.history)
     if first.explains or not rule.linear:
@@ -332,15 +354,15 @@ def _follow(
     return next((other for other in others if other.explains), first)
 
 
-def _schedule(course: Course, reading: Reading, scale: float, finest: float) -> list[Fault]:
+def _schedule(expected: ExpectedSteps, reading: Fit, scale: float, finest: float) -> list[Fault]:
     """The first iteration of a window whose rate is not the policy's times ``scale``, up to ``finest``."""
-    for iteration, pace, lr in zip(course.window.iterations, course.paces, reading.rates, strict=True):
+    for iteration, setting, lr in zip(expected.window.iterations, expected.settings, reading.rates, strict=True):
         off = TOLERANCE + iteration * FLOAT32  # exp multiplies gamma so often, which Caffe has in float32
-        if lr is None or not course.window.moving or abs(lr - pace.rate * scale) <= finest:
+        if lr is None or not expected.window.moving or abs(lr - setting.rate * scale) <= finest:
             continue
-        if not close(lr, pace.rate * scale, off):
-            said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(pace.rate)}"
-            return [Fault(FaultKind.SCHEDULE, said, iteration, lr, pace.rate, scale)]
+        if not close(lr, setting.rate * scale, off):
+            said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(setting.rate)}"
+            return [Fault(FaultKind.SCHEDULE, said, iteration, lr, setting.rate, scale)]
     return []
 
 

@@ -1,8 +1,8 @@
-"""A twin of an optimizer: the same code and settings on small stand-ins, so that the real one is left untouched.
+"""A copy of an optimizer: the same code and settings on small probe tensors, so that the real one is left untouched.
 
 torch's own ``copy.deepcopy(optimizer)`` will not do: ``Optimizer.__getstate__`` drops what a subclass keeps beside its
 groups, every parameter would be copied whole, and a scheduler leaves a ``step`` in the instance that still steps the
-original. So the twin's attributes are copied here, with every parameter replaced by its stand-in on the way.
+original. So the copy's attributes are copied here, with every parameter replaced by its probe tensor on the way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = [
-    "Twin",
+    "OptimizerCopy",
     "bare_optimizer",
     "bare_scheduler",
     "make_twin",
@@ -34,10 +34,10 @@ STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 
 
-class Twin:
+class OptimizerCopy:
     """An optimizer, and the scheduler that drives it if there is one, on stand-ins.
 
-    ``stand_ins`` maps ``id`` of each original tensor to its stand-in.
+    ``stand_ins`` maps ``id`` of each original tensor to its probe tensor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, stand_ins: dict[int, torch.Tensor]) -> None:
@@ -52,7 +52,7 @@ def make_twin(
     stand_ins: Mapping[int, torch.Tensor],
     *,
     started: bool = False,
-) -> Twin:
+) -> OptimizerCopy:
     """Copy ``optimizer`` and ``scheduler`` onto ``stand_ins``, with an empty history.
 
     Where the optimizer made its history when it was built (``torch.optim.Adagrad``), ``started`` keeps that: constants
@@ -62,9 +62,9 @@ def make_twin(
     memo: dict[int, Any] = dict(stand_ins)
     for inner in _inner_optimizers(optimizer):
         memo[id(inner.state)] = _history(inner, memo) if started else defaultdict(dict)
-    twin = _copy(optimizer, memo)
+    optimizer_copy = _copy(optimizer, memo)
     follower = None if scheduler is None else _copy(scheduler, memo)
-    return Twin(twin, follower, dict(stand_ins))
+    return OptimizerCopy(optimizer_copy, follower, dict(stand_ins))
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:
@@ -183,22 +183,22 @@ def _inner_optimizers(optimizer: torch.optim.Optimizer) -> Iterable[torch.optim.
 
 def _copy(thing: Any, memo: dict[int, Any]) -> Any:
     """A copy of an optimizer or scheduler, attribute by attribute, with ``step`` the class's own and without hooks."""
-    twin = object.__new__(type(thing))
-    memo[id(thing)] = twin
+    optimizer_copy = object.__new__(type(thing))
+    memo[id(thing)] = optimizer_copy
     for name, value in vars(thing).items():
         if name in STEP_HOOKS:
-            twin.__dict__[name] = OrderedDict()
+            optimizer_copy.__dict__[name] = OrderedDict()
         elif name == "step" and isinstance(value, types.FunctionType):
-            _transplant_step(thing, twin, value)
+            _transplant_step(thing, optimizer_copy, value)
         elif isinstance(value, torch.optim.Optimizer | LRScheduler) and id(value) not in memo:
-            twin.__dict__[name] = _copy(value, memo)
+            optimizer_copy.__dict__[name] = _copy(value, memo)
         else:
-            twin.__dict__[name] = copy.deepcopy(value, memo)
-    return twin
+            optimizer_copy.__dict__[name] = copy.deepcopy(value, memo)
+    return optimizer_copy
 
 
-def _transplant_step(thing: Any, twin: Any, step: types.FunctionType) -> None:
-    """Give the twin the ``step`` under what was put into the instance: a scheduler's patch is bound to the original."""
+def _transplant_step(thing: Any, optimizer_copy: Any, step: types.FunctionType) -> None:
+    """Give the copy the ``step`` under what was put into the instance: a scheduler's patch is bound to the original."""
     inner: Any = step
     while hasattr(inner, "_wrapped_by_lr_sched") and hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
@@ -207,21 +207,21 @@ def _transplant_step(thing: Any, twin: Any, step: types.FunctionType) -> None:
     if inner is step:
         raise TypeError(f"{type(thing).__name__}.step was replaced by a function that is bound to this very object")
     if inner is not getattr(type(thing).step, "__func__", type(thing).step):
-        twin.__dict__["step"] = types.MethodType(inner, twin)
+        optimizer_copy.__dict__["step"] = types.MethodType(inner, optimizer_copy)
 
 
 def _history(optimizer: torch.optim.Optimizer, memo: Mapping[int, Any]) -> defaultdict[Any, Any]:
     """The history that an optimizer was built with, on stand-ins."""
     history: defaultdict[Any, Any] = defaultdict(dict)
     for parameter, state in optimizer.state.items():
-        stand_in = memo.get(id(parameter))
-        if stand_in is None:
+        probe_tensor = memo.get(id(parameter))
+        if probe_tensor is None:
             continue
-        history[stand_in] = {name: _reset(value, parameter, stand_in) for name, value in state.items()}
+        history[probe_tensor] = {name: _reset(value, parameter, probe_tensor) for name, value in state.items()}
     return history
 
 
-def _reset(value: Any, parameter: torch.Tensor, stand_in: torch.Tensor) -> Any:
+def _reset(value: Any, parameter: torch.Tensor, probe_tensor: torch.Tensor) -> Any:
     """One entry of a history as it was before the first step."""
     if not isinstance(value, torch.Tensor):
         return 0 if isinstance(value, int) and not isinstance(value, bool) else copy.deepcopy(value)
@@ -229,4 +229,4 @@ def _reset(value: Any, parameter: torch.Tensor, stand_in: torch.Tensor) -> Any:
         return torch.zeros_like(value)
     first = value.reshape(-1)[:1]
     constant = bool((value == first).all())
-    return torch.full_like(stand_in.detach(), first.item() if constant else 0.0)
+    return torch.full_like(probe_tensor.detach(), first.item() if constant else 0.0)

@@ -1,8 +1,8 @@
 """The experiments: what to feed an optimizer so that its steps tell the rate, the decay and the history apart.
 
-A *lane* is the life of one number: the value it is set to before each step, and the gradient it is given. Several
-lanes lie side by side in one small tensor that stands in for a parameter, as the elements of a real one would. A
-*window* is a few iterations of the run that the lanes live through from an empty history.
+A *sequence* is the life of one number: the value it is set to before each step, and the gradient it is given. Several
+sequences lie side by side in one small tensor that stands in for a parameter, as the elements of a real one would. A
+*window* is a few iterations of the run that the sequences live through from an empty history.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ from dataclasses import dataclass
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
 from caffe2torch.solver import lr_policy
 from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
-from caffe2torch.solver.update_rules import Pace
+from caffe2torch.solver.update_rules import StepSettings
 
-__all__ = ["Course", "Lane", "Movements", "Observation", "Observations", "Window", "changes", "design", "rate_at"]
+__all__ = [
+    "ExpectedSteps",
+    "Movements",
+    "Observation",
+    "Observations",
+    "ProbeSequence",
+    "Window",
+    "changes",
+    "design",
+    "rate_at",
+]
 
 STEPS = 5
 USUAL_DECAY = 5e-4  # what a decay that should not be there is likely to be
@@ -26,14 +36,15 @@ REMEMBERED, PRIMED = 4, 64  # how much more a gradient weighs than the decay bef
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """The life of one number. ``weights[k]`` is set before step k; ``None`` leaves what the last step made.
+class ProbeSequence:
+    """What one number is given, step by step. ``weights[k]`` is set before step k; ``None`` leaves what the last step
+    made.
 
-    ``name`` says what it is for, and is unique in a window: ``pull k`` (a single gradient, at step k, the weight held
-    at 0 throughout), ``decay`` and ``decay twice`` (a weight at step 0, no gradient ever), ``remembered`` (a weight at
-    step 0, gradients after it), ``primed`` (a gradient at step 0, a weight at step 1), ``free`` and ``free lightly``
-    (left alone with changing gradients), ``small`` and ``small squared`` (the gradient, or its square, as small as
-    ``delta``), ``idle``.
+    ``name`` says what it is for, and is unique in a window: ``gradient at k`` (a single gradient, at step k, the
+    weight held at 0 throughout), ``decay`` and ``decay twice`` (a weight at step 0, no gradient ever),
+    ``remembered`` (a weight at step 0, gradients after it), ``primed`` (a gradient at step 0, a weight at step 1),
+    ``free`` and ``free lightly`` (left alone with changing gradients), ``small`` and ``small squared`` (the gradient,
+    or its square, as small as ``delta``), ``idle``.
     """
 
     name: str
@@ -49,7 +60,7 @@ class Window:
     """
 
     iteration: int
-    lanes: tuple[Lane, ...]
+    sequences: tuple[ProbeSequence, ...]
     moving: bool = True
     steps: int = STEPS
 
@@ -64,8 +75,8 @@ def rate_at(policy: LrPolicy, iteration: int) -> float:
     return rate(policy, iteration, step_at(policy, iteration))
 
 
-def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
-    """The lanes of a window. ``numbers`` lanes' worth of gradients must stay below half of ``clip_gradients``.
+def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, ...]:
+    """The sequences of a window. ``numbers`` sequences' worth of gradients must stay below half of ``clip_gradients``.
 
     The gradient is 1 or a power of two below it; the weight is such that its decay weighs as much as a gradient.
     """
@@ -77,20 +88,22 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[Lane, ...]:
     told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * passes)
     primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * passes)
     off: tuple[float, ...] = (0.0,) * STEPS
-    lanes = [Lane(f"pull {k}", off, _only(k, g)) for k in range(STEPS)]
-    lanes += [
-        Lane("decay", _only(0, w), off),
-        Lane("decay twice", _only(0, -2 * w), off),
-        Lane("remembered", _only(0, w / REMEMBERED), (0.0, *(told,) * (STEPS - 1))),
-        Lane("primed", _only(1, w / PRIMED), _only(0, primer)),
-        Lane("free", (w / 3, *(None,) * (STEPS - 1)), tuple(g * x for x in (0.7, -0.4, 0.9, 0.3, -0.6))),
-        Lane("free lightly", (-1.0, *(None,) * (STEPS - 1)), tuple(g * x for x in (-0.2, 0.8, 0.0, -1.0, 0.5))),
-        Lane("idle", off, off),
+    sequences = [ProbeSequence(f"gradient at {k}", off, _only(k, g)) for k in range(STEPS)]
+    sequences += [
+        ProbeSequence("decay", _only(0, w), off),
+        ProbeSequence("decay twice", _only(0, -2 * w), off),
+        ProbeSequence("remembered", _only(0, w / REMEMBERED), (0.0, *(told,) * (STEPS - 1))),
+        ProbeSequence("primed", _only(1, w / PRIMED), _only(0, primer)),
+        ProbeSequence("free", (w / 3, *(None,) * (STEPS - 1)), tuple(g * x for x in (0.7, -0.4, 0.9, 0.3, -0.6))),
+        ProbeSequence(
+            "free lightly", (-1.0, *(None,) * (STEPS - 1)), tuple(g * x for x in (-0.2, 0.8, 0.0, -1.0, 0.5))
+        ),
+        ProbeSequence("idle", off, off),
     ]
     if solver.type not in (SolverType.SGD, SolverType.NESTEROV) and solver.delta > 0:
         for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
-            lanes.append(Lane(name, off, (min(size * passes, g),) * STEPS))
-    return tuple(lanes)
+            sequences.append(ProbeSequence(name, off, (min(size * passes, g),) * STEPS))
+    return tuple(sequences)
 
 
 def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: int = 0) -> tuple[Window, ...]:
@@ -100,12 +113,12 @@ def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: 
     rate is not 0, since nothing that a solver does could be seen there. ``start`` is the iteration that the scheduler
     already stands at.
     """
-    lanes = lanes_for(solver, numbers)
+    sequences = lanes_for(solver, numbers)
     if not scheduled:
-        return (Window(start, lanes, moving=False),)
+        return (Window(start, sequences, moving=False),)
     first = next((i for i in range(start, start + 100) if rate_at(solver.policy, i) != 0), start)
     wanted = [first, *(change - 2 for change in changes(solver.policy, solver.max_iter))]
-    return tuple(Window(i, lanes) for i in sorted({max(i, first) for i in wanted}) if i >= start)
+    return tuple(Window(i, sequences) for i in sorted({max(i, first) for i in wanted}) if i >= start)
 
 
 def changes(policy: LrPolicy, max_iter: int) -> list[int]:
@@ -133,34 +146,34 @@ def _only(step: int, value: float) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class ExpectedSteps:
     """A window as Caffe would live through it: what holds at each of its steps."""
 
     window: Window
-    paces: tuple[Pace, ...]
-    fading: tuple[float, ...]  # the decay of each step in terms of the first one's
+    settings: tuple[StepSettings, ...]
+    decay_ratios: tuple[float, ...]  # the decay of each step in terms of the first one's
 
     @classmethod
-    def of(cls, solver: SolverSettings, window: Window, lr_mult: float, decay_mult: float) -> Course:
-        """The course that a solver takes through a window for a parameter."""
+    def of(cls, solver: SolverSettings, window: Window, lr_mult: float, decay_mult: float) -> ExpectedSteps:
+        """The expected steps that a solver takes through a window for a parameter."""
         decays = [weight_decay_at(solver, i) for i in window.iterations]
         rates = [rate_at(solver.policy, i) for i in window.iterations]
-        paces = tuple(
-            Pace(rate * lr_mult, momentum_at(solver, i, rate), decay * decay_mult)
+        settings = tuple(
+            StepSettings(rate * lr_mult, momentum_at(solver, i, rate), decay * decay_mult)
             for i, rate, decay in zip(window.iterations, rates, decays, strict=True)
         )
-        return cls(window, paces, tuple(decay / decays[0] if decays[0] else 1.0 for decay in decays))
+        return cls(window, settings, tuple(decay / decays[0] if decays[0] else 1.0 for decay in decays))
 
     @property
     def momenta(self) -> tuple[float, ...]:
         """The momentum of each step."""
-        return tuple(pace.momentum for pace in self.paces)
+        return tuple(setting.momentum for setting in self.settings)
 
 
-# What was seen: for every parameter, in which groups it stands and how far each lane of its stand-in moved.
+# What was seen: for every parameter, in which groups it stands and how far each sequence of its probe tensor moved.
 
 Movements = tuple[tuple[float, ...], ...]
-"""How far each lane moved at each step of a window: ``[lane][step]``."""
+"""How far each sequence moved at each step of a window: ``[sequence][step]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +197,7 @@ class Observations:
     """What an optimizer does to every parameter of a model.
 
     ``windows`` are the experiments, in the order of every observation's own ``windows``. ``unreached`` are those that
-    could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``strangers`` are shapes
+    could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``foreign`` are shapes
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
     ``first_change`` is the first iteration at which the scheduler changed a rate, ``None`` where it did not up to
     iteration ``followed`` (0 where there is no scheduler). ``hooks`` is how many step hooks of the user's were not run,
@@ -199,7 +212,7 @@ class Observations:
     parameters: tuple[Observation, ...]
     unreached: tuple[tuple[Window, str], ...] = ()
     problem: str = ""
-    strangers: tuple[tuple[int, ...], ...] = ()
+    foreign: tuple[tuple[int, ...], ...] = ()
     buffers: tuple[str, ...] = ()
     first_change: int | None = None
     followed: int = 0

@@ -1,12 +1,12 @@
-"""What a live optimizer really does to each parameter, measured: small stand-ins are stepped in the parameters' place.
+"""What an optimizer really does to each parameter, measured: probe tensors are stepped in the parameters' place.
 
-The numbers of ``probe_sequence.py`` are laid side by side in a stand-in for each parameter (of as many axes, in double
-precision), a twin of the optimizer steps them through a few iterations, and how far each moved is written down. What
-that means is not judged here. The model, the optimizer, the scheduler and the
+The numbers of ``probe_sequence.py`` are laid side by side in a probe tensor for each parameter (of as many axes, in
+double precision), a copy of the optimizer steps them through a few iterations, and how far each moved is written down.
+What that means is not judged here. The model, the optimizer, the scheduler and the
 random number generators are left as they were, bit for bit.
 
 That slices may stand for whole tensors is checked on the optimizer itself: the first window is run a second time with
-the lanes in another order, another shape and another size, and every lane must move as it did before.
+the sequences in another order, another shape and another size, and every sequence must move as it did before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.lr_policy import step_at
 from caffe2torch.verification.optimizer_copy import (
-    Twin,
+    OptimizerCopy,
     bare_optimizer,
     bare_scheduler,
     make_twin,
@@ -38,11 +38,11 @@ from caffe2torch.verification.optimizer_copy import (
     user_hooks,
 )
 from caffe2torch.verification.optimizer_copy import step as take_step
-from caffe2torch.verification.probe_sequence import Lane, Movements, Observation, Observations, Window, design
+from caffe2torch.verification.probe_sequence import Movements, Observation, Observations, ProbeSequence, Window, design
 
 __all__ = ["observe"]
 
-PROOF_NUMBERS = 2**18  # numbers in all stand-ins of the second run together
+PROOF_NUMBERS = 2**18  # numbers in all probe tensors of the second run together
 PROOF_SIZE = 4096  # and in the largest of them: some kernels treat larger tensors in another way than small ones
 PROOF_LEAST = 64
 FAINT = 2.0**-20  # how much smaller the gradients get where the optimizer seems to clip them
@@ -56,7 +56,7 @@ def observe(
     *,
     iteration: int | None = None,
 ) -> Observations:
-    """Step a twin of ``optimizer`` (and ``scheduler``) on stand-ins for the parameters of ``model``.
+    """Step a copy of ``optimizer`` (and ``scheduler``) on probe tensors in place of the parameters of ``model``.
 
     ``solver`` decides what to feed it; without ``scheduler`` there is only the iteration that the optimizer stands at.
     ``iteration`` is that one, by default the scheduler's own ``last_epoch``, or 0. Nothing is raised for an optimizer
@@ -71,12 +71,12 @@ def observe(
     """
     optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     start = iteration if iteration is not None else max(int(getattr(scheduler, "last_epoch", 0)), 0)
-    subjects = subjects_of(optimizer)
-    run = _Run(subjects, start, clipped=solver.clip_gradients is not None)
-    windows = design(solver, scheduled=scheduler is not None, numbers=run.crowd * len(subjects), start=start)
+    probed = subjects_of(optimizer)
+    run = _Run(probed, start, clipped=solver.clip_gradients is not None)
+    windows = design(solver, scheduled=scheduler is not None, numbers=run.elements * len(probed), start=start)
     run.hooks = user_hooks(optimizer)
     watched = _Watched(model, keep=runs_foreign_code(optimizer, scheduler))
-    with undisturbed(subjects):
+    with undisturbed(probed):
         try:
             run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
@@ -117,13 +117,13 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 class _Run:
     """One probing: the windows that were lived through, and what came of them."""
 
-    def __init__(self, subjects: Sequence[Subject], start: int, *, clipped: bool) -> None:
-        self.subjects = subjects
+    def __init__(self, probed: Sequence[Probed], start: int, *, clipped: bool) -> None:
+        self.probed = probed
         self.at = start
-        # Where gradients must stay below a norm, a large crowd would make each of them too faint to tell much.
-        self.crowd = PROOF_LEAST
+        # Where gradients must stay below a norm, many elements would make each of them too faint to tell much.
+        self.elements = PROOF_LEAST
         if not clipped:
-            self.crowd = max(min(PROOF_SIZE, PROOF_NUMBERS // max(len(subjects), 1)), PROOF_LEAST)
+            self.elements = max(min(PROOF_SIZE, PROOF_NUMBERS // max(len(probed), 1)), PROOF_LEAST)
         self.windows: list[Window] = []
         self.moved: list[dict[int, Movements]] = []
         self.unreached: list[tuple[Window, str]] = []
@@ -134,7 +134,7 @@ class _Run:
         self.touched: tuple[str, ...] = ()
         self.restored = True
         self.started = False
-        self.entangled: set[int] = set()
+        self.not_elementwise: set[int] = set()
         self.clips = False
         self.clip: float | None = None
         self.problem = ""
@@ -142,8 +142,8 @@ class _Run:
     def through(
         self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any, clip: float | None
     ) -> None:
-        """Live through the windows one after the other. A twin that takes no step itself carries the scheduler on."""
-        small = {id(subject.tensor): subject.stand_in(1) for subject in self.subjects}
+        """Live through the windows one after the other. A copy that takes no step itself carries the scheduler on."""
+        small = {id(one.tensor): one.probe_tensor(1) for one in self.probed}
         carrier = make_twin(optimizer, scheduler, small, started=True)
         self.started = self._needs_history(carrier, windows[0])
         if scheduler is not None:
@@ -155,9 +155,9 @@ class _Run:
                     self.at = planned.iteration
                 if not self.windows:
                     self._prove(carrier, planned)
-                    self.clip = clip_threshold(carrier, self.subjects, planned, clip, self.started) if clip else None
+                    self.clip = clip_threshold(carrier, self.probed, planned, clip, self.started) if clip else None
                 window = _fainter(planned) if self.clips else planned
-                moved = live(carrier, self.subjects, window, window.lanes, started=self.started)
+                moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
             except OutOfReachError as error:
                 self.unreached.append((planned, str(error)))
                 continue
@@ -167,16 +167,16 @@ class _Run:
                 self.unreached.append((planned, describe(error)))
                 break
             self.windows.append(window)
-            self.moved.append({key: tuple(map(tuple, lanes.tolist())) for key, lanes in moved.items()})
+            self.moved.append({key: tuple(map(tuple, sequences.tolist())) for key, sequences in moved.items()})
 
-    def _needs_history(self, carrier: Twin, window: Window) -> bool:
+    def _needs_history(self, carrier: OptimizerCopy, window: Window) -> bool:
         """Whether the optimizer steps only with the history that it was built with, as ``torch.optim.Adagrad``."""
         if not carrier.optimizer.state:
             return False
         failures = 0
         for _ in range(2):
             try:
-                live(carrier, self.subjects, replace(window, steps=1), window.lanes)
+                run_window(carrier, self.probed, replace(window, steps=1), window.sequences)
             except Exception as error:
                 failures += 1
                 found = describe(error)
@@ -184,9 +184,9 @@ class _Run:
             self.raised = found
         return failures == 2
 
-    def _with_first_change(self, carrier: Twin, windows: Sequence[Window]) -> Sequence[Window]:
+    def _with_first_change(self, carrier: OptimizerCopy, windows: Sequence[Window]) -> Sequence[Window]:
         """Find where the scheduler first changes a rate, and look at that place as well."""
-        onto = {key: subject.stand_in(1) for key, subject in zip(carrier.stand_ins, self.subjects, strict=True)}
+        onto = {key: one.probe_tensor(1) for key, one in zip(carrier.stand_ins, self.probed, strict=True)}
         ahead = make_twin(
             carrier.optimizer, carrier.scheduler, {id(carrier.stand_ins[key]): made for key, made in onto.items()}
         )
@@ -208,17 +208,17 @@ class _Run:
         added = replace(windows[0], iteration=max(change - 2, windows[0].iteration))
         return (windows[0], *sorted([added, *windows[1:]], key=lambda window: window.iteration))
 
-    def _prove(self, carrier: Twin, window: Window) -> None:
+    def _prove(self, carrier: OptimizerCopy, window: Window) -> None:
         """Find what does not move number by number; where fainter gradients mend that, the optimizer clips."""
-        self.entangled = _entangled(carrier, self.subjects, window, self.crowd, self.started)
-        if self.entangled:
-            fainter = _entangled(carrier, self.subjects, _fainter(window), self.crowd, self.started)
-            self.clips = fainter != self.entangled
-            self.entangled = fainter
+        self.not_elementwise = _not_elementwise(carrier, self.probed, window, self.elements, self.started)
+        if self.not_elementwise:
+            fainter = _not_elementwise(carrier, self.probed, _fainter(window), self.elements, self.started)
+            self.clips = fainter != self.not_elementwise
+            self.not_elementwise = fainter
 
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, told by the names of the model's parameters."""
-        held = {id(subject.tensor): subject for subject in self.subjects}
+        held = {id(one.tensor): one for one in self.probed}
         tensors = list(named_tensors(model))
         known = {id(tensor) for _, tensor in tensors}
         return Observations(
@@ -230,14 +230,14 @@ class _Run:
                     parameter.requires_grad,
                     held[id(parameter)].groups if id(parameter) in held else (),
                     tuple(moved[id(parameter)] for moved in self.moved) if id(parameter) in held else (),
-                    elementwise=id(parameter) not in self.entangled,
+                    elementwise=id(parameter) not in self.not_elementwise,
                 )
                 for name, parameter in tensors
                 if isinstance(parameter, torch.nn.Parameter)
             ),
             unreached=tuple(self.unreached),
             problem=self.problem,
-            strangers=tuple(tuple(s.tensor.shape) for s in self.subjects if id(s.tensor) not in known),
+            foreign=tuple(tuple(s.tensor.shape) for s in self.probed if id(s.tensor) not in known),
             buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
             first_change=self.first_change,
             followed=self.followed,
@@ -247,18 +247,20 @@ class _Run:
             restored=self.restored,
             clips=self.clips,
             clip=self.clip,
-            precision=precision(self.subjects),
+            precision=precision(self.probed),
         )
 
 
-def _entangled(carrier: Twin, subjects: Sequence[Subject], window: Window, crowd: int, started: bool) -> set[int]:
+def _not_elementwise(
+    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, elements: int, started: bool
+) -> set[int]:
     """The ``id`` of every tensor of which a number moves differently in another place, among other numbers."""
-    order = [len(window.lanes) - 1 - k % len(window.lanes) for k in range(crowd)]
-    lanes = [window.lanes[k] for k in order]
-    alone = live(carrier, subjects, window, window.lanes, started=started)
-    among = live(carrier, subjects, window, lanes, along_last=True, started=started)
-    weights = torch.tensor([max(abs(w or 0.0) for w in lane.weights) for lane in lanes]).double()
-    rounding = 8 * precision(subjects) * weights.unsqueeze(1)
+    order = [len(window.sequences) - 1 - k % len(window.sequences) for k in range(elements)]
+    sequences = [window.sequences[k] for k in order]
+    alone = run_window(carrier, probed, window, window.sequences, started=started)
+    among = run_window(carrier, probed, window, sequences, along_last=True, started=started)
+    weights = torch.tensor([max(abs(w or 0.0) for w in sequence.weights) for sequence in sequences]).double()
+    rounding = 8 * precision(probed) * weights.unsqueeze(1)
     found = set()
     for key, moved in alone.items():
         expected, seen = moved[order], among[key]
@@ -270,29 +272,29 @@ def _entangled(carrier: Twin, subjects: Sequence[Subject], window: Window, crowd
 
 def _fainter(window: Window) -> Window:
     """The window with gradients and weights so small that a clip of any usual threshold leaves them alone."""
-    lanes = (
+    sequences = (
         replace(
-            lane,
-            weights=tuple(None if w is None else w * FAINT for w in lane.weights),
-            gradients=tuple(g * FAINT for g in lane.gradients),
+            sequence,
+            weights=tuple(None if w is None else w * FAINT for w in sequence.weights),
+            gradients=tuple(g * FAINT for g in sequence.gradients),
         )
-        for lane in window.lanes
+        for sequence in window.sequences
     )
-    return replace(window, lanes=tuple(lanes))
+    return replace(window, sequences=tuple(sequences))
 
 
-# Stand-ins for parameters, and a twin's life on them: lanes in, movements out.
+# Probe tensors, and the steps of a copy on them: sequences in, movements out.
 
 
 @dataclass(frozen=True)
-class Subject:
+class Probed:
     """A tensor that the optimizer holds, the groups in which it does, and whether backward gives it a gradient."""
 
     tensor: torch.Tensor
     groups: tuple[int, ...]
     trains: bool
 
-    def stand_in(self, numbers: int, *, along_last: bool = False) -> torch.Tensor:
+    def probe_tensor(self, numbers: int, *, along_last: bool = False) -> torch.Tensor:
         """A small tensor of as many axes, with the same attributes, and ``numbers`` along one axis."""
         shape = [1] * max(self.tensor.dim(), 1)
         shape[-1 if along_last else 0] = numbers
@@ -303,7 +305,7 @@ class Subject:
         return made
 
 
-def subjects_of(optimizer: torch.optim.Optimizer) -> list[Subject]:
+def subjects_of(optimizer: torch.optim.Optimizer) -> list[Probed]:
     """Every tensor that an optimizer holds, once each."""
     groups: dict[int, list[int]] = {}
     tensors: dict[int, torch.Tensor] = {}
@@ -311,63 +313,67 @@ def subjects_of(optimizer: torch.optim.Optimizer) -> list[Subject]:
         for tensor in group["params"]:
             groups.setdefault(id(tensor), []).append(index)
             tensors[id(tensor)] = tensor
-    return [Subject(tensors[key], tuple(found), tensors[key].requires_grad) for key, found in groups.items()]
+    return [Probed(tensors[key], tuple(found), tensors[key].requires_grad) for key, found in groups.items()]
 
 
-def precision(subjects: Sequence[Subject]) -> float:
-    """The spacing of numbers near 1 in the coarsest stand-in."""
-    return max((torch.finfo(_dtype(subject.tensor)).eps for subject in subjects), default=2.0**-52)
+def precision(probed: Sequence[Probed]) -> float:
+    """The spacing of numbers near 1 in the coarsest probe tensor."""
+    return max((torch.finfo(_dtype(one.tensor)).eps for one in probed), default=2.0**-52)
 
 
-def live(
-    carrier: Twin,
-    subjects: Sequence[Subject],
+def run_window(
+    carrier: OptimizerCopy,
+    probed: Sequence[Probed],
     window: Window,
-    lanes: Sequence[Lane],
+    sequences: Sequence[ProbeSequence],
     *,
     along_last: bool = False,
     started: bool = False,
 ) -> dict[int, torch.Tensor]:
-    """Step a fresh twin of ``carrier`` through a window: ``id`` of each tensor to its movements, (lanes, steps).
+    """Step a fresh copy of ``carrier`` through a window: ``id`` of each tensor to its movements, (sequences, steps).
 
     ``started`` is as in ``make_twin``. Whatever the optimizer's ``step()`` raises goes through.
     """
-    made = {id(subject.tensor): subject.stand_in(len(lanes), along_last=along_last) for subject in subjects}
-    onto = {id(carrier.stand_ins[key]): stand_in for key, stand_in in made.items()}
-    return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, lanes)
+    made = {id(one.tensor): one.probe_tensor(len(sequences), along_last=along_last) for one in probed}
+    onto = {id(carrier.stand_ins[key]): probe_tensor for key, probe_tensor in made.items()}
+    return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, sequences)
 
 
-def _steps(twin: Twin, made: dict[int, torch.Tensor], window: Window, lanes: Sequence[Lane]) -> dict[int, torch.Tensor]:
-    weights = torch.tensor([[torch.nan if w is None else w for w in lane.weights] for lane in lanes]).double()
-    gradients = torch.tensor([lane.gradients for lane in lanes], dtype=torch.float64)
-    moved = {key: torch.zeros(len(lanes), window.steps, dtype=torch.float64) for key in made}
+def _steps(
+    optimizer_copy: OptimizerCopy, made: dict[int, torch.Tensor], window: Window, sequences: Sequence[ProbeSequence]
+) -> dict[int, torch.Tensor]:
+    weights = torch.tensor(
+        [[torch.nan if w is None else w for w in sequence.weights] for sequence in sequences]
+    ).double()
+    gradients = torch.tensor([sequence.gradients for sequence in sequences], dtype=torch.float64)
+    moved = {key: torch.zeros(len(sequences), window.steps, dtype=torch.float64) for key in made}
     kept = weights.isnan()
     for step in range(window.steps):
         before = {}
-        for key, stand_in in made.items():
-            numbers, placed = stand_in.detach().view(-1), weights[:, step]
+        for key, probe_tensor in made.items():
+            numbers, placed = probe_tensor.detach().view(-1), weights[:, step]
             if bool(kept[:, step].any()):
                 placed = torch.where(kept[:, step], numbers.double().cpu(), placed)
             numbers.copy_(placed)
-            if stand_in.requires_grad:
-                stand_in.grad = gradients[:, step].reshape(stand_in.shape).to(stand_in, copy=True)
+            if probe_tensor.requires_grad:
+                probe_tensor.grad = gradients[:, step].reshape(probe_tensor.shape).to(probe_tensor, copy=True)
             before[key] = numbers.clone()
-        take_step(twin.optimizer)
-        for key, stand_in in made.items():  # read anew: a step may have given the parameter other data
-            moved[key][:, step] = stand_in.detach().reshape(-1).double().cpu() - before[key].double().cpu()
+        take_step(optimizer_copy.optimizer)
+        for key, probe_tensor in made.items():  # read anew: a step may have given the parameter other data
+            moved[key][:, step] = probe_tensor.detach().reshape(-1).double().cpu() - before[key].double().cpu()
         if window.moving and step + 1 < window.steps:
-            twin.scheduler.step()
+            optimizer_copy.scheduler.step()
     return moved
 
 
 @contextmanager
-def undisturbed(subjects: Sequence[Subject]) -> Iterator[None]:
+def undisturbed(probed: Sequence[Probed]) -> Iterator[None]:
     """Leave every random number generator as it was, and keep what the probe provokes from warning the user."""
     states: list[Any] = [random.getstate()]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         states.append(numpy.random.get_state())
-    devices = {subject.tensor.device for subject in subjects if subject.tensor.device.type == "cuda"}
+    devices = {one.tensor.device for one in probed if one.tensor.device.type == "cuda"}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     # A default device slows every call of torch down: it is set only where the user has set another one.
@@ -448,25 +454,27 @@ _HALVINGS = 24
 
 
 def clip_threshold(
-    carrier: Twin, subjects: Sequence[Subject], window: Window, expected: float, started: bool
+    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, expected: float, started: bool
 ) -> float | None:
     """The norm over all gradients beyond which they are scaled down; infinite where that is far beyond ``expected``.
 
     ``None`` where no gradient moves anything.
 
     A clip makes large gradients do what smaller ones do. So the threshold is the smallest norm whose gradients, given
-    in place of ``REACH`` times the expected norm, move every stand-in just as those do. A gradient of a quarter of the
-    expected norm comes first, since an adaptive rule answers to sizes only by comparison.
+    in place of ``REACH`` times the expected norm, move every probe tensor just as those do. A gradient of a quarter of
+    the expected norm comes first, since an adaptive rule answers to sizes only by comparison.
     """
-    numbers = sum(subject.trains for subject in subjects)
+    numbers = sum(one.trains for one in probed)
     if not numbers:
         return None
     unit = expected / math.sqrt(numbers)
 
     def moved(norm: float) -> dict[int, torch.Tensor]:
         gradients = (unit / 4, unit * norm, *(0.0,) * (STEPS - 2))
-        lanes = (Lane("clip", (0.0,) * STEPS, gradients),)
-        return live(carrier, subjects, replace(window, steps=STEPS, lanes=lanes), lanes, started=started)
+        sequences = (ProbeSequence("clip", (0.0,) * STEPS, gradients),)
+        return run_window(
+            carrier, probed, replace(window, steps=STEPS, sequences=sequences), sequences, started=started
+        )
 
     clipped = moved(REACH)
     if not any(bool(seen.any()) for seen in clipped.values()):

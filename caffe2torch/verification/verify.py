@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, GroupPlan, Kind, Unclaimed
 from caffe2torch.recipe import Accumulation, Note, Severity, TrainingRecipe
-from caffe2torch.verification.checks import Reading, notes_of, run_checks
+from caffe2torch.verification.checks import AccumulationReading, notes_of, run_checks
 from caffe2torch.verification.common_causes import find_causes
 from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers, frozen
 from caffe2torch.verification.probe_sequence import Observation, Observations
@@ -29,7 +29,7 @@ def verify(
     accumulation: Accumulation = Accumulation.SUM,
     translating: bool = False,
     model_checked: bool = True,
-    reading: Reading | None = None,
+    reading: AccumulationReading | None = None,
     notes: Iterable[Note] = (),
 ) -> Report:
     """Hold what an optimizer was seen to do to every parameter against what Caffe would do to its blob.
@@ -56,7 +56,7 @@ def verify(
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     rows, unclaimed, judged = judge_rows(recipe, binding, groups, observations, accumulation)
-    found = reading or Reading(accumulation)
+    found = reading or AccumulationReading(accumulation)
     return Report(
         net=recipe.net_name,
         model=model_name or binding.model,

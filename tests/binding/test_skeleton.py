@@ -10,9 +10,9 @@ from caffe2torch.binding.bind import bind
 from caffe2torch.binding.names import layer_name, module_name, module_names
 from caffe2torch.binding.plan import Kind
 from caffe2torch.binding.skeleton import SkeletonLayer, skeleton
-from caffe2torch.recipe import Layer, LearnableBlob, Shape, Stated, Statement, TrainingRecipe, Where
+from caffe2torch.recipe import Layer, LearnableBlob, Shape, SourceLocation, Stated, Statement, TrainingRecipe
 
-PLACE = Where("net.prototxt", 1, 1)
+PLACE = SourceLocation("net.prototxt", 1, 1)
 STATED = Stated(Statement.DEFAULTED, Statement.DEFAULTED)
 
 

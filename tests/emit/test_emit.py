@@ -30,11 +30,11 @@ from caffe2torch.recipe import (
     SolverSettings,
     SolverType,
     Source,
+    SourceLocation,
     Stated,
     Statement,
     TrainingRecipe,
     Unsupported,
-    Where,
 )
 
 SOLVER = SolverSettings(
@@ -42,7 +42,7 @@ SOLVER = SolverSettings(
     LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=3),
     momentum=0.9,
     weight_decay=0.0005,
-    places={"base_lr": Where("solver.prototxt", 2, 1)},
+    places={"base_lr": SourceLocation("solver.prototxt", 2, 1)},
 )
 EXPLICIT = Stated(Statement.EXPLICIT, Statement.EXPLICIT)
 NASTY = [
@@ -64,7 +64,7 @@ NASTY = [
 
 
 def blob(layer: str, index: int = 0, line: int = 3, stated: Stated = EXPLICIT) -> LearnableBlob:
-    where = Where("nets/train.prototxt", line, 3)
+    where = SourceLocation("nets/train.prototxt", line, 3)
     return LearnableBlob(layer, "Convolution", index, "weight", (2,), 1.0, 1.0, stated, where)
 
 
@@ -282,7 +282,7 @@ def test_what_a_file_cannot_carry_is_refused_when_it_is_written(solver: SolverSe
 def test_it_says_where_each_number_comes_from() -> None:
     stated = Stated(Statement.EXPLICIT, Statement.DEFAULTED)
     shared = replace(
-        blob("c", 1, line=9, stated=stated), shared_with=(BlobUse("d", "Convolution", 1, Where("t", 1, 1)),)
+        blob("c", 1, line=9, stated=stated), shared_with=(BlobUse("d", "Convolution", 1, SourceLocation("t", 1, 1)),)
     )
     members = (GroupMember("b.weight", blob("b")), GroupMember("c.bias", shared), GroupMember("extra", None))
     source = emit(
@@ -342,7 +342,7 @@ def test_frozen_parameters_whose_gradients_caffe_clips_by_keep_them() -> None:
 
 
 def test_what_is_not_translated_is_refused_by_name_and_place_and_may_be_left_out() -> None:
-    rule = Unsupported("larc", Where("solver.prototxt", 7, 1), "it sets a rate per blob from norms")
+    rule = Unsupported("larc", SourceLocation("solver.prototxt", 7, 1), "it sets a rate per blob from norms")
     solver = replace(SOLVER, unsupported=(rule,))
     recipe, groups = parts(["weight", "bias"], solver)
     for attempt in (

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import REPOSITORY
 
-from caffe2torch.errors import NetError, Where
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.build import NetState, read_layers
 from caffe2torch.net.phases import included, meets_rule
 from caffe2torch.prototxt.schema import message, parse_net
@@ -145,7 +145,7 @@ def test_a_multiplier_that_one_sharer_alone_states_is_the_one_of_both() -> None:
     assert (weight.lr_mult, weight.decay_mult, weight.stated.lr_mult) == (5, 0, Statement.SHARED)
     assert (bias.lr_mult, bias.decay_mult) == (2, 7)
     assert (bias.stated.lr_mult, bias.stated.decay_mult) == (Statement.EXPLICIT, Statement.SHARED)
-    assert weight.shared_with == (BlobUse("b", "InnerProduct", 0, Where("net.prototxt", 5, 1), 5.0),)
+    assert weight.shared_with == (BlobUse("b", "InnerProduct", 0, SourceLocation("net.prototxt", 5, 1), 5.0),)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def net_state(drawn: tuple[str, int, list[str]]) -> NetState:
 
 @given(state_text, st.lists(rules(), max_size=3))
 def test_include_and_exclude_are_each_others_opposite(drawn: tuple[str, int, list[str]], texts: list[str]) -> None:
-    state, where = net_state(drawn), Where("n", 1, 1)
+    state, where = net_state(drawn), SourceLocation("n", 1, 1)
     layers = {
         kind: parse_net(
             Source("n", "layer { " + " ".join(f"{kind} {{ {text} }}" for text in texts) + " }")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffe2torch.errors import InputError, PrototxtError, Where
+from caffe2torch.errors import InputError, PrototxtError, SourceLocation
 from caffe2torch.prototxt.parser import MAX_DEPTH, Block, Field, parse, read_text, unquote
 
 Tree = list[tuple[str, "str | Tree"]]
@@ -373,7 +373,7 @@ def test_an_element_of_a_list_has_its_own_place_and_the_lists_span() -> None:
 def test_any_text_gives_fields_or_one_error_with_its_place(text: str) -> None:
     result = outcome(text)
     if isinstance(result, PrototxtError):
-        assert isinstance(result.where, Where)
+        assert isinstance(result.where, SourceLocation)
         assert 1 <= result.where.line <= text.count("\n") + 1
 
 

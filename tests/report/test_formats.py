@@ -16,7 +16,17 @@ from report_samples import HOSTILE
 from small_net import SmallNet, groups_of, recipe_of, report_of
 
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import BlobUse, LrPolicy, Note, PolicyType, Ramp, Severity, SolverSettings, SolverType, Where
+from caffe2torch.recipe import (
+    BlobUse,
+    LrPolicy,
+    Note,
+    PolicyType,
+    Ramp,
+    Severity,
+    SolverSettings,
+    SolverType,
+    SourceLocation,
+)
 from caffe2torch.report import render
 from caffe2torch.report.inspect import render_recipe
 from caffe2torch.report.solver_table import solver_dict, solver_line
@@ -55,7 +65,7 @@ def test_markdown_has_a_row_for_every_blob_and_escapes_names() -> None:
 
 def test_a_recipe_is_shown_whole_in_each_style() -> None:
     recipe, _ = recipe_of(SmallNet())
-    use = BlobUse("other", "Convolution", 0, Where("train.prototxt", 90, 3))
+    use = BlobUse("other", "Convolution", 0, SourceLocation("train.prototxt", 90, 3))
     blobs = (replace(recipe.blobs[0], shared_with=(use,), shape=(4, None, 3, 3)), *recipe.blobs[1:])
     recipe = replace(recipe, blobs=blobs, notes=(Note(None, Severity.WARNING, "look here"),))
     data = json.loads(render_recipe(recipe, "json"))

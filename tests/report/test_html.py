@@ -19,7 +19,7 @@ from report_samples import HOSTILE, deep_report, renamed_report, right_report, w
 
 from caffe2torch.errors import MissingExtraError
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Note, Severity, Source, Where
+from caffe2torch.recipe import Note, Severity, Source, SourceLocation
 from caffe2torch.report import render
 from caffe2torch.report.html import render_fragment, render_html
 from caffe2torch.report.html_sources import Link, listings
@@ -182,7 +182,7 @@ def test_the_files_stand_there_whole(wrong: Report, page: Element) -> None:
 
 def test_notes_name_their_lines(right: Report) -> None:
     file = right.sources[0].file
-    notes = (Note(Where(file, 23, 3), Severity.INFO, "see there"), Note(None, Severity.WARNING, "mind this"))
+    notes = (Note(SourceLocation(file, 23, 3), Severity.INFO, "see there"), Note(None, Severity.WARNING, "mind this"))
     page = Page(render_html(replace(right, notes=notes))).root
     items = page.by_id("notes").all("li")
     assert [item.words for item in items] == ["warning mind this", "info see there (train.prototxt:23)"]
@@ -315,13 +315,13 @@ def test_render_knows_the_page(right: Report) -> None:
 
 def test_a_line_with_very_many_links_shows_some_and_counts_the_rest() -> None:
     source = Source("one.prototxt", "everything on one line")
-    links = [Link(Where("one.prototxt", 1, k), f"conv{k}/0", f"#row-{k}") for k in range(1, 31)]
+    links = [Link(SourceLocation("one.prototxt", 1, k), f"conv{k}/0", f"#row-{k}") for k in range(1, 31)]
     (listing,) = listings([source], links)
     assert len(listing.lines[0].links) == 12
     assert listing.lines[0].more == 18
 
 
 def test_places_beyond_the_file_are_shown_without_a_link(right: Report) -> None:
-    note = Note(Where(right.sources[0].file, 100_000, 1), Severity.INFO, "far out")
+    note = Note(SourceLocation(right.sources[0].file, 100_000, 1), Severity.INFO, "far out")
     page = Page(render_html(replace(right, notes=(note,)))).root
     assert not page.by_id("notes").all("a")

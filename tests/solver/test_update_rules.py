@@ -11,7 +11,7 @@ from traces import Trace, traces
 
 from caffe2torch.recipe import SolverSettings, SolverType
 from caffe2torch.solver.lr_policy import momentum_at, weight_decay_at
-from caffe2torch.solver.update_rules import Decay, History, Pace, Rule, movements
+from caffe2torch.solver.update_rules import Decay, History, Rule, StepSettings, movements
 from caffe2torch.verification.candidate_rules import caffe_rule
 
 RECORDED = REPOSITORY.parent / "shared/goldens/bvlc"
@@ -39,15 +39,17 @@ def worst(trace: Trace) -> float:
     gradients = clipped(solver, {name: trace.arrays[f"grad/{name}"] for name in trace.names})
     off, largest = 0.0, 0.0
     for blob, name in zip(recipe.blobs, trace.names, strict=True):
-        paces = [
-            Pace(rate * blob.lr_mult, momentum_at(solver, i, rate), weight_decay_at(solver, i) * blob.decay_mult)
+        settings = [
+            StepSettings(
+                rate * blob.lr_mult, momentum_at(solver, i, rate), weight_decay_at(solver, i) * blob.decay_mult
+            )
             for i, rate in enumerate(map(float, trace.arrays["lr"]))
         ]
         fed = gradients[name].reshape(trace.iterations, -1).T if blob.lr_mult else None
         seen = trace.arrays[f"weight/{name}"].reshape(trace.iterations, -1).T
         for k, start in enumerate(map(float, trace.arrays[f"init/{name}"].reshape(-1))):
             given = [0.0] * trace.iterations if fed is None else list(map(float, fed[k]))
-            moved = movements(rule, paces, (start, *(None,) * (trace.iterations - 1)), given)
+            moved = movements(rule, settings, (start, *(None,) * (trace.iterations - 1)), given)
             made = start + np.cumsum(moved)
             assert np.array_equal(np.isnan(made), np.isnan(seen[k]))
             off = max(off, float(np.nanmax(np.abs(made - seen[k]))))
@@ -72,23 +74,23 @@ def test_another_rule_does_not_repeat_a_run() -> None:
     """The comparison can fail: the same run without the rate inside the history is far off."""
     trace = next(t for t in traces(REPOSITORY / "fixtures/traces") if t.case == "nesterov_poly")
     assert worst(trace) <= 1
-    paces = [Pace(float(rate), 0.9, 0.0) for rate in trace.arrays["lr"]]
-    free = (0.0, *(None,) * (len(paces) - 1))
+    settings = [StepSettings(float(rate), 0.9, 0.0) for rate in trace.arrays["lr"]]
+    free = (0.0, *(None,) * (len(settings) - 1))
     inside, outside = (
-        sum(movements(Rule(SolverType.NESTEROV, history=history), paces, free, [1.0] * len(paces)))
+        sum(movements(Rule(SolverType.NESTEROV, history=history), settings, free, [1.0] * len(settings)))
         for history in (History.RATE_INSIDE, History.RATE_OUTSIDE)
     )
     assert abs(inside - outside) > 0.1 * abs(inside)
 
 
 def test_decay_joins_the_gradient_or_shrinks_the_weight() -> None:
-    pace = [Pace(0.5, 0.0, 0.1)]
+    setting = [StepSettings(0.5, 0.0, 0.1)]
     for decay, moved in ((Decay.L2, -0.1), (Decay.L1, -0.05), (Decay.DECOUPLED, -0.1)):
-        assert movements(Rule(SolverType.SGD, decay=decay), pace, [2.0], [0.0]) == pytest.approx((moved,))
-    assert movements(Rule(SolverType.SGD, decay=Decay.L1), pace, [-0.0], [0.0]) == (0.0,)
+        assert movements(Rule(SolverType.SGD, decay=decay), setting, [2.0], [0.0]) == pytest.approx((moved,))
+    assert movements(Rule(SolverType.SGD, decay=Decay.L1), setting, [-0.0], [0.0]) == (0.0,)
 
 
 def test_a_division_by_zero_is_c_s() -> None:
     """AdaGrad without delta: 0/0 where there never was a gradient, as in Caffe."""
     rule = Rule(SolverType.ADAGRAD, delta=0.0)
-    assert math.isnan(movements(rule, [Pace(0.1, 0.0, 0.0)], [0.0], [0.0])[0])
+    assert math.isnan(movements(rule, [StepSettings(0.1, 0.0, 0.0)], [0.0], [0.0])[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Note, Severity, TrainingRecipe, Where
+from caffe2torch.recipe import Note, Severity, SourceLocation, TrainingRecipe
 from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
@@ -88,7 +88,7 @@ def renamed_report(report: Report, name: str = HOSTILE) -> Report:
         for index, row in enumerate(report.rows)
     )
     sources = tuple(replace(source, file=source.file, text=f"# {name}\n{source.text}") for source in report.sources)
-    note = Note(Where(name, 1, 1), Severity.WARNING, name)
+    note = Note(SourceLocation(name, 1, 1), Severity.WARNING, name)
     cause = Cause((FaultKind.LR,), name, (name, name))
     return replace(report, net=name, model=name, rows=rows, notes=(note,), causes=(cause,), sources=sources)
 

@@ -14,10 +14,10 @@ from caffe2torch.recipe import (
     PolicyType,
     SolverSettings,
     SolverType,
+    SourceLocation,
     Stated,
     Statement,
     TrainingRecipe,
-    Where,
 )
 from caffe2torch.verification.probe_sequence import Observation
 from caffe2torch.verification.run_probe import observe
@@ -64,7 +64,7 @@ def recipe_of(
                 lr_mult=(norms if norm else others)[name == "bias"][0],
                 decay_mult=(norms if norm else others)[name == "bias"][1],
                 stated=Stated(said, said),
-                where=Where("train.prototxt", line, 3),
+                where=SourceLocation("train.prototxt", line, 3),
             )
             blobs.append(blob)
             bound.append(BoundBlob(blob, Kind.PARAMETER, f"{layer}.{name}", "equal names"))

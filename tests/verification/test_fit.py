@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
-from caffe2torch.solver.update_rules import Pace, Rule, movements
-from caffe2torch.verification.candidate_rules import caffe_rule, suspects
+from caffe2torch.solver.update_rules import Rule, StepSettings, movements
+from caffe2torch.verification.candidate_rules import caffe_rule, candidates
 from caffe2torch.verification.fit import close, read, still
 from caffe2torch.verification.probe_sequence import Movements, Window, changes, design, rate_at
 
@@ -18,8 +18,8 @@ FIXED = LrPolicy(PolicyType.FIXED, base_lr=0.1)
 LINEAR = (SolverType.SGD, SolverType.NESTEROV)
 
 
-def lived(rule: Rule, window: Window, paces: list[Pace]) -> Movements:
-    return tuple(movements(rule, paces, lane.weights, lane.gradients) for lane in window.lanes)
+def lived(rule: Rule, window: Window, settings: list[StepSettings]) -> Movements:
+    return tuple(movements(rule, settings, sequence.weights, sequence.gradients) for sequence in window.sequences)
 
 
 @given(
@@ -42,7 +42,7 @@ def test_what_a_rule_was_run_with_is_read_back(
     )  # fmt: skip
     window = design(solver, scheduled=False, numbers=600)[0]
     rule, due = caffe_rule(solver), (decay or 0.0005) * mult
-    reading = read(rule, window, lived(rule, window, [Pace(lr, momentum, due)] * 5), [momentum] * 5)
+    reading = read(rule, window, lived(rule, window, [StepSettings(lr, momentum, due)] * 5), [momentum] * 5)
     assert reading.explains
     assert reading.lr == pytest.approx(lr, rel=1e-9)
     assert reading.weight_decay == pytest.approx(due, rel=1e-4, abs=1e-12)
@@ -51,21 +51,21 @@ def test_what_a_rule_was_run_with_is_read_back(
 def test_a_rate_is_read_at_every_step() -> None:
     solver = SolverSettings(SolverType.SGD, FIXED, momentum=0.9)
     window = design(solver, scheduled=False)[0]
-    paces = [Pace(rate, 0.9, 0.0) for rate in (0.1, 0.1, 0.01, 0.02, 0.0)]
-    reading = read(caffe_rule(solver), window, lived(caffe_rule(solver), window, paces), [0.9] * 5)
+    settings = [StepSettings(rate, 0.9, 0.0) for rate in (0.1, 0.1, 0.01, 0.02, 0.0)]
+    reading = read(caffe_rule(solver), window, lived(caffe_rule(solver), window, settings), [0.9] * 5)
     assert reading.rates == pytest.approx((0.1, 0.1, 0.01, 0.02, 0.0))
 
 
 def test_every_suspect_is_told_from_caffes_rule_or_is_it() -> None:
-    """Whatever sets a suspect apart shows in the lanes: no departure is invisible."""
+    """Whatever sets a candidate rule apart shows in the sequences: no departure is invisible."""
     for kind in (SolverType.SGD, SolverType.ADAM):
         solver = SolverSettings(kind, FIXED, momentum=0.9, weight_decay=0.0005, delta=1e-3)
         window = design(solver, scheduled=False)[0]
         own = caffe_rule(solver)
-        seen = lived(own, window, [Pace(0.1, 0.9, 0.0005)] * 5)
-        for suspect in suspects(solver, window, seen):
-            reading = read(suspect.rule, window, seen, [suspect.momentum] * 5)
-            harmless = not suspect.faults or {fault.kind for fault in suspect.faults} == {"rate_change"}
+        seen = lived(own, window, [StepSettings(0.1, 0.9, 0.0005)] * 5)
+        for candidate in candidates(solver, window, seen):
+            reading = read(candidate.rule, window, seen, [candidate.momentum] * 5)
+            harmless = not candidate.faults or {fault.kind for fault in candidate.faults} == {"rate_change"}
             rates = [rate for rate in reading.rates if rate is not None]
             assert not reading.explains or harmless or not all(close(rate, rates[0]) for rate in rates)
 
@@ -110,7 +110,7 @@ def test_gradients_stay_below_the_norm_that_is_clipped() -> None:
     solver = SolverSettings(SolverType.ADAM, FIXED, clip_gradients=0.1)
     for numbers in (1, 100, 10**6):
         window = design(solver, scheduled=False, numbers=numbers)[0]
-        largest = max(abs(g) for lane in window.lanes for g in lane.gradients)
+        largest = max(abs(g) for sequence in window.sequences for g in sequence.gradients)
         assert largest * numbers**0.5 <= 0.05
     free = design(replace(solver, clip_gradients=None), scheduled=False)[0]
-    assert max(abs(g) for lane in free.lanes for g in lane.gradients) == 1.0
+    assert max(abs(g) for sequence in free.sequences for g in sequence.gradients) == 1.0

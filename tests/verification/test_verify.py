@@ -19,17 +19,17 @@ from caffe2torch.recipe import (
     Note,
     PolicyType,
     Severity,
+    SourceLocation,
     Stated,
     Statement,
     TrainingRecipe,
-    Where,
 )
 from caffe2torch.verification.report import FaultKind, Report
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 
 FORCED = Stated(Statement.FORCED, Statement.FORCED)
-PLACE = Where("train.prototxt", 5, 1)
+PLACE = SourceLocation("train.prototxt", 5, 1)
 
 
 def statistics(
@@ -108,7 +108,7 @@ def test_a_blob_that_learns_in_caffe_cannot_be_a_buffer_or_nothing() -> None:
 
 
 def test_two_blobs_for_one_parameter_are_a_duplicate() -> None:
-    blob = LearnableBlob("twin", "Convolution", 0, "weight", (4, 3, 3, 3), 1.0, 1.0, FORCED, PLACE)
+    blob = LearnableBlob("copy", "Convolution", 0, "weight", (4, 3, 3, 3), 1.0, 1.0, FORCED, PLACE)
     report = report_with([BoundBlob(blob, Kind.PARAMETER, "conv1.weight", "the user's names")])
     assert [row.verdict for row in report.wrong] == ["duplicate", "duplicate"]
     assert "2 blobs stand for this one parameter" in report.wrong[0].reason
@@ -117,7 +117,9 @@ def test_two_blobs_for_one_parameter_are_a_duplicate() -> None:
 def test_a_shared_blob_is_one_row() -> None:
     model = SmallNet()
     recipe, binding = recipe_of(model)
-    shared = replace(recipe.blobs[0], shared_with=(BlobUse("conv1_p", "Convolution", 0, Where("t.prototxt", 9, 3)),))
+    shared = replace(
+        recipe.blobs[0], shared_with=(BlobUse("conv1_p", "Convolution", 0, SourceLocation("t.prototxt", 9, 3)),)
+    )
     recipe = replace(recipe, blobs=(shared, *recipe.blobs[1:]))
     binding = replace(binding, blobs=(replace(binding.blobs[0], blob=shared), *binding.blobs[1:]))
     seen = observe(model, torch.optim.SGD(groups_of(model), momentum=0.9), SGD)
