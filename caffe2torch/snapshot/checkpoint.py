@@ -157,14 +157,14 @@ def _read(path: str | os.PathLike[str]) -> Any:
     if not place.is_file():
         raise InputError("is a folder" if place.is_dir() else "is not there", where=str(path))
     reason = "it is no zip archive, as torch's files are"
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        check_archive(path)
     try:
-        if is_archive:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch wonders about what it is about to refuse
                 return torch.load(path, map_location="cpu", weights_only=True)
+    except SnapshotError:
+        raise
     except Exception as error:  # pickle, zip and torch each raise their own on damage
         reason = str(error).split("\n", 1)[0]
     raise SnapshotError(
@@ -332,6 +332,7 @@ def check_optimizer(
     """The saved state of each parameter as this optimizer goes on with it; raises ``SnapshotError`` if it cannot."""
     assert recipe.solver is not None  # a translation has one
     history = SOLVERS[recipe.solver.type].history
+    kept = {*history} if "momentum_buffer" in history else {*history, "step"}
     saved, references = _states_by_name(content)
     states: dict[str, dict[str, Tensor]] = {}
     problems = []
@@ -342,8 +343,10 @@ def check_optimizer(
         p, group = parameters[name]
         for key, value in state.items() if isinstance(state, dict) else [("", None)]:
             shape = torch.Size() if key == "step" else p.shape
-            if key not in (*history, "step") or not _is_plain(value, shape):
+            if key not in kept or not _is_plain(value, shape):
                 problems.append(f"{name} has the state {key!r} of another kind or shape than this solver's")
+        if isinstance(state, dict) and state and (missing := kept - state.keys()):
+            problems.append(f"{name} lacks the state {sorted(missing)[0]!r}")
         states[name] = dict(state) if isinstance(state, dict) else {}
         if "momentum_buffer" in states[name]:
             reference = references.get(name)
@@ -364,7 +367,7 @@ def check_optimizer(
         for name, (p, _) in parameters.items():
             if p.requires_grad and not states.get(name):  # frozen then, trained now: Caffe's history begins as zeros
                 states[name] = {key: torch.zeros(p.shape, dtype=p.dtype) for key in history}
-                if "momentum_buffer" not in history:
+                if "step" in kept:
                     states[name]["step"] = torch.tensor(float(iteration))
     return states
 

@@ -12,19 +12,17 @@ from fuzz import Feed, fuzz
 
 
 @pytest.fixture
-def seconds(request: pytest.FixtureRequest) -> float:
-    """Seconds for one fuzz test."""
-    all_of_them = [item for item in request.session.items if "seconds" in getattr(item, "fixturenames", ())]
-    return float(os.environ.get("FUZZ_SECONDS", 0.5 * len(all_of_them))) / len(all_of_them)
-
-
-@pytest.fixture
-def feed(request: pytest.FixtureRequest, seconds: float, tmp_path: Path) -> Feed:
-    """Feed what the first function makes to the second one; ``FUZZ_SEED`` gives other inputs."""
+def feed(request: pytest.FixtureRequest, tmp_path: Path) -> Feed:
+    """Feed what the first function makes to the second one."""
+    tests = sum("feed" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    seconds = float(os.environ.get("FUZZ_SECONDS", 0.5 * tests)) / tests
+    inputs = -(-int(os.environ.get("FUZZ_INPUTS", tests)) // tests)
 
     def run(make: Callable[[Random], bytes], read: Callable[[bytes], object]) -> None:
         seed = int(os.environ.get("FUZZ_SEED", "15"))
-        tally = fuzz(make, read, seed=seed, seconds=seconds, kept=tmp_path / "failing input")
-        print(f"{request.node.name}: {dict(tally)}")
+        tally = fuzz(make, read, seed=seed, seconds=seconds, inputs=inputs, kept=tmp_path / "failing input")
+        print(f"{request.node.name}: {dict(tally)} by seed {seed}")
+        assert tally["refused"], "nothing was damaged"
+        assert tally["read"] or tally.total() < 100, "nothing whole came through"
 
     return run

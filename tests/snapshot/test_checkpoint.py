@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,30 @@ def test_damage_anywhere_is_one_error_and_nothing_changes(tmp_path: Path) -> Non
         refused += bool(said)
         assert equal(everything(run), before)  # also where a flipped bit fell into padding, and all was loaded
     assert refused > 80
+
+
+def test_a_state_without_one_of_its_parts_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    run = small_run(tmp_path, CASES["adam"])
+    train(run, 3)
+    save(run, tmp_path / "whole.pt")
+    before = everything(run)
+    for part in ("step", "exp_avg", "exp_avg_sq"):
+        content = torch.load(tmp_path / "whole.pt", weights_only=True)
+        del content["optimizer"]["state"][1][part], content["checksum"]
+        torch.save(content | {"checksum": checksum(content)}, tmp_path / "changed.pt")
+        with pytest.raises(SnapshotError, match=f"lacks the state '{part}'"):
+            load(run, tmp_path / "changed.pt")
+        assert equal(everything(run), before)
+
+
+def test_an_archive_that_goes_on_in_another_file_is_no_checkpoint(tmp_path: Path) -> None:
+    run = small_run(tmp_path, SGD)
+    save(run, tmp_path / "whole.pt")
+    head, mark, tail = (tmp_path / "whole.pt").read_bytes().rpartition(b"PK\5\6")
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 2)  # of the second of two files
+    (tmp_path / "part.pt").write_bytes(head + locator + mark + tail)
+    with pytest.raises(SnapshotError, match="is damaged, or no checkpoint"):
+        load(run, tmp_path / "part.pt")
 
 
 def test_what_is_no_checkpoint_is_called_so(tmp_path: Path) -> None:

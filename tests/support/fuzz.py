@@ -1,7 +1,8 @@
 """Fuzzing by seed: a reader meets damaged inputs, and may only read them or refuse them with one of our errors.
 
 Input number ``n`` depends on the seed and ``n`` alone, so that a failure is repeated by its number. ``make test`` gives
-each fuzz test half a second, ``make fuzz`` shares 60 seconds among them (``FUZZ_SECONDS``).
+each fuzz test half a second, ``make fuzz`` shares 60 seconds among them (``FUZZ_SECONDS``). ``FUZZ_INPUTS`` says how
+many inputs there are at least in all, ``FUZZ_SEED`` gives others.
 """
 
 from __future__ import annotations
@@ -24,15 +25,22 @@ LARGEST = 1 << 30  # bytes that one input may add to the peak of the process
 
 
 def fuzz(
-    make: Callable[[Random], bytes], read: Callable[[bytes], object], *, seed: int, seconds: float, kept: Path
+    make: Callable[[Random], bytes],
+    read: Callable[[bytes], object],
+    *,
+    seed: int,
+    seconds: float,
+    inputs: int,
+    kept: Path,
 ) -> Counter[str]:
-    """Feed what ``make`` gives to ``read`` until the time is up.
+    """Feed what ``make`` gives to ``read`` until the time is up and so many inputs were read.
 
     Args:
         make: Draws one input.
         read: Reads one input, or raises ``Caffe2TorchError``.
         seed: With the number of an input, all that decides what ``make`` draws.
-        seconds: When to stop.
+        seconds: How long at least.
+        inputs: How many at least.
         kept: Where the input of a failure is written, to become a fixture.
 
     Returns:
@@ -43,7 +51,7 @@ def fuzz(
     """
     tally: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    while time.monotonic() < end or not tally:
+    while time.monotonic() < end or tally.total() < inputs:
         number = tally.total()
         data = make(Random(f"{seed}/{number}"))
         peak, start = peak_bytes(), time.monotonic()
