@@ -8,10 +8,14 @@ is one clear error, and the cost grows with the length of the text.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
+from array import array
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf import text_encoding
 
@@ -41,28 +45,20 @@ _SCALARS = (WORD, NUMBER, STRING)
 _QUOTES = ("'", '"')
 
 
-def tokenise(text: str) -> tuple[list[int], list[str], list[int]]:
+def tokens(text: str) -> Iterator[tuple[int, str, int]]:
     """Kind, text and offset of every token; the last is ``END``, with no text. Any single character is a token.
 
-    >>> tokenise("pad: 3 # same")
-    ([1, 4, 2, 5], ['pad', ':', '3', ''], [0, 3, 5, 13])
+    >>> list(tokens("pad: 3 # same"))
+    [(1, 'pad', 0), (4, ':', 3), (2, '3', 5), (5, '', 13)]
     """
-    kinds: list[int] = []
-    words: list[str] = []
-    starts: list[int] = []
     for match in _TOKEN.finditer(text):
         kind = match.lastindex or END
-        kinds.append(kind)
-        words.append(match[kind])
-        starts.append(match.start(kind))
+        yield kind, match[kind], match.start(kind)
         if kind == END:
-            break
-        if kind == _MARK and words[-1] in _QUOTES:  # a string that is not closed: no text with it can be read on
-            kinds.append(END)
-            words.append("")
-            starts.append(len(text))
-            break
-    return kinds, words, starts
+            return
+        if kind == _MARK and match[kind] in _QUOTES:  # a string that is not closed: no text with it can be read on
+            yield END, "", len(text)
+            return
 
 
 class Places:
@@ -70,7 +66,8 @@ class Places:
 
     def __init__(self, text: str, file: str) -> None:
         self.file = file
-        self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._starts = array("q", [0])
+        self._starts.extend(match.end() for match in re.finditer("\n", text))
 
     def at(self, offset: int) -> SourceLocation:
         """The place of a character.
@@ -89,21 +86,34 @@ _CLOSERS = {"{": "}", "<": ">", "[": "]"}
 _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
 
     ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string; between
-    a minus sign and its number no space is left).
-    ``where`` is the place of the name; of a list's element, its own. ``span`` is the whole field in the text, from its
-    name to its separator; the elements of a list (``listed``) share it.
+    a minus sign and its number no space is left). ``start`` is the offset of the name; of a list's element, its own.
+    Text has far more fields than anyone asks the place of: a field keeps offsets alone.
     """
 
     name: str
     value: str | Block
-    where: SourceLocation
-    span: tuple[int, int]
+    places: Places
+    start: int
+    begin: int
+    end: int
     listed: bool = False
+
+    @property
+    def where(self) -> SourceLocation:
+        """The place of the name; of a list's element, its own."""
+        return self.places.at(self.start)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The whole field in the text, from its name to its separator; the elements of a list share it."""
+        return self.begin, self.end
+
+
+_FEW = 16  # fields that are searched one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ class Block:
 
     fields: tuple[Field, ...]
     unknown: tuple[Field, ...] = ()
-    _by_name: dict[str, tuple[Field, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_name: dict[str, tuple[Field, ...]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def all(self, name: str) -> tuple[Field, ...]:
         """Every field of this name, in order.
@@ -124,11 +134,14 @@ class Block:
         >>> [layer.value.all("name")[0].value for layer in block.all("layer")]
         ['"a"', '"b"']
         """
-        if not self._by_name:  # kept, so that a loop over a net's layers by index stays linear
+        if len(self.fields) <= _FEW:
+            return tuple(one for one in self.fields if one.name == name)
+        if self._by_name is None:  # kept, so that a loop over a net's layers by index stays linear
             groups: defaultdict[str, list[Field]] = defaultdict(list)
             for one in self.fields:
                 groups[one.name].append(one)
-            self._by_name.update((key, tuple(group)) for key, group in groups.items())
+            object.__setattr__(self, "_by_name", {key: tuple(group) for key, group in groups.items()})
+            assert self._by_name is not None
         return self._by_name.get(name, ())
 
 
@@ -158,13 +171,13 @@ def unquote(value: str) -> str | None:
     >>> unquote('"conv" \'1\\x41\'')
     'conv1A'
     """
-    kinds, words, _ = tokenise(value)
-    if set(kinds) != {STRING, END}:
+    *parts, _ = tokens(value)
+    if {kind for kind, _, _ in parts} != {STRING}:
         return None
     with warnings.catch_warnings():  # Python's codec, which protobuf uses, deprecates unknown escapes
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            return b"".join(text_encoding.CUnescape(word[1:-1]) for word in words[:-1]).decode("utf-8", "replace")
+            return b"".join(text_encoding.CUnescape(word[1:-1]) for _, word, _ in parts).decode("utf-8", "replace")
         except ValueError:
             return None
 
@@ -187,9 +200,10 @@ class _Reader:
 
     def __init__(self, text: str, file: str) -> None:
         self.text = text
-        self.kinds, self.words, self.starts = tokenise(text)
-        self.place = Places(text, file).at
-        self.i = 0
+        self.places = Places(text, file)
+        self.tokens = tokens(text)
+        self.end = 0  # of the last token that was read
+        self.kind, self.word, self.start = next(self.tokens)  # of the next one
         self.stack = [_Frame("", 0, 0, closer="")]
 
     def read(self) -> Block:
@@ -197,104 +211,105 @@ class _Reader:
             frame = self.stack[-1]
             if frame.closer == "]":
                 self._read_element(frame)
-            elif self.words[self.i] != frame.closer:
+            elif self.word != frame.closer:
                 self._read_field(frame)
             elif len(self.stack) > 1:
                 self._close_block(frame)
             else:
                 return Block(tuple(frame.fields))
 
+    def _advance(self) -> None:
+        self.end = self.start + len(self.word)
+        self.kind, self.word, self.start = next(self.tokens)
+
     def _read_field(self, frame: _Frame) -> None:
-        start = self.starts[self.i]
+        start = self.start
         name = self._read_name(frame)
-        colon = self.words[self.i] == ":"
-        self.i += colon
-        if self.words[self.i] in _CLOSERS:
+        colon = self.word == ":"
+        if colon:
+            self._advance()
+        if self.word in _CLOSERS:
             self._open(name, start, takes_scalars=colon)
-        elif colon and self.kinds[self.i] in _SCALARS:
+        elif colon and self.kind in _SCALARS:
             value = self._read_scalar()
-            frame.fields.append(Field(name, value, self.place(start), self._span(start)))
+            frame.fields.append(Field(name, value, self.places, start, start, self._end_of_field()))
         else:
             raise self._wrong(f"a value for '{name}'" if colon else f"':' or '{{' after '{name}'")
 
     def _read_name(self, frame: _Frame) -> str:
-        name = self.words[self.i]
-        if self.kinds[self.i] != WORD:
-            extension = _EXTENSION.match(self.text, self.starts[self.i])
+        name = self.word
+        if self.kind != WORD:
+            extension = _EXTENSION.match(self.text, self.start)
             if extension is None:
                 raise self._wrong(f"a field or '{frame.closer}'" if frame.closer else "a field")
             name = "".join(extension[0].split())
-            while self.words[self.i] != "]":
-                self.i += 1
-        self.i += 1
-        return name
+            while self.word != "]":
+                self._advance()
+        self._advance()
+        return sys.intern(name)
 
     def _read_scalar(self) -> str:
         """A scalar's source text: one token, a minus and a number, or several strings side by side, which make one."""
-        start = self.starts[self.i]
-        self.i += 1
-        if self.words[self.i - 1] == "-":  # C++'s parser lets it stand apart from its number
-            word = self.words[self.i]
-            if self.kinds[self.i] not in (WORD, NUMBER) or word[0] == "-":
-                self.i -= 1
-                raise self._wrong("a number after '-'")
-            self.i += 1
-            return f"-{word}"
-        if self.kinds[self.i - 1] == STRING:
-            while self.kinds[self.i] == STRING:
-                self.i += 1
-        return self.text[start : self._end()]
+        kind, word, start = self.kind, self.word, self.start
+        self._advance()
+        if word == "-":  # C++'s parser lets it stand apart from its number
+            if self.kind not in (WORD, NUMBER) or self.word[0] == "-":
+                raise self._wrong("a number after '-'", start)
+            word = f"-{self.word}"
+            self._advance()
+        elif kind == STRING:
+            while self.kind == STRING:
+                self._advance()
+            return self.text[start : self.end]
+        return sys.intern(word)  # few words and numbers stand in a file, and often
 
     def _read_element(self, frame: _Frame) -> None:
         """The next element of a list with the comma before it, or the list's end."""
-        if self.words[self.i] == "]":
+        if self.word == "]":
             self._close_list(frame)
             return
         if frame.elements:
-            if self.words[self.i] != ",":
+            if self.word != ",":
                 raise self._wrong("',' or ']'")
-            self.i += 1
-        start = self.starts[self.i]
-        if self.words[self.i] in ("{", "<"):
+            self._advance()
+        start = self.start
+        if self.word in ("{", "<"):
             self._open(frame.name, start)
-        elif frame.takes_scalars and self.kinds[self.i] in _SCALARS:
+        elif frame.takes_scalars and self.kind in _SCALARS:
             frame.elements.append((self._read_scalar(), start))
         else:
             raise self._wrong("a value" if frame.takes_scalars else f"'{{', or ':' between '{frame.name}' and '['")
 
     def _open(self, name: str, start: int, *, takes_scalars: bool = False) -> None:
-        here = self.starts[self.i]
         if len(self.stack) > MAX_DEPTH:
-            raise too_deep(self.place(here), MAX_DEPTH, self.place(self.stack[1].opener))
-        self.stack.append(_Frame(name, start, here, _CLOSERS[self.words[self.i]], takes_scalars))
-        self.i += 1
+            raise too_deep(self.places.at(self.start), MAX_DEPTH, self.places.at(self.stack[1].opener))
+        self.stack.append(_Frame(name, start, self.start, _CLOSERS[self.word], takes_scalars))
+        self._advance()
 
     def _close_block(self, frame: _Frame) -> None:
-        self.i += 1
+        self._advance()
         self.stack.pop()
         block, parent = Block(tuple(frame.fields)), self.stack[-1]
         if parent.closer == "]":
             parent.elements.append((block, frame.start))
         else:
-            parent.fields.append(Field(frame.name, block, self.place(frame.start), self._span(frame.start)))
+            end = self._end_of_field()
+            parent.fields.append(Field(frame.name, block, self.places, frame.start, frame.start, end))
 
     def _close_list(self, frame: _Frame) -> None:
-        self.i += 1
+        self._advance()
         self.stack.pop()
-        span = self._span(frame.start)
+        end = self._end_of_field()
         for value, start in frame.elements or [("", frame.start)]:
-            self.stack[-1].fields.append(Field(frame.name, value, self.place(start), span, listed=True))
+            self.stack[-1].fields.append(Field(frame.name, value, self.places, start, frame.start, end, listed=True))
 
-    def _span(self, start: int) -> tuple[int, int]:
-        """Of a field that ends here, with the comma or semicolon that may follow it."""
-        if self.words[self.i] in (",", ";"):
-            self.i += 1
-        return start, self._end()
+    def _end_of_field(self) -> int:
+        """Where a field ends, with the comma or semicolon that may follow it."""
+        if self.word in (",", ";"):
+            self._advance()
+        return self.end
 
-    def _end(self) -> int:
-        """Where the last token that was read ends."""
-        return self.starts[self.i - 1] + len(self.words[self.i - 1])
-
-    def _wrong(self, expected: str) -> PrototxtError:
-        opened = [Open(frame.name, self.text[frame.opener], self.place(frame.opener)) for frame in self.stack[1:]]
-        return diagnose(self.text, self.place, self.starts[self.i], expected, opened)
+    def _wrong(self, expected: str, at: int | None = None) -> PrototxtError:
+        place = self.places.at
+        opened = [Open(frame.name, self.text[frame.opener], place(frame.opener)) for frame in self.stack[1:]]
+        return diagnose(self.text, place, self.start if at is None else at, expected, opened)

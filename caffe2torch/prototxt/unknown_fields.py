@@ -6,7 +6,7 @@ import csv
 import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
     ("PoolingParameter", name) for name in ("kernel_size", "pad", "stride")
 }
 """Single for BVLC and repeated in yjxiong's forks (pooling in OpenCL's too): a list there is a fork's, no mistake."""
+
+_MOST_NOTES = 1000
 
 _DETACHED_SIGN = re.compile(r"-[\s#]")
 
@@ -65,7 +67,7 @@ def separate_unknown(block: Block, message: str, text: str) -> Separated:
     """
     separation = _Separation(text)
     kept = separation.keep(block, message)
-    return Separated(kept, _cut(text, separation.cuts), tuple(separation.notes.values()))
+    return Separated(kept, _cut(text, separation.cuts), separation.all_notes())
 
 
 def expected(fact: Fact) -> str:
@@ -82,6 +84,8 @@ class _Separation:
 
     def __init__(self, text: str) -> None:
         self.notes: dict[tuple[tuple[int, int], str], Note] = {}  # once per list, not once per element
+        self.first_left_out: Field | None = None
+        self.left_out = 0
         self.cuts: dict[tuple[int, int], str] = {}
         self.has_detached_signs = _DETACHED_SIGN.search(text) is not None
 
@@ -100,7 +104,7 @@ class _Separation:
                 note = _unknown_use(field, fact, message)
             if fact is None or note:
                 unknown.append(field)
-                self.notes.setdefault((field.span, note), Note(field.where, Severity.WARNING, note))
+                self._note(field, note)
                 continue
             if not fact.repeated:
                 _check_single(field, fact, message, singles.get(field.name))
@@ -115,7 +119,7 @@ class _Separation:
                 if fact.message is None:
                     raise _misfit(field, fact, message, "a block")
                 inner = self.keep(field.value, fact.message)
-                kept.append(field if inner is field.value else replace(field, value=inner))
+                kept.append(field if inner is field.value else field._replace(value=inner))
         if self.has_detached_signs:
             self._attach_signs(kept)
         if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
@@ -123,14 +127,30 @@ class _Separation:
         self._cut_out(unknown, kept)
         return Block(tuple(kept), tuple(unknown))
 
+    def _note(self, field: Field, note: str) -> None:
+        key = (field.span, note)
+        if len(self.notes) < _MOST_NOTES:
+            self.notes.setdefault(key, Note(field.where, Severity.WARNING, note))
+        elif key not in self.notes:
+            self.first_left_out = self.first_left_out or field
+            self.left_out += 1
+
+    def all_notes(self) -> tuple[Note, ...]:
+        """The notes in their order; of a text with more than anyone reads, the first ones and a count of the rest."""
+        notes = tuple(self.notes.values())
+        if self.first_left_out is None:
+            return notes
+        rest = f"{self.left_out} more unknown fields from here on: is this a net or a solver of Caffe?"
+        return (*notes, Note(self.first_left_out.where, Severity.WARNING, rest))
+
     def _cut_out(self, unknown: list[Field], kept: list[Field]) -> None:
         """In place of an unknown field stands nothing; of a list, its known values."""
-        left: dict[tuple[int, int], list[str]] = {field.span: [] for field in unknown}
+        left: dict[tuple[int, int], list[str]] = {field.span: [] for field in unknown if field.listed}
         for field in kept:
-            if field.span in left:
+            if field.listed and field.span in left:
                 left[field.span].append(str(field.value))
         for field in unknown:
-            values = left[field.span]
+            values = left.get(field.span)
             self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
 
     def _attach_signs(self, kept: list[Field]) -> None:
