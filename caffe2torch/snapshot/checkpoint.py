@@ -120,7 +120,7 @@ def load_checkpoint(
         weights, kept = check_model(path, content["model"], module, binding, new_layers if finetune else ())
         # Only a multistep policy counts steps: one that comes new to a run begins at 0 and catches up, as in Caffe.
         counters = {key: content["scheduler"].get(key, 0) for key in scheduler.state_dict()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # of tensors in odd places, too
         raise SnapshotError(f"is damaged: {error!r}", where=str(path)) from None
     now = module.state_dict()
     module.load_state_dict({name: like(value, now[name]) for name, value in weights.items()}, strict=False)

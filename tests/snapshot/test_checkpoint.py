@@ -240,6 +240,20 @@ def test_a_state_without_one_of_its_parts_is_refused_and_nothing_changes(tmp_pat
         assert equal(everything(run), before)
 
 
+def test_a_tensor_where_a_number_belongs_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    run = small_run(tmp_path, SGD)
+    train(run, 3)
+    save(run, tmp_path / "whole.pt")
+    before = everything(run)
+    content = torch.load(tmp_path / "whole.pt", weights_only=True)
+    del content["checksum"]
+    content["scheduler"]["last_epoch"] = torch.zeros(2)
+    torch.save(content | {"checksum": checksum(content)}, tmp_path / "changed.pt")
+    with pytest.raises(SnapshotError, match="is damaged"):
+        load(run, tmp_path / "changed.pt")
+    assert equal(everything(run), before)
+
+
 def test_an_archive_that_goes_on_in_another_file_is_no_checkpoint(tmp_path: Path) -> None:
     run = small_run(tmp_path, SGD)
     save(run, tmp_path / "whole.pt")
