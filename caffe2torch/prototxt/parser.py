@@ -260,7 +260,7 @@ class _Reader:
         elif kind == STRING:
             while self.kind == STRING:
                 self._advance()
-            return self.text[start : self.end]
+            word = self.text[start : self.end]
         return sys.intern(word)  # few words and numbers stand in a file, and often
 
     def _read_element(self, frame: _Frame) -> None:
