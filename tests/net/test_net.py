@@ -589,15 +589,8 @@ def seconds_to_read(layers: int) -> tuple[float, float]:
 @pytest.mark.usefixtures("without_collector")
 def test_cost_grows_linearly_with_the_layers() -> None:
     seconds_to_read(50)
-    small, large = (min(seconds_to_read(layers)[1] for _ in range(3)) for layers in (700, 2800))
-    assert large < 11 * small  # 4 times the layers; room for a noisy machine, none for a square
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_collector")
-def test_a_net_of_ten_thousand_layers_costs_twenty_times_one_of_five_hundred() -> None:
-    small = sum(seconds_to_read(500))
-    assert sum(seconds_to_read(10_000)) < 20 * small * 2.5
+    small, large = (min(seconds_to_read(layers)[1] for _ in range(2)) for layers in (250, 2000))
+    assert large < 22 * small  # 8 times the layers; room for a noisy machine, none for a square
 
 
 @pytest.mark.shared
