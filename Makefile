@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test trainers fuzz grid check lint types contract proto docs format clean
+.PHONY: help demo test trainers fuzz grid check lint types contract proto docs wheel format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ proto: $(VENV)/.installed-dev ## compile proto/*.proto again
 
 docs: $(VENV)/.installed-dev ## build the site, as site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+wheel: $(PY) ## build the wheel and the source distribution, as dist/
+	$(PY) -m pip install --quiet build
+	$(PY) -m build --quiet
 
 format: $(VENV)/.installed-dev ## rewrite the code in the house style
 	$(PY) -m ruff check --fix .

@@ -39,7 +39,7 @@ _HOME = {
     "translate": "caffe2torch.translation",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Caffe2TorchError",
     "Report",

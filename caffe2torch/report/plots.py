@@ -80,7 +80,7 @@ def require_matplotlib() -> None:
     """Raise ``MissingExtraError`` where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise MissingExtraError(
-            "drawing needs matplotlib, which is not installed", hint="install it with: pip install 'caffe2torch[plot]'"
+            "drawing needs matplotlib, which is not installed", hint="pip install matplotlib"
         )
 
 

@@ -93,7 +93,7 @@ def _file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         raise MissingExtraError(
             "is an HDF5 file, which needs h5py to read",
             where=str(path),
-            hint="pip install 'caffe2torch[hdf5]'",
+            hint="pip install h5py",
         ) from None
     try:
         with h5py.File(path, "r") as file:

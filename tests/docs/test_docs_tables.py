@@ -87,7 +87,7 @@ def test_the_glossary_is_sorted() -> None:
 
 
 def test_examples_and_literal_blocks_of_docstrings_get_fences() -> None:
-    pytest.importorskip("griffe", reason="the site's tools are not installed: pip install 'caffe2torch[docs]'")
+    pytest.importorskip("griffe", reason="the site's tools are not installed: pip install '.[docs]'")
     fenced = runpy.run_path(str(REPOSITORY / "docs" / "docstring_examples.py"))["fenced"]
     text = "One.\n\n>>> x = [\n...     1\n... ]\n>>> x\n[1]\n\n>>> y\n\nAs in::\n\n    a\n\n      b\n\nTwo."
     assert fenced(text) == (
@@ -99,7 +99,7 @@ def test_examples_and_literal_blocks_of_docstrings_get_fences() -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_asks_for_nothing_elsewhere(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="the site's tools are not installed: pip install 'caffe2torch[docs]'")
+    pytest.importorskip("mkdocs", reason="the site's tools are not installed: pip install '.[docs]'")
     pytest.importorskip("mkdocstrings_handlers.python", reason="mkdocstrings[python] is not installed")
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -122,4 +122,4 @@ def test_without_matplotlib_drawing_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError) as raised:
         draw([])
-    assert raised.value.hint == "install it with: pip install 'caffe2torch[plot]'"
+    assert raised.value.hint == "pip install matplotlib"

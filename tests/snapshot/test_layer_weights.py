@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_module_gives_caffes_output(fixtures: Path, case: str, file: str) -> None:
     if file.endswith(".h5"):
-        pytest.importorskip("h5py", reason="HDF5 needs the extra caffe2torch[hdf5]")
+        pytest.importorskip("h5py", reason="HDF5 needs h5py")
     folder = fixtures / "snapshots/layers" / case.partition(" as ")[0]
     make, names = CASES[case]
     model = make().eval()

@@ -66,7 +66,7 @@ def check_resumed(folder: Path) -> None:
 @pytest.mark.parametrize("case", IN_FIXTURES)
 def test_a_restored_run_follows_caffes(fixtures: Path, case: str) -> None:
     if case.endswith("hdf5"):
-        pytest.importorskip("h5py", reason="HDF5 needs the extra caffe2torch[hdf5]")
+        pytest.importorskip("h5py", reason="HDF5 needs h5py")
     check_resumed(fixtures / "snapshots/resume" / f"snap_{case}")
 
 

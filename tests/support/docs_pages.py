@@ -39,7 +39,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE
 )
 TITLE = re.compile(r'title="([^"]+)"')
-INSTALLERS = {"cd", "git", "make", "pip", "python3"}
+INSTALLERS = {"cd", "git", "make", "pip", "python3", ".venv/bin/pip"}
 TRAINER = re.compile(r"^(?:from|import) (lightning|accelerate|transformers|peft)\b", re.MULTILINE)
 FLAGS = doctest.ELLIPSIS
 EMPTY = re.compile(r"[ \t]+$", re.MULTILINE)

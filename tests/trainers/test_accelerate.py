@@ -10,7 +10,7 @@ from sharded_runs import ITERATIONS, SCALED, SOLVERS
 from trainer_runs import apart, trained_by_a_plain_loop
 from two_processes import run
 
-pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install 'caffe2torch[trainers]'")
+pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install '.[trainers]'")
 
 
 @pytest.mark.parametrize("program", ["right", "doubled"])

@@ -10,7 +10,7 @@ from sharded_runs import ITERATIONS, SCALED, SOLVERS, net, train, translated, we
 from torch import nn
 from trainer_runs import apart, batches, trained_by_a_plain_loop
 
-lightning = pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'caffe2torch[trainers]'")
+lightning = pytest.importorskip("lightning", reason="Lightning is not installed: pip install '.[trainers]'")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")
 pytestmark = pytest.mark.filterwarnings("default")  # of the library about itself
 

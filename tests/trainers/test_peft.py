@@ -9,7 +9,7 @@ import pytest
 import torch
 from sharded_runs import ITERATIONS, SOLVERS, net, train, translated, weights
 
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'caffe2torch[trainers]'")
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install '.[trainers]'")
 pytestmark = pytest.mark.filterwarnings("default")  # of the libraries about themselves
 
 NAMES = {"a": "base_model.model.a.base_layer", "b": "base_model.model.b"}

@@ -11,9 +11,9 @@ from torch import nn
 from trainer_runs import apart, batches, trained_by_a_plain_loop
 
 transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install 'caffe2torch[trainers]'"
+    "transformers", reason="transformers is not installed: pip install '.[trainers]'"
 )
-pytest.importorskip("accelerate", reason="the HF Trainer needs Accelerate: pip install 'caffe2torch[trainers]'")
+pytest.importorskip("accelerate", reason="the HF Trainer needs Accelerate: pip install '.[trainers]'")
 pytestmark = pytest.mark.filterwarnings("default")  # of the libraries about themselves
 
 CONSTANT = 'type: "SGD" momentum: 0.9 base_lr: 0.05 lr_policy: "fixed" weight_decay: 0.01 max_iter: 20 '
