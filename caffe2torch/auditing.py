@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.by_role import bind_by_role
+from caffe2torch.binding.messages import IncompleteBindingError
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.emit import emit
-from caffe2torch.errors import Caffe2TorchError, ModelError, SolverError
+from caffe2torch.errors import BindingError, Caffe2TorchError, ModelError, SolverError
 from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
@@ -37,6 +41,7 @@ def audit(
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),
     accept: Collection[str] = (),
+    by_role: bool = False,
     accumulation: str | None = None,
     iteration: int | None = None,
     input_shapes: Any = None,
@@ -56,6 +61,9 @@ def audit(
     Where the solver has an ``iter_size``, ``accumulation`` says whether your loop sums the gradients (``"sum"``, as
     Caffe) or averages them (``"mean"``); by default both are tried, and the check says which fits. What your loop has
     to do itself, such as clipping, cannot be seen: the check says what it must be.
+
+    ``by_role`` is for a model whose layers cannot be bound at all: where all blobs of one layer type and role have the
+    same two multipliers, each parameter is held against those. Such a report is never ok, and its ``bound`` is False.
 
     Several optimizers of one model, each with its scheduler or ``None``, are given as two lists.
 
@@ -80,18 +88,26 @@ def audit(
     accepted = _kinds(accept)
     optimizer, scheduler = _one(model, optimizer, scheduler)
     if isinstance(recipe, Lock):
-        if names or skip or unclaimed or reshaped or finetune or without:
+        if names or skip or unclaimed or reshaped or finetune or without or by_role:
             raise Caffe2TorchError("a lock already says how blobs are bound and which factors they have")
         asked = recipe
+    elif by_role:
+        asked = _asked_by_role(recipe, model, without)
     else:
-        asked = _asked(recipe, model, names, skip, unclaimed, reshaped, finetune, without, input_shapes)
+        try:
+            asked = _asked(recipe, model, names, skip, unclaimed, reshaped, finetune, without, input_shapes)
+        except IncompleteBindingError as error:
+            with suppress(BindingError):
+                bind_by_role(recipe, model)
+                error.hint = f"{error.hint}; or judge each parameter by its role alone: by_role=True, --by-role"
+            raise
     solver = asked.recipe.solver
     assert solver is not None  # _asked refuses a net alone, a lock cannot lack it
     seen = observe(model, optimizer, solver, scheduler, iteration=iteration)
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    return report.accepting(accepted)
+    return replace(report, bound=not by_role).accepting(accepted)
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:
@@ -138,15 +154,25 @@ def _asked(
     without: Collection[str],
     input_shapes: Any,
 ) -> Lock:
+    _check_solver(recipe, without)
+    options: Any = {"skip": skip, "unclaimed": unclaimed, "reshaped": reshaped, "input_shapes": input_shapes}
+    binding = bind(recipe, model, names, **options)
+    return Lock(recipe, binding, plan_groups(recipe, binding, finetune))
+
+
+def _asked_by_role(recipe: TrainingRecipe, model: nn.Module, without: Collection[str]) -> Lock:
+    _check_solver(recipe, without)
+    by_role, binding = bind_by_role(recipe, model)
+    return Lock(by_role, binding, plan_groups(by_role, binding))
+
+
+def _check_solver(recipe: TrainingRecipe, without: Collection[str]) -> None:
     if recipe.solver is None:
         raise SolverError(
             "no solver is given, and a net alone says nothing about an optimizer",
             hint="read the net and the solver into one recipe",
         )
     refuse_unsupported(recipe.solver, without)
-    options: Any = {"skip": skip, "unclaimed": unclaimed, "reshaped": reshaped, "input_shapes": input_shapes}
-    binding = bind(recipe, model, names, **options)
-    return Lock(recipe, binding, plan_groups(recipe, binding, finetune))
 
 
 def right_source(

@@ -48,6 +48,7 @@ class Evidence(StrEnum):
     NEARBY = "structure nearby"
     SKIPPED = "skipped by the user"
     CANCELLED = "skipped"  # a bias that the model lacks and a batch normalization subtracts again
+    ROLE = "its role alone"
     NOT_NEEDED = "not in the model"  # a blob that Caffe does not train either
 
 

@@ -50,6 +50,7 @@ from caffe2torch.verification.report import FaultKind
 @click.option(
     "--fix", type=click.Path(), metavar="FILE.py", help="Write a right optimizer and scheduler as Python, beside yours."
 )
+@click.option("--by-role", is_flag=True, help="Judge parameters by their role alone, where layers cannot be bound.")
 @click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
 @net_state

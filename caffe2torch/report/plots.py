@@ -79,9 +79,7 @@ class Panel:
 def require_matplotlib() -> None:
     """Raise ``MissingExtraError`` where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise MissingExtraError(
-            "drawing needs matplotlib, which is not installed", hint="pip install matplotlib"
-        )
+        raise MissingExtraError("drawing needs matplotlib, which is not installed", hint="pip install matplotlib")
 
 
 def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.0, height: float = 3.0) -> Figure:

@@ -138,6 +138,8 @@ def verdict_line(report: Report) -> str:
     if report.ok and not report.model_checked:
         groups = len({group for row in rows for group in row.groups})
         return f"{_count(len(report.rows), 'blob')} planned in {_count(groups, 'group')}; no model was checked{unseen}"
+    if not report.bound:
+        others.insert(0, "judged by role, bound to no layer")
     if others:
         said = f"{verdicts[Verdict.OK]} of {_count(len(rows), 'row')} ok, {', '.join(others)}"
     elif report.differing or not report.ok:

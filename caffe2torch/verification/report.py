@@ -237,8 +237,9 @@ class Report:
     ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``checks`` concern the run as a whole,
     ``causes`` say what wrong rows have in common. ``notes`` are the recipe's, the binding's and the probe's own.
     ``sources`` are the files' texts, for the page that shows them. ``model_checked`` is False where no model was given
-    and the net's own parameters stood for it. ``translating`` says that the optimizer is the tool's own: then a
-    parameter that its user froze is no fault.
+    and the net's own parameters stood for it. ``bound`` is False where parameters were judged by their role alone,
+    which is never ok. ``translating`` says that the optimizer is the tool's own: then a parameter that its user froze
+    is no fault.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -255,6 +256,7 @@ class Report:
     checks: tuple[Check, ...] = ()
     model_checked: bool = True
     translating: bool = False
+    bound: bool = True
 
     @property
     def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:
@@ -275,7 +277,8 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything that was seen learns as in Caffe."""
-        return not self.wrong and not self.differing and all(cause.parameters for cause in self.causes)
+        right = not self.wrong and not self.differing and all(cause.parameters for cause in self.causes)
+        return self.bound and right
 
     def accepting(self, kinds: Collection[FaultKind]) -> Report:
         """The report of somebody who knows of departures of these kinds: they no longer make anything wrong."""
@@ -299,6 +302,7 @@ class Report:
             "model": self.model,
             "iteration": self.iteration,
             "model_checked": self.model_checked,
+            "bound": self.bound,
             "solver": solver_dict(self.solver),
             "checks": [check.to_dict() for check in self.checks],
             "causes": [

@@ -10,9 +10,7 @@ from sharded_runs import BATCH, ITERATIONS, SCALED, SOLVERS, net, translated
 from torch import nn
 from trainer_runs import apart, batches, trained_by_a_plain_loop
 
-transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install '.[trainers]'"
-)
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[trainers]'")
 pytest.importorskip("accelerate", reason="the HF Trainer needs Accelerate: pip install '.[trainers]'")
 pytestmark = pytest.mark.filterwarnings("default")  # of the libraries about themselves
 
