@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from caffe2torch.binding.bind import bind
+from caffe2torch.binding.bind import UnclaimedMultipliers, bind
 from caffe2torch.binding.by_role import bind_by_role
 from caffe2torch.binding.messages import IncompleteBindingError
 from caffe2torch.binding.plan import plan_groups
@@ -36,7 +36,7 @@ def audit(
     *,
     names: Mapping[str, str] | None = None,
     skip: Collection[str] = (),
-    unclaimed: tuple[float, float] | None = None,
+    unclaimed: UnclaimedMultipliers | None = None,
     reshaped: Collection[str] = (),
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),
@@ -148,7 +148,7 @@ def _asked(
     model: nn.Module,
     names: Mapping[str, str] | None,
     skip: Collection[str],
-    unclaimed: tuple[float, float] | None,
+    unclaimed: UnclaimedMultipliers | None,
     reshaped: Collection[str],
     finetune: Mapping[str, float] | None,
     without: Collection[str],
@@ -181,7 +181,7 @@ def right_source(
     *,
     names: Mapping[str, str] | None = None,
     skip: Collection[str] = (),
-    unclaimed: tuple[float, float] | None = None,
+    unclaimed: UnclaimedMultipliers | None = None,
     reshaped: Collection[str] = (),
     finetune: Mapping[str, float] | None = None,
     without: Collection[str] = (),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from caffe2torch.binding.bind import bind
+from caffe2torch.binding.bind import UnclaimedMultipliers, bind
 from caffe2torch.binding.plan import Binding, GroupPlan, plan_groups
 from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
@@ -140,7 +140,7 @@ def translate(
     names: Mapping[str, str] | None = None,
     finetune: Mapping[str, float] | None = None,
     skip: Collection[str] = (),
-    unclaimed: tuple[float, float] | None = None,
+    unclaimed: UnclaimedMultipliers | None = None,
     reshaped: Collection[str] = (),
     without: Collection[str] = (),
     stages: Sequence[str] = (),
@@ -157,8 +157,8 @@ def translate(
 
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
-    that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for.
-    ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
+    that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for,
+    or a mapping of their names or patterns to such pairs. ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
     multipliers. Whatever is left on either side, and named by neither, is an error. ``without`` names rules of
     Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without. ``stages``,
     ``level`` and ``inputs`` are as for ``read_recipe``, ``input_shapes`` (what ``forward`` takes) as for ``bind``.

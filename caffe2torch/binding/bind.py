@@ -26,9 +26,10 @@ from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.wording import matches
 
-__all__ = ["bind"]
+__all__ = ["UnclaimedMultipliers", "bind"]
 
-Multipliers = tuple[float, float]
+UnclaimedMultipliers = tuple[float, float] | Mapping[str, tuple[float, float]]
+"""``(lr_mult, decay_mult)`` of all parameters that no blob stands for, or of those that a name or pattern means."""
 
 
 @compiler_not_imported()
@@ -38,7 +39,7 @@ def bind(
     names: Mapping[str, str] | None = None,
     *,
     skip: Iterable[str] = (),
-    unclaimed: Multipliers | Mapping[str, Multipliers] | None = None,
+    unclaimed: UnclaimedMultipliers | None = None,
     reshaped: Iterable[str] = (),
     input_shapes: InputShapes | None = None,
 ) -> Binding:
@@ -109,12 +110,12 @@ def bind(
     )
 
 
-def _multipliers(unclaimed: object, left: Sequence[str]) -> dict[str, Multipliers]:
+def _multipliers(unclaimed: object, left: Sequence[str]) -> dict[str, tuple[float, float]]:
     """The pair of each parameter that no blob stands for, as far as ``unclaimed`` gives one."""
     if unclaimed is None:
         return {}
     pairs = unclaimed if isinstance(unclaimed, Mapping) else {".*": unclaimed}
-    given: dict[str, Multipliers] = {}
+    given: dict[str, tuple[float, float]] = {}
     for key in sorted(pairs, key=lambda key: key not in left):  # exact names win
         pair = pairs[key]
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_multiplier(one) for one in pair):
