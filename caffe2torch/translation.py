@@ -158,10 +158,11 @@ def translate(
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
     that the model does without. ``unclaimed`` is the ``(lr_mult, decay_mult)`` of parameters that no blob stands for,
-    or a mapping of their names or patterns to such pairs. ``reshaped`` names layers of another shape in the model, such as a head with other classes: they keep their
-    multipliers. Whatever is left on either side, and named by neither, is an error. ``without`` names rules of
-    Caffe's forks that the solver asks for, that cannot be translated, and that you accept to go without. ``stages``,
-    ``level`` and ``inputs`` are as for ``read_recipe``, ``input_shapes`` (what ``forward`` takes) as for ``bind``.
+    or a mapping of their names or patterns to such pairs. ``reshaped`` names layers of another shape in the model, such
+    as a head with other classes: they keep their multipliers. Whatever is left on either side, and named by neither, is
+    an error. ``without`` names rules of Caffe's forks that the solver asks for, that cannot be translated, and that you
+    accept to go without. ``stages``, ``level`` and ``inputs`` are as for ``read_recipe``, ``input_shapes`` (what
+    ``forward`` takes) as for ``bind``.
 
     ``accumulation`` says what your loop does with the gradients of ``iter_size`` passes: ``"sum"`` them, as Caffe, and
     the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
