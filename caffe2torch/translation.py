@@ -18,6 +18,7 @@ from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError, visible
 from caffe2torch.models import SegNetBasic
 from caffe2torch.models.build_net import build_model
+from caffe2torch.models.net_loss import NetLoss, build_loss
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
@@ -71,8 +72,16 @@ class Translation:
         """The report, for notebooks."""
         return self.report._repr_html_()
 
-    def source(self, *, initialize: bool = False) -> str:
-        """Python that builds the same optimizer and scheduler with torch alone.
+    @property
+    def loss(self) -> NetLoss:
+        """The net's whole loss, weights included: ``loss(scores, labels)``, or ``loss({blob: tensor, ...})``.
+
+        Raises ``NetError`` for a net without a loss, ``UnsupportedError`` for one that is not translated.
+        """
+        return build_loss(self.recipe)
+
+    def source(self, *, initialize: bool = False, loss: bool = True) -> str:
+        """Python that builds the same optimizer, scheduler and loss with torch alone.
 
         With ``initialize`` it can fill the model by the prototxt's fillers, too.
         """
@@ -84,6 +93,7 @@ class Translation:
             without=self.without,
             fillings=plan_fillings(self.model, self.recipe, self.binding)[0] if initialize else (),
             accumulation=self.accumulation,
+            loss=loss,
         )
 
     def load_caffemodel(self, path: Path, *, new_layers: Collection[str] = ()) -> tuple[Note, ...]:

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from caffe2torch.binding.plan import Filling, GroupMember, GroupPlan, frozen_with_gradient
 from caffe2torch.emit.definitions import definitions, import_lines
-from caffe2torch.errors import SolverError, UnsupportedError
+from caffe2torch.errors import NetError, SolverError, UnsupportedError
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType, Statement, TrainingRecipe
 from caffe2torch.solver import requirements
 from caffe2torch.solver.float32 import round32
@@ -37,8 +37,11 @@ def emit(
     without: Collection[str] = (),
     fillings: Sequence[Filling] = (),
     accumulation: Accumulation = Accumulation.SUM,
+    loss: bool = True,
 ) -> str:
     """Python source with ``build_optimizer(model, **options)`` and ``build_scheduler(optimizer)``.
+
+    Where the net has a loss that is translated, ``build_loss()`` is in it, too.
 
     Args:
         recipe: Net and solver.
@@ -49,6 +52,7 @@ def emit(
         without: Rules of the solver that the user accepts to go without.
         fillings: How parameters are filled before training; with them the file has ``initialize(model)``, too.
         accumulation: Whether the loop sums the gradients of ``iter_size`` passes, or averages them.
+        loss: Whether ``build_loss()`` is wanted.
 
     Raises:
         SolverError: The recipe has no solver.
@@ -62,6 +66,7 @@ def emit(
     step = requirements.for_accumulation(solver, accumulation)
     bases = requirements.optimizer_bases(step)
     lr_lines = list(factor_source(solver.policy))
+    built_loss = _loss(recipe) if loss else None
     carried = definitions(
         [*bases, *re.findall(r"\w+(?=\()", "".join(lr_lines)), *["fill", "to_torch"][: 2 * len(fillings)]]
     )
@@ -80,7 +85,8 @@ def emit(
         unclaimed=unclaimed,
         backpropagated=frozen_with_gradient(groups, solver),
         fillings=fillings,
-        imports=import_lines("\n".join(carried)),
+        imports=import_lines("\n".join([*carried, built_loss or ""])),
+        loss=built_loss,
         definitions=carried,
         bases=bases,
         optimizer=bases[0] if len(bases) == 1 else requirements.class_name(bases),
@@ -88,6 +94,15 @@ def emit(
         settings=_settings(solver),
         lr_lines=lr_lines,
     )
+
+
+def _loss(recipe: TrainingRecipe) -> str | None:
+    from caffe2torch.emit.loss import loss_source  # which needs torch
+
+    try:
+        return loss_source(recipe)
+    except NetError:  # Caffe refuses the loss, which is no reason to do without the optimizer
+        return None
 
 
 @cache

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caffe2torch.errors import NetError, UnsupportedError
 from caffe2torch.models.losses import stock_call
 from caffe2torch.models.net_loss import LossTerm, NetLoss, loss_terms
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.verification.loss_divisors import Divisor, divisor_of, divisors
 from caffe2torch.verification.loss_samples import call, predictions, sample
 from caffe2torch.verification.loss_variants import Variant, variants
+from caffe2torch.verification.report import Check, Fault, FaultKind, Result
 
-__all__ = ["LossFault", "LossFinding", "compare_losses", "describe_loss"]
+__all__ = ["LossFault", "LossFinding", "compare_losses", "describe_loss", "loss_check"]
 
 _SAME = 1e-4  # relative: float32 sums in another order, and no mistake worth a name
 _HALVED = ("ContrastiveLoss", "EuclideanLoss")
@@ -81,6 +83,37 @@ class _Probe:
 
     blobs: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor | None]
+
+
+def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None) -> Check | None:
+    """The check ``loss`` of a report: the net's own loss in one line, and the user's beside it.
+
+    Args:
+        recipe: The net of the phase that trains.
+        loss: The user's loss, as ``compare_losses`` calls it; ``None`` where none was given.
+
+    Returns:
+        The check; ``None`` where the net has no loss and none was given.
+
+    Raises:
+        NetError: A loss was given, and the net has none, or one that Caffe refuses.
+        UnsupportedError: A loss was given, and the net's is not translated.
+    """
+    if loss is None:
+        try:
+            expected = describe_loss(recipe)
+        except (NetError, UnsupportedError):
+            return None
+        seen = f"the net's loss is {expected}; none of yours was given"
+        return Check("loss", Result.NOT_SEEN, expected, seen=seen)
+    finding = compare_losses(recipe, loss)
+    if finding.not_seen is not None:
+        return Check("loss", Result.NOT_SEEN, finding.expected, seen=finding.not_seen)
+    if finding.ok:
+        return Check("loss", Result.OK, finding.expected, seen=f"the same gradients as {finding.expected}")
+    faults = tuple(Fault(FaultKind.LOSS, f"{fault.blob}: {fault.message}") for fault in finding.faults)
+    fix = f"take the net's loss, {finding.expected}: build_loss() of an emitted file, or caffe2torch.build_loss(recipe)"
+    return Check("loss", Result.DIFFERS, finding.expected, faults, fix=fix)
 
 
 def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossFinding:
