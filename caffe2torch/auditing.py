@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
 from caffe2torch.verification.checks import AccumulationReading
+from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, together
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
@@ -45,6 +46,7 @@ def audit(
     accumulation: str | None = None,
     iteration: int | None = None,
     input_shapes: Any = None,
+    loss: Callable[..., object] | None = None,
 ) -> Report:
     """Check an optimizer by what it does: copies of its parameters are stepped, and nothing of yours is touched.
 
@@ -64,6 +66,9 @@ def audit(
 
     ``by_role`` is for a model whose layers cannot be bound at all: where all blobs of one layer type and role have the
     same two multipliers, each parameter is held against those. Such a report is never ok, and its ``bound`` is False.
+
+    ``loss`` is your loss, ``loss(scores, labels)`` or ``loss({blob: tensor, ...})``: it is run on seeded scores and
+    labels beside the net's own. Without it the check ``loss`` says what the net's is, and is not seen.
 
     Several optimizers of one model, each with its scheduler or ``None``, are given as two lists.
 
@@ -86,6 +91,8 @@ def audit(
     lr is 0.1, Caffe's is 0.2 (2 times too small); weight_decay is 0.0005, Caffe's is 0
     """
     accepted = _kinds(accept)
+    if loss is not None and not callable(loss):
+        raise ModelError(f"the loss is a {type(loss).__name__}", expected="a callable, loss(scores, labels)")
     optimizer, scheduler = _one(model, optimizer, scheduler)
     if isinstance(recipe, Lock):
         if names or skip or unclaimed or reshaped or finetune or without or by_role:
@@ -107,7 +114,10 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    return replace(report, bound=not by_role).accepting(accepted)
+    checks = report.checks
+    if (found := loss_check(asked.recipe, loss)) is not None:
+        checks = (*checks, found)
+    return replace(report, bound=not by_role, checks=checks).accepting(accepted)
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:

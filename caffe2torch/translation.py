@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -32,6 +32,7 @@ from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.torch_startup import compiler_not_imported
+from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 
@@ -229,6 +230,8 @@ def translate(
         translating=True,
         model_checked=model_checked,
     )
+    if (loss := loss_check(recipe)) is not None:
+        report = replace(report, checks=(*report.checks, loss))
     return Translation(
         recipe,
         model,

@@ -50,6 +50,11 @@ from caffe2torch.verification.report import FaultKind
 @click.option(
     "--fix", type=click.Path(), metavar="FILE.py", help="Write a right optimizer and scheduler as Python, beside yours."
 )
+@click.option(
+    "--loss",
+    metavar="MODULE:FACTORY",
+    help="Your loss: called without arguments, it gives loss(scores, labels), which is compared with the net's.",
+)
 @click.option("--by-role", is_flag=True, help="Judge parameters by their role alone, where layers cannot be bound.")
 @click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
@@ -61,6 +66,7 @@ def command(
     finetune: tuple[tuple[str, float], ...],
     optimizer: str,
     scheduler: str | None,
+    loss: str | None,
     lock: str | None,
     write_names: str | None,
     fix: str | None,
@@ -87,7 +93,7 @@ def command(
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
     outputs = Outputs(
-        report_file, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler), force=force
+        report_file, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler, loss), force=force
     )
 
     from caffe2torch.lock import read_lock
@@ -112,6 +118,7 @@ def command(
             None if scheduler is None else call_factory(scheduler, theirs),
             names=named,
             finetune=dict(finetune),
+            loss=None if loss is None else call_factory(loss),
             **choices,
         )
     written: dict[str, str | bytes] = {}

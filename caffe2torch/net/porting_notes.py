@@ -44,10 +44,23 @@ def _loss_param(layer: Layer) -> str:
 
 
 def _transform(layer: Layer) -> str:
-    if "transform_param" not in layer.settings:
-        return ""
+    """What ``data_transformer.cpp`` does to an image, and torchvision's transforms that do the same, in order."""
+    settings = nested(layer.settings, "transform_param")
     neutral: dict[str, object] = {"scale": 1.0, "mirror": False, "crop_size": 0, "mean_value": ()}
-    return _stated(nested(layer.settings, "transform_param"), neutral)
+    stated = _stated(settings, neutral) if settings else ""
+    if not stated:
+        return ""
+    mean, scale, crop = (settings.get(name) for name in ("mean_value", "scale", "crop_size"))
+    calls = []
+    if (isinstance(mean, tuple) and mean) or scale not in (None, 1.0):
+        means = ", ".join(f"{value:g}" for value in mean) if isinstance(mean, tuple) and mean else "0"
+        std = 1 / scale if isinstance(scale, float) and scale else 1
+        calls.append(f"Normalize([{means}], [{std:g}])")
+    if crop:
+        calls.append(f"RandomCrop({crop}) in TRAIN and the middle {crop} in TEST")
+    if settings.get("mirror"):
+        calls.append("RandomHorizontalFlip() in both phases")
+    return f"{stated}; in torchvision {', '.join(calls)}" if calls else stated
 
 
 def _stated(settings: Mapping[str, object], neutral: Mapping[str, object]) -> str:
@@ -105,7 +118,11 @@ _KINDS: Sequence[tuple[Detail, str]] = (
     (_batch_norm, "BatchNorm's constants belong to the model: {}; torch's momentum is 1 - moving_average_fraction"),
     (_bn, "BN's constants belong to the model: {}"),
     (_dropout, "dropout belongs to the model: {}"),
-    (_transform, "the data is transformed before the net sees it: {}"),
+    (
+        _transform,
+        "the data layer gives (x - mean) * scale of BGR images, 0 to 255, which torchvision's own weights do not "
+        "expect: {}",
+    ),
     (_blocked, "no gradient passes from {}: detach it in the port"),
 )
 

@@ -104,8 +104,10 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
             expected = describe_loss(recipe)
         except (NetError, UnsupportedError):
             return None
-        seen = f"the net's loss is {expected}; none of yours was given"
+        seen = f"{expected}; translate gives it (t.loss, build_loss()), audit --loss checks yours"
         return Check("loss", Result.NOT_SEEN, expected, seen=seen)
+    if not recipe.layers:
+        return Check("loss", Result.NOT_SEEN, "", seen="a lock does not have the net's loss")
     finding = compare_losses(recipe, loss)
     if finding.not_seen is not None:
         return Check("loss", Result.NOT_SEEN, finding.expected, seen=finding.not_seen)

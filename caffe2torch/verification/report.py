@@ -395,6 +395,7 @@ class FaultKind(StrEnum):
     RATE_CHANGE = "rate_change"
     ITER_SIZE = "iter_size"
     CLIP = "clip"
+    LOSS = "loss"  # the gradients of the loss
 
 
 @dataclass(frozen=True, slots=True)
