@@ -16,8 +16,8 @@ MODULES = ("solver/lr_policy", "optim/solvers", "binding/layout", "snapshot/fill
 def definitions(wanted: Iterable[str]) -> list[str]:
     """The source of the functions and classes called ``wanted``, and of all that they use of the same modules.
 
-    >>> print(definitions(["step"])[0].splitlines()[0])
-    def step(iteration: int, gamma: float, stepsize: int) -> float:
+    >>> print(definitions(["step_factor"])[0].splitlines()[0])
+    def step_factor(iteration: int, gamma: float, stepsize: int) -> float:
     """
     known = _definitions()
     found: set[str] = set()

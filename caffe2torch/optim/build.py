@@ -91,7 +91,7 @@ def param_groups(
     lr, decay, base = rate(solver.policy, 0), weight_decay_at(solver, 0), solver.policy.base_lr or 1.0
     scaling: dict[str, Any] = {}
     if solver.clip_gradients is not None:
-        scaling = {"clip_gradients": solver.clip_gradients, "clipped_together": names.total()}
+        scaling = {"clip_gradients": solver.clip_gradients, "num_parameters": names.total()}
     if scaling or solver.iter_size != 1:
         scaling["iter_size"] = solver.iter_size or math.ulp(0.0)  # Caffe divides by 0
     return [
@@ -170,13 +170,11 @@ def _before_step(model: nn.Module, parameters: Mapping[str, nn.Parameter], fused
 
 def _layout(group: Mapping[str, Any]) -> list[Any]:
     """How parameters and gradients lie: while it is the same, there is nothing to prepare."""
-    return [  # with the type of p: the check of a translation steps plain tensors in place of DTensors
-        group["lr"] != group["lr"],  # NaN
-        *(
-            (type(p), p.requires_grad, p.dtype, p.stride(), (g := p.grad) is None or g.is_sparse or g.stride())
-            for p in group["params"]
-        ),
+    found = [  # with the type of p: the check of a translation steps plain tensors in place of DTensors
+        (type(p), p.requires_grad, p.dtype, p.stride(), (g := p.grad) is None or g.is_sparse or g.stride())
+        for p in group["params"]
     ]
+    return [group["lr"] != group["lr"], *found]  # NaN
 
 
 def _forget_fused(optimizer: torch.optim.Optimizer, *_: Any) -> None:

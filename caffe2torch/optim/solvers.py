@@ -32,12 +32,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one update; the groups are as before when it returns or raises."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        stated = [dict(group) for group in self.param_groups]
+        saved = [dict(group) for group in self.param_groups]
         try:
             self.prepare()
             inspect.unwrap(super().step)(self)  # the undecorated step: its decorator would run step hooks a second time
         finally:
-            for group, entries in zip(self.param_groups, stated, strict=True):
+            for group, entries in zip(self.param_groups, saved, strict=True):
                 group.update(entries)
         return loss
 
@@ -47,15 +47,16 @@ class CaffeOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None and p.requires_grad:
                     p.grad = torch.zeros_like(p)
-                elif not p.requires_grad and group.get("lr_mult") != 0:  # frozen by hand: it stays where it is
+                elif not p.requires_grad and group.get("lr_mult") != 0:  # frozen by its user: it stays where it is
                     p.grad = None
 
 
 class CaffeSGD(CaffeOptimizer, torch.optim.SGD):
     """h = momentum * h + l * g; w -= h, where torch has h = momentum * h + g; w -= l * h.
 
-    torch's buffer holds h / reference_lr. reference_lr never changes, so a change of lr does not rescale the history.
-    A step with lr = reference_lr and dampening = 1 - l / reference_lr is then Caffe's update.
+    h is the history, l the lr, g the gradient with decay. torch's momentum_buffer holds h / reference_lr, and
+    reference_lr never changes, so a change of lr does not rescale the history. A step with lr = reference_lr and
+    dampening = 1 - l / reference_lr is then Caffe's update.
     """
 
     def prepare(self) -> None:
@@ -166,11 +167,13 @@ class Clipping(Accumulation):
     def gradient_scale(self) -> float:
         """The factor of all gradients in this step."""
         groups = self.param_groups
-        if sum(len(group["params"]) for group in groups) < groups[0]["clipped_together"]:
+        if sum(len(group["params"]) for group in groups) < groups[0]["num_parameters"]:
             raise RuntimeError(
                 "clip_gradients needs the norm of all gradients, and this optimizer holds only a part of the "
                 "parameters (as within ZeroRedundancyOptimizer): shard the model with fully_shard instead"
             )
+        if getattr(self, "grad_scale", None) is not None:  # torch's scaler, where the constructor took fused=True
+            raise RuntimeError("fused=True with a GradScaler: the norm is that of scaled gradients; use fused=None")
         norm = gradient_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
         clip = groups[0]["clip_gradients"]
         return super().gradient_scale() * (clip / norm if norm > clip else 1)

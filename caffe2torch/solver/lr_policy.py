@@ -37,27 +37,27 @@ __all__ = [
 # The rate as a factor of base_lr, from the fields that the policy reads. Emitted files hold these functions verbatim.
 
 
-def fixed(iteration: int) -> float:  # noqa: ARG001  # the others depend on it
+def fixed_factor(iteration: int) -> float:  # noqa: ARG001  # the others depend on it
     """base_lr."""
     return 1.0
 
 
-def step(iteration: int, gamma: float, stepsize: int) -> float:
+def step_factor(iteration: int, gamma: float, stepsize: int) -> float:
     """base_lr * gamma ^ floor(iteration / stepsize)."""
     return gamma ** (iteration // stepsize)
 
 
-def exp(iteration: int, gamma: float) -> float:
+def exp_factor(iteration: int, gamma: float) -> float:
     """base_lr * gamma ^ iteration."""
     return gamma**iteration
 
 
-def inv(iteration: int, gamma: float, power: float) -> float:
+def inv_factor(iteration: int, gamma: float, power: float) -> float:
     """base_lr * (1 + gamma * iteration) ^ -power."""
     return float((1 + gamma * iteration) ** -power)
 
 
-def multistep(iteration: int, gamma: float, stepvalues: tuple[int, ...], first: int = 0) -> float:
+def multistep_factor(iteration: int, gamma: float, stepvalues: tuple[int, ...], first: int = 0) -> float:
     """base_lr * gamma ^ (stepvalues that are behind); at most one acts per iteration, none before ``first``."""
     drops, acts = 0, first - 1
     for value in stepvalues:
@@ -66,18 +66,18 @@ def multistep(iteration: int, gamma: float, stepvalues: tuple[int, ...], first: 
     return gamma**drops
 
 
-def poly(iteration: int, power: float, max_iter: int) -> float:
+def poly_factor(iteration: int, power: float, max_iter: int) -> float:
     """base_lr * (1 - iteration / max_iter) ^ power."""
     left = 1 - iteration / max_iter
     return float(left**power) if left >= 0 or power.is_integer() else math.nan  # as C's pow, past max_iter
 
 
-def sigmoid(iteration: int, gamma: float, stepsize: int) -> float:
+def sigmoid_factor(iteration: int, gamma: float, stepsize: int) -> float:
     """base_lr / (1 + exp(-gamma * (iteration - stepsize)))."""
     return 0.5 * (1 + math.tanh(0.5 * gamma * (iteration - stepsize)))  # the same, but does not overflow
 
 
-def multifixed(iteration: int, stage_lrs: tuple[float, ...], stage_iters: tuple[int, ...]) -> float:
+def multifixed_rate(iteration: int, stage_lrs: tuple[float, ...], stage_iters: tuple[int, ...]) -> float:
     """stagelr[s], s the first stage with iteration <= stageiter[s], else the last."""
     return next((lr for lr, last in zip(stage_lrs, stage_iters, strict=True) if iteration <= last), stage_lrs[-1])
 
@@ -112,15 +112,19 @@ class Policy:
 
 
 POLICIES: Mapping[PolicyType, Policy] = {
-    PolicyType.FIXED: Policy(fixed, (), "base_lr"),
-    PolicyType.STEP: Policy(step, ("gamma", "stepsize"), "base_lr * gamma^floor(i / stepsize)"),
-    PolicyType.EXP: Policy(exp, ("gamma",), "base_lr * gamma^i"),
-    PolicyType.INV: Policy(inv, ("gamma", "power"), "base_lr * (1 + gamma * i)^-power"),
-    PolicyType.MULTISTEP: Policy(multistep, ("gamma", "stepvalue"), "base_lr * gamma^(stepvalues that are behind)"),
-    PolicyType.POLY: Policy(poly, ("power", "max_iter"), "base_lr * (1 - i / max_iter)^power"),
-    PolicyType.SIGMOID: Policy(sigmoid, ("gamma", "stepsize"), "base_lr / (1 + exp(-gamma * (i - stepsize)))"),
-    PolicyType.MULTIFIXED: Policy(multifixed, ("stagelr", "stageiter"), "stagelr of the stage that i is in"),
-    PolicyType.PLATEAU: Policy(multistep, ("gamma", "plateau_winsize"), "base_lr * gamma^(plateaus of the loss)"),
+    PolicyType.FIXED: Policy(fixed_factor, (), "base_lr"),
+    PolicyType.STEP: Policy(step_factor, ("gamma", "stepsize"), "base_lr * gamma^floor(i / stepsize)"),
+    PolicyType.EXP: Policy(exp_factor, ("gamma",), "base_lr * gamma^i"),
+    PolicyType.INV: Policy(inv_factor, ("gamma", "power"), "base_lr * (1 + gamma * i)^-power"),
+    PolicyType.MULTISTEP: Policy(
+        multistep_factor, ("gamma", "stepvalue"), "base_lr * gamma^(stepvalues that are behind)"
+    ),
+    PolicyType.POLY: Policy(poly_factor, ("power", "max_iter"), "base_lr * (1 - i / max_iter)^power"),
+    PolicyType.SIGMOID: Policy(sigmoid_factor, ("gamma", "stepsize"), "base_lr / (1 + exp(-gamma * (i - stepsize)))"),
+    PolicyType.MULTIFIXED: Policy(multifixed_rate, ("stagelr", "stageiter"), "stagelr of the stage that i is in"),
+    PolicyType.PLATEAU: Policy(
+        multistep_factor, ("gamma", "plateau_winsize"), "base_lr * gamma^(plateaus of the loss)"
+    ),
 }
 
 SETTINGS = {
@@ -171,10 +175,10 @@ def rate(policy: LrPolicy, iteration: int, current_step: int | None = None) -> f
     elif policy.rampup_interval is not None and iteration < policy.rampup_interval:
         lr = ramp_up(iteration, base, policy.rampup_interval, policy.rampup_lr)
     elif policy.type is PolicyType.MULTIFIXED:
-        lr = multifixed(iteration, policy.stage_lrs, policy.stage_iters)
+        lr = multifixed_rate(iteration, policy.stage_lrs, policy.stage_iters)
     elif policy.type is PolicyType.POLY and policy.min_lr is not None:  # NVIDIA's, which knows no max_iter of 0
         floor = policy.min_lr
-        lr = (base - floor) * _as_c(poly, iteration, policy.power, max(policy.max_iter, 1)) + floor
+        lr = (base - floor) * _as_c(poly_factor, iteration, policy.power, max(policy.max_iter, 1)) + floor
     elif policy.type is PolicyType.POLY and not policy.max_iter:
         lr = base * _power(-math.inf if iteration else math.nan, policy.power)  # C divides by 0
     elif policy.type in (PolicyType.MULTISTEP, PolicyType.PLATEAU) and current_step is not None:
@@ -258,7 +262,7 @@ def factor_source(policy: LrPolicy) -> Iterator[str]:
     """The rate as a factor of base_lr, as the lines of a Python function of ``iteration`` with settings as constants.
 
     >>> list(factor_source(LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=10)))
-    ['return step(iteration, GAMMA, STEPSIZE)']
+    ['return step_factor(iteration, GAMMA, STEPSIZE)']
     """
     floored = "return {} / BASE_LR" if policy.min_lr is None else "return max({}, MIN_LR) / BASE_LR"
     if policy.warmup_iter is not None:

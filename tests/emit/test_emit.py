@@ -198,25 +198,25 @@ CLIP = ["CaffeOptimizer", "CaffeSGD", "ScaledSGD", "Accumulation", "Clipping"]
     ("solver", "classes", "functions"),
     [
         (replace(SOLVER, policy=FIXED), [], []),
-        (replace(SOLVER, momentum=0.0), [], ["step"]),
-        (SOLVER, ["CaffeOptimizer", "CaffeSGD"], ["step"]),
+        (replace(SOLVER, momentum=0.0), [], ["step_factor"]),
+        (SOLVER, ["CaffeOptimizer", "CaffeSGD"], ["step_factor"]),
         (
             replace(SOLVER, policy=LrPolicy(PolicyType.MULTISTEP, base_lr=0.1)),
             ["CaffeOptimizer", "CaffeSGD"],
-            ["multistep"],
+            ["multistep_factor"],
         ),
-        (replace(SOLVER, clip_gradients=35.0), [*CLIP, "ClippedCaffeSGD"], ["step", "gradient_norm"]),
-        (replace(SOLVER, iter_size=4), [*CLIP[:-1], "AccumulatedCaffeSGD"], ["step"]),
+        (replace(SOLVER, clip_gradients=35.0), [*CLIP, "ClippedCaffeSGD"], ["step_factor", "gradient_norm"]),
+        (replace(SOLVER, iter_size=4), [*CLIP[:-1], "AccumulatedCaffeSGD"], ["step_factor"]),
         (
             replace(SOLVER, regularization=Regularization.L1, policy=FIXED),
             ["CaffeOptimizer", "L1Decay", "L1SGD"],
             [],
         ),
-        (replace(SOLVER, policy=FORKS), ["CaffeOptimizer", "CaffeSGD"], ["multistep", "warm_up"]),
-        (replace(SOLVER, type=SolverType.NESTEROV), ["CaffeOptimizer", "CaffeNesterov"], ["step"]),
+        (replace(SOLVER, policy=FORKS), ["CaffeOptimizer", "CaffeSGD"], ["multistep_factor", "warm_up"]),
+        (replace(SOLVER, type=SolverType.NESTEROV), ["CaffeOptimizer", "CaffeNesterov"], ["step_factor"]),
         (replace(SOLVER, type=SolverType.NESTEROV, policy=FIXED), [], []),
-        (replace(SOLVER, type=SolverType.ADAM), ["CaffeOptimizer", "CaffeAdam"], ["step"]),
-        (replace(SOLVER, type=SolverType.ADAGRAD), [], ["step"]),
+        (replace(SOLVER, type=SolverType.ADAM), ["CaffeOptimizer", "CaffeAdam"], ["step_factor"]),
+        (replace(SOLVER, type=SolverType.ADAGRAD), [], ["step_factor"]),
         (replace(SOLVER, type=SolverType.RMSPROP, policy=FIXED), [], []),
     ],
 )
@@ -366,3 +366,21 @@ def test_a_net_alone_is_no_optimizer() -> None:
 def test_emitting_does_not_import_torch() -> None:
     code = "import caffe2torch.emit.definitions, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay", "nesterov", "maximize"])
+def test_an_option_that_would_be_ignored_or_change_the_update_is_refused(option: str) -> None:
+    module = load(emit(*parts(["a", "b"], SOLVER), model_name="Model"))
+    model = Named(["a", "b"])
+    with pytest.raises(TypeError, match=f"not an option here: {option}"):
+        module.build_optimizer(model, **{option: 1.0})
+
+
+def test_a_norm_of_gradients_that_a_scaler_left_scaled_is_refused() -> None:
+    module = load(emit(*parts(["a", "b"], replace(SOLVER, clip_gradients=1.0)), model_name="Model"))
+    model = Named(["a", "b"])
+    optimizer = module.build_optimizer(model, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(sum(p.sum() for p in model.parameters())).backward()
+    with pytest.raises(RuntimeError, match="GradScaler"):
+        scaler.step(optimizer)
