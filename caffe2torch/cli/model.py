@@ -64,7 +64,7 @@ def command(
     if "optimizer" in parts:
         from caffe2torch.translation import translate
 
-        text = _joined(text, translate(recipe, model=build_model(recipe)).source(initialize=True, loss=False))
+        text = _joined(text, translate(recipe, model=model).source(initialize=True, loss=False))
     if output is None:
         echo(text)
     else:
