@@ -319,4 +319,4 @@ def _materialize(model: nn.Module, recipe: TrainingRecipe) -> None:
     with torch.device("cpu"), warnings.catch_warnings(action="ignore", category=UserWarning):
         filled = build_model(recipe)
     for tensor, new in zip(held, (*filled.parameters(), *filled.buffers()), strict=True):
-        torch.utils.swap_tensors(tensor, new.requires_grad_(tensor.requires_grad))
+        torch.utils.swap_tensors(tensor, new.requires_grad_(tensor.requires_grad))  # type: ignore[no-untyped-call]  # torch

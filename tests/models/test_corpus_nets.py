@@ -145,9 +145,7 @@ def without_numbers() -> list[str]:
 @pytest.mark.parametrize("name", without_numbers())
 def test_a_record_without_numbers_builds_and_runs(shared: Path, name: str) -> None:
     net, phase = name.rsplit(".", 1)
-    recipe = read_recipe(
-        shared / "goldens" / "nets" / name / "run.prototxt", phase=phase, stages=STAGES.get(net, ())
-    )
+    recipe = read_recipe(shared / "goldens" / "nets" / name / "run.prototxt", phase=phase, stages=STAGES.get(net, ()))
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         model = build_model(recipe).train(phase == "TRAIN")
     shapes = {top: s for layer in recipe.layers for top, s in zip(layer.tops, layer.top_shapes, strict=True)}

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from caffe2torch.models.build_net import CaffeNet
 from caffe2torch.recipe import TrainingRecipe
 
 Array = NDArray[Any]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def tensors(model: CaffeNet, held_by: nn.Module | None = None) -> list[Tensor]:
@@ -188,12 +189,18 @@ def built(folder: Path, dtype: torch.dtype = torch.float64) -> tuple[CaffeNet, d
     for module in model.modules():
         if isinstance(module, nn.Dropout) and "dropout ratio 0" in meta["variant"]:
             module.p = 0.0
-        if isinstance(module, nn.LeakyReLU):  # Caffe's float64 takes settings as float32
-            module.negative_slope = float(np.float32(module.negative_slope))
     for tensor in tensors(model):
         if isinstance(tensor, nn.Parameter) and meta["force_backward"]:
             tensor.requires_grad_()
-    return model, meta
+    return round_slopes(model), meta
+
+
+def round_slopes(net: Net) -> Net:
+    """The net with slopes as float32: so they reach Caffe's arithmetic, its float64 too."""
+    for module in net.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = float(np.float32(module.negative_slope))
+    return net
 
 
 def net_errors(folder: Path, dtype: torch.dtype = torch.float64) -> dict[str, float]:
@@ -224,7 +231,10 @@ def file_errors(folder: Path, write: Callable[..., nn.Module]) -> dict[str, floa
     """
     model, meta = built(folder)
     recorded, inputs = np.load(folder / "rec.npz"), _inputs(meta, torch.float64)
-    net, phase = write(model, loss=meta["has_loss"]), model._phase()
+    net, phase = round_slopes(write(model, loss=meta["has_loss"])), model._phase()
+    if meta["force_backward"]:  # whose gradient Caffe never computes, labels, come without one
+        for tensor, largest in zip(inputs.values(), recorded["in_absmax_64"], strict=True):
+            tensor.requires_grad_(bool(largest > 0))
     found = (copy.deepcopy(net) if meta["has_loss"] else net)(*(inputs[name] for name, _ in phase.forward.inputs))
     blobs = found if isinstance(found, dict) else {phase.trace.names[phase.forward.results[0]]: found}
     errors = _blob_errors(blobs, recorded, meta)

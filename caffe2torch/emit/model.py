@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from caffe2torch.emit.definitions import MODEL, definitions, import_lines, known
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.models import functions, layers, loss_functions, loss_inputs, loss_modules, segnet_basic
+from caffe2torch.models import functions, loss_modules
 from caffe2torch.models.build_net import CaffeNet, identifier
 from caffe2torch.models.builders import Spec
 from caffe2torch.models.losses import LOSSES
@@ -23,8 +22,6 @@ from caffe2torch.models.program import Program, Step, Trace, program
 
 __all__ = ["model_source"]
 
-_MODULES = (functions, layers, segnet_basic, loss_functions, loss_inputs, loss_modules)
-"""Where helpers are copied from."""
 _WIDTH = 120
 
 
@@ -63,11 +60,13 @@ class _Writer:
         name = recipe.net_name or "net"
         class_name = "".join(part[:1].upper() + part[1:] for part in re.findall(r"[A-Za-z0-9]+", name)) or "Net"
         class_name = class_name if class_name[0].isalpha() else f"Net{class_name}"
-        helpers = _definitions(self.helpers)
+        helpers = definitions(self.helpers, MODEL)
         head = [
             f'"""{_comment(name)} as {_comment(source)} states it; needs torch alone."""',
             "",
-            *_imports("\n".join([*helpers, "class _:", *body])),
+            "from __future__ import annotations",
+            "",
+            *import_lines("\n".join([*helpers, "class _(nn.Module):", *body])),
             "",
             "",
             *[line for helper in helpers for line in (*helper.splitlines(), "", "")],
@@ -197,7 +196,7 @@ def _variables(trace: Trace, steps: Program, given: Iterable[int] = ()) -> dict[
     """A variable for every value: its blob's name, unless an older value of the blob is still needed."""
     last = {value: place for place, step in enumerate(steps.steps) for value in step.inputs}
     last.update(dict.fromkeys(steps.results, len(steps.steps)))
-    reserved = {"self", "torch", "nn", "F", "math", *_sources()}
+    reserved = {"self", "torch", "nn", "F", "math", *known(MODEL)}
     names: dict[int, str] = {}
     holder: dict[str, int] = {}
     made = [(-1, value) for value in (*(value for _, value in steps.inputs), *given)]
@@ -248,50 +247,3 @@ def _quoted(value: object) -> str:
 def _comment(text: str) -> str:
     """Text from a prototxt that cannot end a comment or a docstring."""
     return re.sub(r'[\\"\r\n\x00-\x1f\x7f-\x9f\u2028\u2029]', "?", text)
-
-
-_ERROR = '''class Caffe2TorchError(ValueError):
-    """What was given does not fit."""
-
-    def __init__(self, message: str, **sides: str) -> None:
-        super().__init__("; ".join([message, *(f"{side}: {text}" for side, text in sides.items())]))'''
-
-
-# Helpers are copied with all that they use of our own.
-
-
-@cache
-def _sources() -> dict[str, str]:
-    """The text of every class, function and alias that may be copied, by name, in the order of a file."""
-    found: dict[str, str] = {}
-    for module in _MODULES:
-        text = inspect.getsource(module)
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                found[node.name] = ast.get_source_segment(text, node) or ""
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                found[node.targets[0].id] = ast.get_source_segment(text, node) or ""
-    return {"Caffe2TorchError": _ERROR, **found}
-
-
-def _definitions(wanted: Iterable[str]) -> list[str]:
-    known, found, pending = _sources(), set(), list(wanted)
-    while pending:
-        name = pending.pop()
-        if name in known and name not in found:
-            found.add(name)
-            pending += [node.id for node in ast.walk(ast.parse(known[name])) if isinstance(node, ast.Name)]
-    return [text for name, text in known.items() if name in found]
-
-
-def _imports(code: str) -> list[str]:
-    names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-    lines = ["from __future__ import annotations", ""]
-    lines += ["import math"] * ("math" in names)
-    wanted = [name for name in ("Callable", "Mapping", "Sequence") if name in names]
-    lines += [f"from collections.abc import {', '.join(wanted)}"] * bool(wanted)
-    lines += ["from enum import StrEnum"] * ("StrEnum" in names)
-    lines += [""] * (len(lines) > 2)
-    lines += ["import torch"] * ("torch" in names)
-    lines += ["import torch.nn.functional as F"] * ("F" in names)
-    return [*lines, "from torch import Tensor, nn"]

@@ -16,9 +16,9 @@ from places import REPOSITORY
 from torch import nn
 
 from caffe2torch import build_model, read_recipe
+from caffe2torch.emit.model import model_source
 from caffe2torch.errors import UnsupportedError
 from caffe2torch.models.build_net import CaffeNet
-from caffe2torch.models.source import model_source
 
 LABEL = 'input: "label" input_shape { dim: 2 }\n'
 FILL = 'weight_filler { type: "xavier" }'
@@ -168,9 +168,7 @@ LARGE_NETS = (
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(
-    "name", [*SMALL_NETS, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE_NETS)]
-)
+@pytest.mark.parametrize("name", [*SMALL_NETS, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE_NETS)])
 def test_the_file_of_a_public_net_computes_and_learns_what_caffe_recorded(shared: Path, name: str) -> None:
     errors = file_errors(shared / "goldens" / "nets" / name, written)
     assert any(key.startswith("blob") for key in errors)
