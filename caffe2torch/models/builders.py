@@ -5,8 +5,10 @@ A row gives a module's class, or a function, and its arguments, so that one tabl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -16,11 +18,13 @@ from torch import nn
 from caffe2torch.models import functions, layers
 from caffe2torch.models.segnet_basic import BN
 from caffe2torch.net.blob_rules import kernel
+from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import Node, Settings, flag, integer, integers, nested, text
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import per_axis
+from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
-__all__ = ["BUILDERS", "METRICS", "Site", "Spec"]
+__all__ = ["BUILDERS", "METRICS", "Site", "Spec", "blob_shapes", "spec_of"]
 
 METRICS = frozenset({"Accuracy", "SegAccuracy"})
 """Layers that judge what a net computes, and from which no gradient comes."""
@@ -74,9 +78,35 @@ class Site:
 Builder = Callable[[Site], Spec]
 
 
+def spec_of(recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...] | None = None) -> Spec:
+    """What computes a layer; ``bottoms`` are shapes, where they are known.
+
+    Raises:
+        MisfitError: nothing here does, and why.
+    """
+    if layer.type not in BUILDERS:
+        raise MisfitError("there is no such layer in BVLC's Caffe, and none here")
+    shapes = (None,) * len(layer.bottoms) if bottoms is None else bottoms
+    node = Node(layer.name, layer.type, layer.settings, shapes, layer.bottoms, layer.tops, 0, Dialect())
+    return BUILDERS[layer.type](Site(node, blob_shapes(recipe, layer)))
+
+
+def blob_shapes(recipe: TrainingRecipe, layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Role to shape of a layer's blobs, sizes that nothing states as 1."""
+    blobs = [recipe.blobs[number] for number in layer.blobs]
+    roles = Counter(blob.role for blob in blobs)
+    return {
+        blob.role if roles[blob.role] == 1 else f"{blob.role}_{index}": tuple(size or 1 for size in blob.shape or ())
+        for index, blob in enumerate(blobs)
+    }
+
+
+_signature = cache(signature)
+
+
 def _spec(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Spec:
     """A spec without the keyword arguments that are the target's defaults."""
-    known = signature(target).parameters
+    known = _signature(target).parameters
     return Spec(target, args, {k: v for k, v in kwargs.items() if k not in known or known[k].default != v})
 
 

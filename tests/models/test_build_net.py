@@ -261,6 +261,15 @@ def test_it_exports(model: CaffeNet) -> None:
     assert torch.equal(exported(DATA), model(DATA))
 
 
+def test_it_exports_to_onnx(model: CaffeNet) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(model.eval(), (DATA,), dynamo=True)
+    assert program is not None
+    onnx.checker.check_model(program.model_proto)
+    assert {"Conv", "MaxPool", "Gemm"} <= {node.op_type for node in program.model_proto.graph.node}
+
+
 def test_it_compiles_without_a_break(model: CaffeNet) -> None:
     twin = copy.deepcopy(model)
     compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
