@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from caffe2torch.emit.definitions import MODEL, definitions, import_lines, known
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.models import functions, loss_modules
+from caffe2torch.models import functions
 from caffe2torch.models.build_net import CaffeNet, identifier
 from caffe2torch.models.builders import Spec
-from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.program import Program, Step, Trace, program
 
 __all__ = ["model_source"]
@@ -47,7 +42,7 @@ class _Writer:
 
     def text(self) -> str:
         methods = [line for method in self.methods for line in self._method(method)]
-        missing = [step for step in self.used.values() if self._spec(step) is None]
+        missing = [step for step in self.used.values() if self.model._specs.get(step.module) is None]
         if missing:
             raise UnsupportedError(
                 "the net has layers that no file can be written for",
@@ -80,7 +75,7 @@ class _Writer:
         yield "    def __init__(self) -> None:"
         yield "        super().__init__()"
         for name, step in self.used.items():
-            spec = self._spec(step)
+            spec = self.model._specs.get(step.module)
             assert spec is not None
             if not spec.target.__module__.startswith("torch"):
                 self.helpers.add(spec.target.__name__)
@@ -155,7 +150,7 @@ class _Writer:
 
     def _line(self, trace: Trace, step: Step, names: dict[int, str]) -> str:
         self.used.setdefault(step.module, step)
-        spec = self._spec(step)
+        spec = self.model._specs.get(step.module)
         outside = {value for _, value in trace.inputs}
         bottoms = [
             names[value] + ".detach()" * (place in step.detached and value not in outside)
@@ -169,22 +164,6 @@ class _Writer:
         else:
             call = f"self.{step.module}({', '.join(bottoms)})"
         return f"{tops} = {call}" if tops else call
-
-    def _spec(self, step: Step) -> Spec | None:
-        """What made a layer's module, in terms that a file can hold; losses say it themselves."""
-        if type(self.model.get_submodule(step.module)).__module__ != loss_modules.__name__:
-            return self.model._specs.get(step.module)
-        with torch.device("cpu"):  # the model may be without numbers
-            module = LOSSES[step.layer.type](step.layer)
-        stated = {}
-        for name, parameter in inspect.signature(type(module)).parameters.items():
-            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:  # a loss without settings
-                continue
-            value = getattr(module, name)
-            value = value.tolist() if isinstance(value, Tensor) else value
-            if value != parameter.default:
-                stated[name] = str(value) if isinstance(value, loss_modules.Normalization) else value
-        return Spec(type(module), (), stated)
 
 
 def _is_tuple(spec: Spec | None) -> bool:

@@ -314,12 +314,11 @@ class _Builder:
         return name
 
     def _make(self, recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...]) -> object:
-        """What a module is made from: a ``Spec``, a factory or a loss with its layer, or the reason why it is none."""
-        settings = {name: value for name, value in layer.settings.items() if name != "loss_weight"}
+        """What a module is made from: a ``Spec``, a factory with its layer, or the reason why it is none."""
         if (factory := self._factory(layer)) is not None:
-            return factory, layer.type, settings
+            return factory, layer.type, {**layer.settings, "loss_weight": None}
         if layer.type in LOSSES:
-            return LOSSES[layer.type], layer.type, settings
+            return LOSSES[layer.type].spec(layer)
         if not layer.tops and not is_loss(layer):  # it writes or shows something: nothing that the net computes with
             return Spec(functions.silence)
         try:
