@@ -50,7 +50,7 @@ class Translation:
     """
 
     recipe: TrainingRecipe
-    model: nn.Module
+    _model: nn.Module
     binding: Binding
     groups: tuple[GroupPlan, ...]
     optimizer: torch.optim.Optimizer
@@ -59,6 +59,14 @@ class Translation:
     without: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     accumulation: Accumulation = Accumulation.SUM
+    _built: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was given, else the net's own; a built net takes memory and is filled when first asked for."""
+        if self._built:
+            _materialize(self._model, self.recipe)
+        return self._model
 
     @property
     def solver(self) -> SolverSettings:
@@ -92,7 +100,7 @@ class Translation:
             model_name=self.binding.model,
             unclaimed=[left.name for left in self.binding.unclaimed if left.lr_mult is None],
             without=self.without,
-            fillings=plan_fillings(self.model, self.recipe, self.binding)[0] if initialize else (),
+            fillings=plan_fillings(self._model, self.recipe, self.binding)[0] if initialize else (),
             accumulation=self.accumulation,
             loss=loss,
         )
@@ -164,7 +172,8 @@ def translate(
     """Give ``model`` the optimizer and the scheduler with which Caffe would have trained it, and check them.
 
     ``net`` and ``solver`` are prototxts, or ``net`` is a recipe that was read before. Without a ``model``, a net that
-    is SegNetBasic gets the built-in one, any other the net that ``build_model`` makes of it.
+    is SegNetBasic gets the built-in one, any other the net that ``build_model`` makes of it, which takes memory only
+    once ``Translation.model`` is asked for.
 
     ``names`` binds what names and structure alone do not: a Caffe layer to a module, ``LAYER/INDEX`` to a parameter.
     ``finetune`` maps a layer (exact name, else a regular expression) to a factor on its lr_mult. ``skip`` names layers
@@ -209,10 +218,10 @@ def translate(
     settings = _solver_of(recipe)
     refuse_unsupported(settings, without)
     notes: tuple[Note, ...] = ()
-    model_checked = True
+    model_checked, built = True, False
     if model is None:
         model, note = _model_for(recipe)
-        notes, model_checked = (note,), isinstance(model, SegNetBasic)
+        notes, model_checked, built = (note,), isinstance(model, SegNetBasic), True
     _refuse_model(model, settings)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped, input_shapes=input_shapes)
     groups = plan_groups(recipe, binding, finetune)
@@ -243,6 +252,7 @@ def translate(
         tuple(without),
         tuple(finetune or ()),
         Accumulation(accumulation),
+        built,
     )
 
 
@@ -288,7 +298,10 @@ def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
         return built_in, Note(None, Severity.INFO, "no model was given; this net is SegNetBasic, so the built-in one")
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # the note says it
         try:
-            model = build_model(recipe)
+            with torch.device("meta"):
+                model = build_model(recipe)
+            if model.binding is not None:
+                plan_fillings(model, recipe, model.binding)  # refuses now what cannot be filled later
         except Caffe2TorchError as error:
             text = f"no model was given, and the net cannot be built ({error.message}); bound to its blobs alone"
             return skeleton(recipe), Note(None, Severity.WARNING, text)
@@ -296,3 +309,14 @@ def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
     if model.missing:
         text += f", which cannot compute {', '.join(f'{name} ({why})' for name, why in model.missing.items())}"
     return model, Note(None, Severity.INFO, text)
+
+
+def _materialize(model: nn.Module, recipe: TrainingRecipe) -> None:
+    """Give a net that was built on the meta device memory, filled; its tensors stay the optimizer's."""
+    held = (*model.parameters(), *model.buffers())
+    if not any(tensor.is_meta for tensor in held):
+        return
+    with torch.device("cpu"), warnings.catch_warnings(action="ignore", category=UserWarning):
+        filled = build_model(recipe)
+    for tensor, new in zip(held, (*filled.parameters(), *filled.buffers()), strict=True):
+        torch.utils.swap_tensors(tensor, new.requires_grad_(tensor.requires_grad))  # type: ignore[no-untyped-call]  # torch

@@ -105,7 +105,7 @@ def command(
     from caffe2torch.auditing import audit
     from caffe2torch.binding.names import names_of
     from caffe2torch.binding.plan import Binding, BoundBlob, Evidence
-    from caffe2torch.models.loading import call_factory
+    from caffe2torch.cli.loading import call_factory
 
     built, named = read_model(model, names)
     assert built is not None

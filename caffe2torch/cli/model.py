@@ -55,8 +55,8 @@ def command(
 
     import torch
 
+    from caffe2torch.emit.model import model_source
     from caffe2torch.models.build_net import build_model
-    from caffe2torch.models.source import model_source
 
     with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
         model = build_model(recipe)  # what it would warn of is an error of model_source
@@ -64,7 +64,7 @@ def command(
     if "optimizer" in parts:
         from caffe2torch.translation import translate
 
-        text = _joined(text, translate(recipe, model=build_model(recipe)).source(initialize=True, loss=False))
+        text = _joined(text, translate(recipe, model=model).source(initialize=True, loss=False))
     if output is None:
         echo(text)
     else:

@@ -176,7 +176,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
 def read_model(model: str | None, names: str | None) -> tuple[nn.Module | None, dict[str, str] | None]:
     """The model that ``--model`` names, and the names that ``--names`` gives it."""
     from caffe2torch.binding.names import read_names
-    from caffe2torch.models.loading import load_model
+    from caffe2torch.cli.loading import load_model
 
     return None if model is None else load_model(model), None if names is None else read_names(names)
 

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
 from caffe2torch.errors import Caffe2TorchError, UnsupportedError
 from caffe2torch.models import functions
-from caffe2torch.models.builders import BUILDERS, Site, Spec
+from caffe2torch.models.builders import Spec, blob_shapes, spec_of
 from caffe2torch.models.losses import LOSSES, is_loss, loss_weights
 from caffe2torch.models.program import Program, Trace, is_input, overwriting, program, trace
 from caffe2torch.net.build import with_inputs
-from caffe2torch.net.forks import Dialect
-from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.reading import read_phase
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, TrainingRecipe
@@ -316,19 +314,15 @@ class _Builder:
         return name
 
     def _make(self, recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...]) -> object:
-        """What a module is made from: a ``Spec``, a factory or a loss with its layer, or the reason why it is none."""
-        settings = {name: value for name, value in layer.settings.items() if name != "loss_weight"}
+        """What a module is made from: a ``Spec``, a factory with its layer, or the reason why it is none."""
         if (factory := self._factory(layer)) is not None:
-            return factory, layer.type, settings
+            return factory, layer.type, {**layer.settings, "loss_weight": None}
         if layer.type in LOSSES:
-            return LOSSES[layer.type], layer.type, settings
+            return LOSSES[layer.type].spec(layer)
         if not layer.tops and not is_loss(layer):  # it writes or shows something: nothing that the net computes with
             return Spec(functions.silence)
-        if layer.type not in BUILDERS:
-            return "there is no such layer in BVLC's Caffe, and none here"
-        node = Node(layer.name, layer.type, layer.settings, bottoms, layer.bottoms, layer.tops, 0, Dialect())
         try:
-            return BUILDERS[layer.type](Site(node, _shapes(recipe, layer)))
+            return spec_of(recipe, layer, bottoms)
         except MisfitError as misfit:
             return misfit.message
 
@@ -341,7 +335,7 @@ class _Builder:
             made: nn.Module = make[0](layer)
             return made
         self.missing[layer.name] = f"{layer.type}, {make}"
-        return MissingLayer(layer.name, layer.type, str(make), list(_shapes(recipe, layer).values()))
+        return MissingLayer(layer.name, layer.type, str(make), list(blob_shapes(recipe, layer).values()))
 
     def _share(self, recipe: TrainingRecipe, layer: Layer, name: str, module: nn.Module, *, numbered: bool) -> None:
         """Give the module the tensors of its layer's blobs: those that exist already, or new ones.
@@ -393,17 +387,6 @@ def _material(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter) and tensor.device.type == "meta":
         return nn.Parameter(torch.zeros(tensor.shape, dtype=tensor.dtype))
     return tensor
-
-
-def _shapes(recipe: TrainingRecipe, layer: Layer) -> dict[str, tuple[int, ...]]:
-    """Role to shape of a layer's blobs, sizes that nothing states as 1."""
-    blobs = [recipe.blobs[number] for number in layer.blobs]
-    return {
-        blob.role if [one.role for one in blobs].count(blob.role) == 1 else f"{blob.role}_{index}": tuple(
-            size or 1 for size in blob.shape or ()
-        )
-        for index, blob in enumerate(blobs)
-    }
 
 
 def _attributes(recipe: TrainingRecipe, layer: Layer, module: nn.Module) -> list[tuple[int, str]]:

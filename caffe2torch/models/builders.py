@@ -5,8 +5,10 @@ A row gives a module's class, or a function, and its arguments, so that one tabl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -16,11 +18,13 @@ from torch import nn
 from caffe2torch.models import functions, layers
 from caffe2torch.models.segnet_basic import BN
 from caffe2torch.net.blob_rules import kernel
+from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import Node, Settings, flag, integer, integers, nested, text
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import per_axis
+from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
-__all__ = ["BUILDERS", "METRICS", "Site", "Spec"]
+__all__ = ["BUILDERS", "METRICS", "Site", "Spec", "blob_shapes", "spec", "spec_of"]
 
 METRICS = frozenset({"Accuracy", "SegAccuracy"})
 """Layers that judge what a net computes, and from which no gradient comes."""
@@ -74,9 +78,35 @@ class Site:
 Builder = Callable[[Site], Spec]
 
 
-def _spec(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Spec:
+def spec_of(recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...] | None = None) -> Spec:
+    """What computes a layer; ``bottoms`` are shapes, where they are known.
+
+    Raises:
+        MisfitError: nothing here does, and why.
+    """
+    if layer.type not in BUILDERS:
+        raise MisfitError("there is no such layer in BVLC's Caffe, and none here")
+    shapes = (None,) * len(layer.bottoms) if bottoms is None else bottoms
+    node = Node(layer.name, layer.type, layer.settings, shapes, layer.bottoms, layer.tops, 0, Dialect())
+    return BUILDERS[layer.type](Site(node, blob_shapes(recipe, layer)))
+
+
+def blob_shapes(recipe: TrainingRecipe, layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Role to shape of a layer's blobs, sizes that nothing states as 1."""
+    blobs = [recipe.blobs[number] for number in layer.blobs]
+    roles = Counter(blob.role for blob in blobs)
+    return {
+        blob.role if roles[blob.role] == 1 else f"{blob.role}_{index}": tuple(size or 1 for size in blob.shape or ())
+        for index, blob in enumerate(blobs)
+    }
+
+
+_signature = cache(signature)
+
+
+def spec(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Spec:
     """A spec without the keyword arguments that are the target's defaults."""
-    known = signature(target).parameters
+    known = _signature(target).parameters
     return Spec(target, args, {k: v for k, v in kwargs.items() if k not in known or known[k].default != v})
 
 
@@ -86,7 +116,7 @@ def _settings(target: Callable[..., Any], *names: str, **fixed: Any) -> Builder:
 
     def build(site: Site) -> Spec:
         given = {ours: site.settings[caffes] for ours, caffes in pairs.items() if caffes in site.settings}
-        return _spec(target, **given)
+        return spec(target, **given)
 
     return build
 
@@ -119,7 +149,7 @@ def _convolution(site: Site, classes: Mapping[int, type[nn.Module]] = _CONVOLUTI
         raise MisfitError(f"a convolution over {count} axes from axis {axis} on is not built")
     group = outputs if site.node.type == "ConvolutionDepthwise" else integer(site.settings, "group", 1)
     dilation = integers(site.settings, "dilation") or integers(site.settings, "hole")
-    return _spec(
+    return spec(
         classes[count],
         *((inputs * group, outputs) if classes is _CONVOLUTIONS else (outputs, inputs * group)),
         _short(tuple(sizes)),
@@ -135,18 +165,18 @@ def _inner_product(site: Site) -> Spec:
     outputs, inputs = site.shapes["weight"][:: -1 if flag(site.settings, "transpose") else 1]
     axis, bottom = integer(site.settings, "axis", 1), site.node.bottom()
     if axis == -1 or (bottom is not None and axis == len(bottom) - 1):
-        return _spec(nn.Linear, inputs, outputs, bias="bias" in site.shapes)
-    return _spec(layers.InnerProduct, inputs, outputs, bias="bias" in site.shapes, axis=axis)
+        return spec(nn.Linear, inputs, outputs, bias="bias" in site.shapes)
+    return spec(layers.InnerProduct, inputs, outputs, bias="bias" in site.shapes, axis=axis)
 
 
 def _batch_norm(site: Site) -> Spec:
     channels, eps = max(site.shapes["mean"]), site.number("eps", 1e-5)
     fraction = site.number("moving_average_fraction", 0.999)
     if "factor" not in site.shapes:  # Tongcheng's, by cuDNN
-        return _spec(nn.BatchNorm2d, channels, eps=eps, momentum=round(1 - fraction, 9))
+        return spec(nn.BatchNorm2d, channels, eps=eps, momentum=round(1 - fraction, 9))
     stated = site.settings.get("use_global_stats")
     affine = "scale" in site.shapes
-    return _spec(layers.BatchNorm, channels, eps=eps, fraction=fraction, use_global_stats=stated, affine=affine)
+    return spec(layers.BatchNorm, channels, eps=eps, fraction=fraction, use_global_stats=stated, affine=affine)
 
 
 def _bn(site: Site) -> Spec:
@@ -155,12 +185,12 @@ def _bn(site: Site) -> Spec:
     if "mean" not in site.shapes:
         return Spec(BN, (channels,))
     momentum = round(1 - site.number("momentum", site.number("decay", 0.9)), 9)
-    return _spec(nn.BatchNorm2d, channels, eps=site.number("eps", 1e-5), momentum=momentum)
+    return spec(nn.BatchNorm2d, channels, eps=site.number("eps", 1e-5), momentum=momentum)
 
 
 def _scale(site: Site) -> Spec:
     axis, shapes = integer(site.settings, "axis", 1), site.shapes
-    return _spec(layers.Scale, shapes.get("scale"), bias_shape=shapes.get("shift"), axis=axis)
+    return spec(layers.Scale, shapes.get("scale"), bias_shape=shapes.get("shift"), axis=axis)
 
 
 def _recurrent(target: type[nn.Module], gates: int) -> Builder:
@@ -169,7 +199,7 @@ def _recurrent(target: type[nn.Module], gates: int) -> Builder:
             raise MisfitError("junhyukoh's Lstm is not built")
         wide, inputs = site.shapes["input_weight"]
         static = site.shapes.get("static_weight", (0, None))[1]
-        return _spec(target, inputs, wide // gates, static=static, expose_hidden=flag(site.settings, "expose_hidden"))
+        return spec(target, inputs, wide // gates, static=static, expose_hidden=flag(site.settings, "expose_hidden"))
 
     return build
 
@@ -177,7 +207,7 @@ def _recurrent(target: type[nn.Module], gates: int) -> Builder:
 def _normalize(site: Site) -> Spec:
     """SSD's with its learned scale, or NormFace's without."""
     across = bool(site.shapes) and flag(site.settings, "across_spatial", True)
-    return _spec(layers.Normalize, site.shapes.get("scale"), across_spatial=across, eps=site.number("eps", 1e-10))
+    return spec(layers.Normalize, site.shapes.get("scale"), across_spatial=across, eps=site.number("eps", 1e-10))
 
 
 # Windows over images.
@@ -197,13 +227,13 @@ def _pooling(site: Site) -> Spec:
     wide = any(2 * p > k for p, k in zip(pad, sizes, strict=True))
     match pool, masked:
         case "MAX" | "AVE", False if wide and count == 2:
-            return _spec(functions.wide_pool, kernel_size=sizes, stride=stride, padding=pad, pool=pool, ceil_mode=ceil)
+            return spec(functions.wide_pool, kernel_size=sizes, stride=stride, padding=pad, pool=pool, ceil_mode=ceil)
         case "MAX" | "AVE", False if not wide and count in _POOLS:
             target = _POOLS[count][pool == "AVE"]
             step = {} if stride == sizes else {"stride": _short(stride)}
-            return _spec(target, _short(sizes), **step, padding=_short(pad), ceil_mode=ceil)
+            return spec(target, _short(sizes), **step, padding=_short(pad), ceil_mode=ceil)
         case "MAX", True if not wide and count == 2:
-            return _spec(functions.max_pool_with_mask, kernel_size=sizes, stride=stride, padding=pad, ceil_mode=ceil)
+            return spec(functions.max_pool_with_mask, kernel_size=sizes, stride=stride, padding=pad, ceil_mode=ceil)
         case "STOCHASTIC", False if ceil and not any(pad) and count == 2:
             return Spec(layers.StochasticPool, (sizes, stride))
     raise MisfitError(f"{pool} pooling over {count} axes with these settings is not built")
@@ -218,7 +248,7 @@ def _im2col(site: Site) -> Spec:
         raise MisfitError(f"Im2col over {len(sizes)} axes is not built")
     stride, padding = site.axes("stride", 2, 1), site.axes("pad", 2, 0)
     dilation = broadcast(integers(site.settings, "dilation"), 2, 1, "dilation")
-    return _spec(functions.im2col, kernel_size=sizes, stride=stride, padding=padding, dilation=dilation)
+    return spec(functions.im2col, kernel_size=sizes, stride=stride, padding=padding, dilation=dilation)
 
 
 def _lrn(site: Site) -> Spec:
@@ -236,7 +266,7 @@ def _upsample(site: Site) -> Spec:
         return Spec(nn.Upsample, (), {"scale_factor": _short(scales)})
     size = integer(settings, "upsample_h", 0), integer(settings, "upsample_w", 0)
     less = int(flag(settings, "pad_out_h")), int(flag(settings, "pad_out_w"))
-    return _spec(functions.unpool, size=size) if all(size) else _spec(functions.unpool, scale=scales, less=less)
+    return spec(functions.unpool, size=size) if all(size) else spec(functions.unpool, scale=scales, less=less)
 
 
 # Element by element, and along axes.
@@ -253,24 +283,24 @@ def _eltwise(site: Site) -> Spec:
     if len(coeff) not in (0, count):
         raise MisfitError(f"{len(coeff)} coefficients for {count} bottoms")
     operation = text(site.settings, "operation") or "SUM"
-    return _spec(functions.eltwise, operation=operation, coeff=() if set(coeff) <= {1} else coeff)
+    return spec(functions.eltwise, operation=operation, coeff=() if set(coeff) <= {1} else coeff)
 
 
 def _slice(site: Site) -> Spec:
     points = integers(site.settings, "slice_point")
-    return _spec(functions.slice_tops, tops=len(site.node.top_names), slice_point=points, axis=_axis(site, "slice_dim"))
+    return spec(functions.slice_tops, tops=len(site.node.top_names), slice_point=points, axis=_axis(site, "slice_dim"))
 
 
 def _reshape(site: Site) -> Spec:
     dims, settings = integers(nested(site.settings, "shape"), "dim"), site.settings
-    return _spec(
+    return spec(
         functions.reshape, dims=dims, axis=integer(settings, "axis", 0), num_axes=integer(settings, "num_axes", -1)
     )
 
 
 def _accuracy(site: Site) -> Spec:
     given = _settings(functions.accuracy, "top_k", "axis", "ignore_label")(site).kwargs
-    return _spec(functions.accuracy, **given, by_class=len(site.node.top_names) > 1)
+    return spec(functions.accuracy, **given, by_class=len(site.node.top_names) > 1)
 
 
 BUILDERS: Mapping[str, Builder] = {
@@ -282,10 +312,10 @@ BUILDERS: Mapping[str, Builder] = {
     "BNLL": _plain(nn.Softplus, threshold=50),
     "BatchNorm": _batch_norm,
     "BatchReindex": _plain(functions.batch_reindex),
-    "Bias": lambda site: _spec(layers.Bias, site.shapes.get("bias"), axis=integer(site.settings, "axis", 1)),
+    "Bias": lambda site: spec(layers.Bias, site.shapes.get("bias"), axis=integer(site.settings, "axis", 1)),
     "ChannelShuffle": lambda site: Spec(nn.ChannelShuffle, (integer(site.settings, "group"),)),
     "Clip": lambda site: Spec(torch.clamp, (), {"min": site.number("min", 0.0), "max": site.number("max", 0.0)}),
-    "Concat": lambda site: _spec(functions.concat, axis=_axis(site, "concat_dim")),
+    "Concat": lambda site: spec(functions.concat, axis=_axis(site, "concat_dim")),
     "Convolution": _convolution,
     "ConvolutionDepthwise": _convolution,
     "Crop": _settings(functions.crop, "axis", "offset"),
@@ -294,7 +324,7 @@ BUILDERS: Mapping[str, Builder] = {
     "Dropout": lambda site: Spec(nn.Dropout, (site.number("dropout_ratio", 0.5),)),
     "ELU": _settings(nn.ELU, "alpha"),
     "Eltwise": _eltwise,
-    "Embed": lambda site: _spec(layers.Embed, *site.shapes["weight"], bias="bias" in site.shapes),
+    "Embed": lambda site: spec(layers.Embed, *site.shapes["weight"], bias="bias" in site.shapes),
     "Exp": _settings(functions.exponential, "base", "scale", "shift"),
     "Filter": _plain(functions.filtered),
     "Flatten": _settings(nn.Flatten, start_dim="axis", end_dim="end_axis"),
@@ -310,9 +340,9 @@ BUILDERS: Mapping[str, Builder] = {
     "MVN": _settings(functions.mvn, "normalize_variance", "across_channels", "eps"),
     "Mish": _plain(nn.Mish),
     "Normalize": _normalize,
-    "PReLU": lambda site: _spec(nn.PReLU, num_parameters=max(site.shapes["slope"], default=1)),
+    "PReLU": lambda site: spec(nn.PReLU, num_parameters=max(site.shapes["slope"], default=1)),
     "Parameter": lambda site: Spec(layers.Parameter, (site.shapes["weight"],)),
-    "Permute": lambda site: _spec(functions.permute, order=integers(site.settings, "order")),
+    "Permute": lambda site: spec(functions.permute, order=integers(site.settings, "order")),
     "Pooling": _pooling,
     "Power": _settings(functions.power, "power", "scale", "shift"),
     "RNN": _recurrent(layers.RNN, 1),

@@ -43,12 +43,7 @@ def max_pool_with_mask(x: Tensor, kernel_size: Sizes, stride: Sizes, padding: Si
 
 
 def wide_pool(
-    x: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    pool: str = "MAX",
-    ceil_mode: bool = True,
+    x: Tensor, kernel_size: Sizes, stride: Sizes, padding: Sizes, pool: str = "MAX", ceil_mode: bool = True
 ) -> Tensor:
     """``pooling_layer.cpp`` where the padding is more than half a window, which torch's modules refuse."""
     sizes: list[int] = []
@@ -87,13 +82,7 @@ def im2col(x: Tensor, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilatio
     return columns.reshape(*columns.shape[:2], *sizes)
 
 
-def unpool(
-    x: Tensor,
-    mask: Tensor,
-    size: Sizes | None = None,
-    scale: Sizes = (2, 2),
-    less: Sizes = (0, 0),
-) -> Tensor:
+def unpool(x: Tensor, mask: Tensor, size: Sizes | None = None, scale: Sizes = (2, 2), less: Sizes = (0, 0)) -> Tensor:
     """SegNet's ``upsample_layer.cpp``: every value back to where the mask says, zeros elsewhere.
 
     The new size is ``size``, or ``scale`` times the old one less ``less``.

@@ -69,6 +69,12 @@ class BatchNorm(nn.Module):
         return y
 
 
+def spread(blob: Tensor | None, x: Tensor, axis: int) -> Tensor:
+    """A blob that covers the axes of ``x`` from ``axis`` on, with axes of size 1 after it; a scalar as it is."""
+    assert blob is not None
+    return blob.reshape(blob.shape + (1,) * (x.dim() - axis % x.dim() - blob.dim())) if blob.dim() else blob
+
+
 class Scale(nn.Module):
     """``scale_layer.cpp``: times a blob that covers the axes from ``axis`` on, plus one if it has a ``bias``.
 
@@ -83,11 +89,8 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """Any shape to the same shape."""
-        factor = self.weight if factor is None else factor
-        assert factor is not None
-        tail = (1,) * (x.dim() - self.axis % x.dim() - factor.dim()) if factor.dim() else ()
-        y = x * factor.reshape(factor.shape + tail)
-        return y if self.bias is None else y + self.bias.reshape(factor.shape + tail)
+        y = x * spread(self.weight if factor is None else factor, x, self.axis)
+        return y if self.bias is None else y + spread(self.bias, x, self.axis)
 
 
 class Bias(nn.Module):
@@ -100,10 +103,7 @@ class Bias(nn.Module):
 
     def forward(self, x: Tensor, term: Tensor | None = None) -> Tensor:
         """Any shape to the same shape."""
-        term = self.bias if term is None else term
-        assert term is not None
-        tail = (1,) * (x.dim() - self.axis % x.dim() - term.dim()) if term.dim() else ()
-        return x + term.reshape(term.shape + tail)
+        return x + spread(self.bias if term is None else term, x, self.axis)
 
 
 class Embed(nn.Module):

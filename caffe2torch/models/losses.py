@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from caffe2torch.errors import NetError
+from caffe2torch.models.builders import Spec, spec
 from caffe2torch.models.loss_modules import (
     CaffeSoftmaxLoss,
     ContrastiveLoss,
@@ -103,21 +104,23 @@ def normalization(layer: Layer) -> Normalization:
     return Normalization.BATCH_SIZE if layer.type == "SigmoidCrossEntropyLoss" else Normalization.VALID
 
 
-def _softmax(layer: Layer) -> nn.Module:
+def _softmax(layer: Layer) -> Spec:
     if len(layer.tops) > 1:
         raise NetError(
             f"layer {layer.name!r}: Caffe cannot build SoftmaxWithLoss with two tops",
             where=layer.where,
             hint="give the probabilities by a layer of type Softmax",
         )
-    return CaffeSoftmaxLoss(class_weights(layer), ignore_label(layer), normalization(layer), class_axis(layer))
+    return spec(
+        CaffeSoftmaxLoss,
+        class_weights=class_weights(layer),
+        ignore_label=ignore_label(layer),
+        normalization=normalization(layer),
+        axis=class_axis(layer),
+    )
 
 
-def _sigmoid(layer: Layer) -> nn.Module:
-    return SigmoidCrossEntropyLoss(ignore_label(layer), normalization(layer))
-
-
-def _infogain(layer: Layer) -> nn.Module:
+def _infogain(layer: Layer) -> Spec:
     if "normalize" in _loss_param(layer):
         raise NetError(
             f"layer {layer.name!r}: Caffe refuses `normalize` for InfogainLoss",
@@ -130,34 +133,36 @@ def _infogain(layer: Layer) -> nn.Module:
             where=layer.where,
             expected="a third bottom or `source`",
         )
-    return InfogainLoss(None, ignore_label(layer), normalization(layer), class_axis(layer))
+    ignored, divided = ignore_label(layer), normalization(layer)
+    return spec(InfogainLoss, ignore_label=ignored, normalization=divided, axis=class_axis(layer))
 
 
-def _hinge(layer: Layer) -> nn.Module:
-    return HingeLoss(str(layer.settings.get("norm", "L1")))
+def _sigmoid(layer: Layer) -> Spec:
+    return spec(SigmoidCrossEntropyLoss, ignore_label=ignore_label(layer), normalization=normalization(layer))
 
 
-def _contrastive(layer: Layer) -> nn.Module:
-    return ContrastiveLoss(number(layer, "margin", 1.0), bool(layer.settings.get("legacy_version", False)))
-
-
-def _smooth_l1(layer: Layer) -> nn.Module:
-    return SmoothL1Loss(number(layer, "sigma", 1.0))
+def _contrastive(layer: Layer) -> Spec:
+    legacy = bool(layer.settings.get("legacy_version", False))
+    return spec(ContrastiveLoss, margin=number(layer, "margin", 1.0), legacy_version=legacy)
 
 
 @dataclass(frozen=True)
 class LossLayer:
-    """A loss layer: how many bottoms it takes at least and at most, and the module that is built from it.
+    """A loss layer: how many bottoms it takes at least and at most, and the module that computes it.
 
     ``learns`` is the number of bottoms that can get a gradient; Caffe ends its run where another one needs one.
     """
 
     bottoms: tuple[int, int]
-    build: Callable[[Layer], nn.Module]
+    module: Callable[[Layer], Spec]
     learns: int = 1
 
     def __call__(self, layer: Layer) -> nn.Module:
         """The module of this layer. Raises ``NetError`` for what Caffe refuses."""
+        return self.spec(layer).build()
+
+    def spec(self, layer: Layer) -> Spec:
+        """The module's class and arguments. Raises ``NetError`` for what Caffe refuses."""
         few, many = self.bottoms
         if not few <= len(layer.bottoms) <= many:
             raise NetError(
@@ -174,17 +179,17 @@ class LossLayer:
                     where=layer.where,
                     hint="state propagate_down: false for it",
                 )
-        return self.build(layer)
+        return self.module(layer)
 
 
 LOSSES: Mapping[str, LossLayer] = {
     "ContrastiveLoss": LossLayer((3, 3), _contrastive, learns=2),
-    "EuclideanLoss": LossLayer((2, 2), lambda _: EuclideanLoss(), learns=2),
-    "HingeLoss": LossLayer((2, 2), _hinge),
+    "EuclideanLoss": LossLayer((2, 2), lambda _: spec(EuclideanLoss), learns=2),
+    "HingeLoss": LossLayer((2, 2), lambda layer: spec(HingeLoss, norm=layer.settings.get("norm", "L1"))),
     "InfogainLoss": LossLayer((2, 3), _infogain),
-    "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: MultinomialLogisticLoss()),
+    "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: spec(MultinomialLogisticLoss)),
     "SigmoidCrossEntropyLoss": LossLayer((2, 2), _sigmoid),
-    "SmoothL1Loss": LossLayer((2, 4), _smooth_l1, learns=2),
+    "SmoothL1Loss": LossLayer((2, 4), lambda layer: spec(SmoothL1Loss, sigma=number(layer, "sigma", 1.0)), learns=2),
     "SoftmaxWithLoss": LossLayer((2, 2), _softmax),
 }
 """From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""

@@ -115,6 +115,8 @@ def initialize(
     """
     fillings, notes = plan_fillings(model, recipe, binding)
     tensors = dict(named_tensors(model))
+    for filling in fillings:
+        check(filling.parameter, tensors[filling.parameter], prod(filling.shape), binding.model)
     with torch.no_grad():
         for filling in fillings:
             tensor = tensors[filling.parameter]
@@ -126,7 +128,7 @@ def initialize(
 def plan_fillings(
     model: nn.Module, recipe: TrainingRecipe, binding: Binding
 ) -> tuple[tuple[Filling, ...], tuple[Note, ...]]:
-    """What ``initialize`` would fill and how, checked, with nothing touched yet."""
+    """What ``initialize`` would fill and how, checked, with nothing touched yet; the model may be without numbers."""
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))
     claimed = {bound.name for bound in binding.blobs}
     fillings: list[Filling] = []
@@ -141,7 +143,7 @@ def plan_fillings(
         layout, tensor = layout_of(recipe, bound, modules), tensors[bound.name]
         shape = caffe_shape(bound, layout, tensor)
         _check_filler(blob, blob.filler, shape)
-        if problem := check(bound.name, tensor, prod(shape), str(blob.where)):
+        if not tensor.is_meta and (problem := check(bound.name, tensor, prod(shape), str(blob.where))):
             raise BindingError(problem, where=blob.where)
         fillings.append(Filling(bound.name, shape, str(layout), blob.filler))
         second = second_bias(bound)

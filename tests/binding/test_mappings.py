@@ -16,8 +16,8 @@ from torch import nn
 
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import Binding
+from caffe2torch.cli.loading import load_model
 from caffe2torch.errors import BindingError
-from caffe2torch.models.loading import load_model
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Severity
 

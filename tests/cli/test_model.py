@@ -67,7 +67,7 @@ assert net.loss(*batch).item() < before, (before, net.loss(*batch).item())
 def test_what_a_loss_was_given_is_written(fixtures: Path) -> None:
     status, printed, _ = run(str(fixtures / "segnet_basic" / "train.prototxt"), "--with", "loss")
     assert status == 0
-    assert "CaffeSoftmaxLoss(class_weights=[0.259" in printed
+    assert "CaffeSoftmaxLoss(class_weights=(0.259" in printed
 
 
 def test_a_part_that_there_is_not_is_refused() -> None:

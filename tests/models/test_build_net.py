@@ -261,6 +261,15 @@ def test_it_exports(model: CaffeNet) -> None:
     assert torch.equal(exported(DATA), model(DATA))
 
 
+def test_it_exports_to_onnx(model: CaffeNet) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(model.eval(), (DATA,), dynamo=True)
+    assert program is not None
+    onnx.checker.check_model(program.model_proto)
+    assert {"Conv", "MaxPool", "Gemm"} <= {node.op_type for node in program.model_proto.graph.node}
+
+
 def test_it_compiles_without_a_break(model: CaffeNet) -> None:
     twin = copy.deepcopy(model)
     compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
@@ -308,13 +317,45 @@ def test_a_translation_of_a_built_net_is_ok(tmp_path: Path) -> None:
     assert t.model.loss(DATA, LABELS) < before
 
 
-def test_a_translation_without_a_model_builds_the_net(tmp_path: Path) -> None:
-    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
-    (tmp_path / "net.prototxt").write_text(NET)
+def test_a_translation_without_a_model_builds_the_net_without_memory_and_fills_it_when_it_is_used(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 10')
+    (tmp_path / "net.prototxt").write_text(NET + norm("bn", "conv1"))
     t = translate(tmp_path / "net.prototxt", tmp_path / "solver.prototxt")
     assert t.report.ok
+    planned = [parameter for group in t.optimizer.param_groups for parameter in group["params"]]
+    assert all(parameter.is_meta for parameter in planned)
     assert isinstance(t.model, CaffeNet)
-    assert t.model(DATA).abs().max() > 0
+    assert not any(tensor.is_meta for tensor in (*planned, *t.model.buffers()))
+    assert {id(parameter) for parameter in planned} <= {id(parameter) for parameter in t.model.parameters()}
+    before = t.model.loss(DATA, LABELS)
+    assert t.model.get_parameter("ip.weight").abs().max() > 0
+    for _ in range(5):
+        t.optimizer.zero_grad()
+        t.model.loss(DATA, LABELS).backward()
+        t.optimizer.step()
+        t.scheduler.step()
+    assert t.model.loss(DATA, LABELS) < before
+
+
+def test_a_model_of_ones_own_stays_on_the_meta_device(tmp_path: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
+    (tmp_path / "net.prototxt").write_text(NET)
+    recipe = read_recipe(tmp_path / "net.prototxt", tmp_path / "solver.prototxt")
+    with torch.device("meta"):
+        model = build_model(recipe)
+    t = translate(recipe, model=model)
+    assert all(parameter.is_meta for parameter in t.model.parameters())
+    with pytest.raises(Caffe2TorchError, match="on the meta device"):
+        t.initialize()
+
+
+def test_a_translation_without_a_model_refuses_at_once_what_no_filler_can_fill(tmp_path: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
+    (tmp_path / "net.prototxt").write_text(IMAGE + linear("ip", "data", more='weight_filler { type: "odd" }'))
+    t = translate(tmp_path / "net.prototxt", tmp_path / "solver.prototxt")
+    assert any("Caffe knows no filler 'odd'" in note.message for note in t.report.notes)
 
 
 def test_build_model_is_public() -> None:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from places import REPOSITORY
 
-from caffe2torch import build_model, read_recipe
+from caffe2torch import build_model, read_recipe, translate
 from caffe2torch.models.build_net import CaffeNet
 from caffe2torch.models.program import is_input
 from caffe2torch.recipe import Shape
 
 SHARED = REPOSITORY.parent / "shared"
 CORPUS = SHARED / "corpus"
+SOLVER = CORPUS / "pairs" / "bvlc-lenet-inv" / "solver.prototxt"
 NETS = {path.parent.name: path for path in sorted(CORPUS.glob("pairs/*/net.prototxt"))}
 NETS |= {path.stem: path for path in sorted(CORPUS.glob("large/*.prototxt")) if not path.stem.endswith("-template")}
 QUICK = [name for name in NETS if name.startswith(("bvlc-cifar10", "bvlc-lenet", "bvlc-auto", "dqn", "fcn32s", "vdsr"))]
@@ -30,7 +31,8 @@ INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
     **{name: {"label": PIXELS} for name in ("fcn-alexnet-voc", "fcn8s-atonce-voc", "vdsr")},
     **{name: {"pair_data": (2, 2, 28, 28)} for name in ("bvlc-rc-siamese-v1", "bvlc-siamese-mnist")},
     **{name: {"data": (2, 3, 360, 480), "label": (2, 1, 360, 480)} for name in ("segnet", "segnet-basic-bayesian")},
-    "digits-lenet-stages": {"scaled": (2, 1, 28, 28)},
+    "digits-lenet-stages": {"scaled": (2, 1, 28, 28), "label": (2,)},
+    "pr-iqa-momentum-ramp": {"data": (2, 1, 32, 32)},
     "fcn32s-nyud-color-hha": {"color": IMAGE, "hha": IMAGE, "label": PIXELS},
     "inception-v3-dhruv-train": {"data": (2, 3, 299, 299)},
     "lrcn-activity-lstm-flow": {"data": (384, 3, 227, 227), "label": (384,), "clip_markers": (384,)},
@@ -38,6 +40,8 @@ INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
     "yjxiong-c3d": {"data": (7, 48, 112, 112), "label": (7,)},
 }
 """Sizes that a net does not state, where the usual ones do not fit it."""
+STAGES = {"digits-lenet-stages": ("train",), "lrcn-coco-caffenet": ("2-layer", "factored")}
+"""Stages of nets that are whole in a stage alone, where no record states them."""
 
 UNKNOWN = {
     *("Python", "PriorBox", "MultiBoxLoss", "ROIPooling", "PSROIPooling", "BoxAnnotatorOHEM"),  # Python and detection
@@ -59,7 +63,7 @@ UNKNOWN = {
 
 def sizes(name: str) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """Stages and input shapes with which the net was run in Caffe, or those of the table."""
-    stages, shapes = (), {}
+    stages, shapes = STAGES.get(name, ()), {}
     for record in sorted((SHARED / "goldens" / "nets").glob(f"{name}*.TRAIN/meta.json"))[:1]:
         meta = json.loads(record.read_text())
         stages, shapes = tuple(meta["stages"] or ()), {one["name"]: tuple(one["shape"]) for one in meta["inputs"]}
@@ -96,7 +100,23 @@ def check(name: str) -> None:
     model, shapes = built(name)
     if model.missing:
         assert {reason.split(",")[0] for reason in model.missing.values()} <= UNKNOWN
-        return
+        translates(name)
+    else:
+        runs(model, shapes)
+
+
+def translates(name: str) -> None:
+    """A net that cannot be computed as a whole gets its optimizer all the same, unless its solver is refused."""
+    solver = NETS[name].with_name("solver.prototxt")
+    recipe = read_recipe(NETS[name], solver if solver.exists() else SOLVER, stages=sizes(name)[0])
+    unsupported = () if recipe.solver is None else [one.name for one in recipe.solver.unsupported]
+    t = translate(recipe, without=unsupported)
+    assert t.report.ok
+    assert [bound.blob for bound in t.binding.blobs] == list(recipe.blobs)
+
+
+def runs(model: CaffeNet, shapes: dict[str, tuple[int, ...]]) -> None:
+    """It runs forward and backward, and its blobs have the shapes that reading said."""
     inputs = {blob: torch.zeros(shapes.get(blob, IMAGE), device="meta") for blob in model.input_names}
     blobs = model.blobs(**inputs)
     said = {
@@ -112,6 +132,24 @@ def check(name: str) -> None:
     has_loss = bool(model._phase().trace.losses)
     (model.total_loss(blobs) if has_loss else torch.stack([one.sum() for one in found]).sum()).backward()
     assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def without_numbers() -> list[str]:
+    """Records that hold no measurement: nets to build and run."""
+    folders = (path.parent for path in (SHARED / "goldens" / "nets").glob("*/run.prototxt"))
+    return sorted(folder.name for folder in folders if not (folder / "rec.npz").exists())
+
+
+@pytest.mark.shared
+@pytest.mark.large
+@pytest.mark.parametrize("name", without_numbers())
+def test_a_record_without_numbers_builds_and_runs(shared: Path, name: str) -> None:
+    net, phase = name.rsplit(".", 1)
+    recipe = read_recipe(shared / "goldens" / "nets" / name / "run.prototxt", phase=phase, stages=STAGES.get(net, ()))
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        model = build_model(recipe).train(phase == "TRAIN")
+    shapes = {top: s for layer in recipe.layers for top, s in zip(layer.tops, layer.top_shapes, strict=True)}
+    runs(model, {blob: tuple(size or 1 for size in shapes[blob] or ()) for blob in model.input_names})
 
 
 @pytest.mark.shared

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from caffe2torch.models.build_net import CaffeNet
 from caffe2torch.recipe import TrainingRecipe
 
 Array = NDArray[Any]
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def tensors(model: CaffeNet) -> list[Tensor]:
-    """The tensor of every blob of the model's recipe, in its order."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def tensors(model: CaffeNet, held_by: nn.Module | None = None) -> list[Tensor]:
+    """The tensor of every blob of the model's recipe, in its order: the model's, or those of its file's class."""
+    owner = model if held_by is None else held_by
+    named = {**dict(owner.named_parameters()), **dict(owner.named_buffers())}
     assert model.binding is not None
     return [named[str(bound.name)] for bound in model.binding.blobs]
 
@@ -189,36 +192,78 @@ def built(folder: Path, dtype: torch.dtype = torch.float64) -> tuple[CaffeNet, d
     for tensor in tensors(model):
         if isinstance(tensor, nn.Parameter) and meta["force_backward"]:
             tensor.requires_grad_()
-    return model, meta
+    return round_slopes(model), meta
+
+
+def round_slopes(net: Net) -> Net:
+    """The net with slopes as float32: so they reach Caffe's arithmetic, its float64 too."""
+    for module in net.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = float(np.float32(module.negative_slope))
+    return net
 
 
 def net_errors(folder: Path, dtype: torch.dtype = torch.float64) -> dict[str, float]:
     """How far every blob, the loss, every gradient and every statistic of a recorded net is off Caffe's in float64."""
     model, meta = built(folder, dtype)
-    recorded = np.load(folder / "rec.npz")
-    inputs = {
-        spec["name"]: torch.from_numpy(input_values(spec)).to(dtype).requires_grad_(meta["force_backward"])
-        for spec in meta["inputs"]
-    }
+    recorded, inputs = np.load(folder / "rec.npz"), _inputs(meta, dtype)
     blobs = model.blobs(**inputs)
-    errors = {}
-    for row, (blob, shape, *_) in enumerate(meta["tops"]):
-        if "_split_" not in blob:  # Caffe's own copies of a blob with several readers
-            same = list(blobs[blob].shape) == shape
-            values = picked(blobs[blob].detach().numpy())
-            largest = float(recorded["top_absmax_64"][row])
-            errors[f"blob {blob}"] = apart(values, recorded["top_vals_64"][row], largest) if same else np.inf
+    assert {blob for blob, *_ in meta["tops"] if "_split_" not in blob} <= blobs.keys()
+    errors = _blob_errors(blobs, recorded, meta)
     if meta["has_loss"]:
         loss = model.total_loss(blobs)
         errors["loss"] = apart(loss.reshape(1), recorded["loss_64"])
         loss.backward()
     else:
-        torch.stack([_seeded(blobs[name], j) for j, name in enumerate(_names(meta["seeded_outputs"]))]).sum().backward()
-    errors.update(_gradient_errors(model, inputs, recorded, meta))
+        _seeded(blobs, meta).backward()
+    errors.update(_gradient_errors(model, tensors(model), inputs, recorded, meta))
     after = dict(zip(recorded["bn_i"], recorded["bn_after_64"], strict=True)) if "bn_i" in recorded else {}
     for number, values in enumerate(blob_values(model)):
         if number in after:
             errors[f"statistic {model.recipe.blobs[number].name}"] = apart(picked(values), after[number])
+    return errors
+
+
+def file_errors(folder: Path, write: Callable[..., nn.Module]) -> dict[str, float]:
+    """The same of the net's file: what it computes before the losses, the loss, every gradient.
+
+    ``write`` gives the class of the file with the weights of a model.
+    """
+    model, meta = built(folder)
+    recorded, inputs = np.load(folder / "rec.npz"), _inputs(meta, torch.float64)
+    net, phase = round_slopes(write(model, loss=meta["has_loss"])), model._phase()
+    if meta["force_backward"]:  # whose gradient Caffe never computes, labels, come without one
+        for tensor, largest in zip(inputs.values(), recorded["in_absmax_64"], strict=True):
+            tensor.requires_grad_(bool(largest > 0))
+    found = (copy.deepcopy(net) if meta["has_loss"] else net)(*(inputs[name] for name, _ in phase.forward.inputs))
+    blobs = found if isinstance(found, dict) else {phase.trace.names[phase.forward.results[0]]: found}
+    errors = _blob_errors(blobs, recorded, meta)
+    if meta["has_loss"]:
+        loss = net.loss(*(inputs[name] for name, _ in phase.loss.inputs))
+        errors["loss"] = apart(loss.reshape(1), recorded["loss_64"])
+        loss.backward()
+    else:
+        _seeded(blobs, meta).backward()
+    return {**errors, **_gradient_errors(model, tensors(model, net), inputs, recorded, meta)}
+
+
+def _inputs(meta: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        spec["name"]: torch.from_numpy(input_values(spec)).to(dtype).requires_grad_(meta["force_backward"])
+        for spec in meta["inputs"]
+    }
+
+
+def _blob_errors(
+    blobs: Mapping[str, Tensor], recorded: Mapping[str, Array], meta: Mapping[str, Any]
+) -> dict[str, float]:
+    errors = {}
+    for row, (blob, shape, *_) in enumerate(meta["tops"]):
+        if blob in blobs:  # Caffe's own copies of a blob with several readers are not
+            same = list(blobs[blob].shape) == shape
+            values = picked(blobs[blob].detach().numpy())
+            largest = float(recorded["top_absmax_64"][row])
+            errors[f"blob {blob}"] = apart(values, recorded["top_vals_64"][row], largest) if same else np.inf
     return errors
 
 
@@ -234,23 +279,27 @@ def float32_noise(folder: Path) -> dict[str, float]:
     }
 
 
-def _names(entries: list[Any]) -> list[str]:
-    return [entry if isinstance(entry, str) else entry[0] for entry in entries]
-
-
-def _seeded(blob: Tensor, number: int) -> Tensor:
-    """A net without a loss was given random gradients of its outputs."""
-    generator = np.random.Generator(np.random.PCG64(3 + 10 * number))
-    seed = generator.standard_normal(blob.numel(), dtype=np.float32).reshape(tuple(blob.shape))
-    return (blob * torch.from_numpy(seed).to(blob.dtype)).sum()
+def _seeded(blobs: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Tensor:
+    """What to begin from in a net without a loss: its outputs were given random gradients."""
+    terms = []
+    for number, entry in enumerate(meta["seeded_outputs"]):
+        blob = blobs[entry if isinstance(entry, str) else entry[0]]
+        generator = np.random.Generator(np.random.PCG64(3 + 10 * number))
+        seed = generator.standard_normal(blob.numel(), dtype=np.float32).reshape(tuple(blob.shape))
+        terms.append((blob * torch.from_numpy(seed).to(blob.dtype)).sum())
+    return torch.stack(terms).sum()
 
 
 def _gradient_errors(
-    model: CaffeNet, inputs: Mapping[str, Tensor], recorded: Mapping[str, Array], meta: Mapping[str, Any]
+    model: CaffeNet,
+    held: Sequence[Tensor],
+    inputs: Mapping[str, Tensor],
+    recorded: Mapping[str, Array],
+    meta: Mapping[str, Any],
 ) -> dict[str, float]:
     errors = {}
     largest = float(recorded["grad_absmax_64"].max(initial=0))
-    for number, tensor in enumerate(tensors(model)):
+    for number, tensor in enumerate(held):
         if isinstance(tensor, nn.Parameter):
             gradient = _gradient(tensor)
             gradient = gradient.T if transposed(model.recipe, number) else gradient
@@ -300,19 +349,3 @@ def run_errors(case: Path) -> dict[str, float]:
             off = apart(value.reshape(recorded[0].shape), recorded[iteration + 1], move or 1.0)
             errors[blob.name] = max(errors.get(blob.name, 0), off)
     return errors
-
-
-NETS_OF_A_KIND = (
-    "bvlc-lenet-inv.TRAIN",
-    "bvlc-siamese-mnist.TRAIN",
-    "bvlc-cifar10-full.TRAIN",
-    "cvgj-alexnet-bn.TRAIN",
-    "lrcn-activity-lstm-flow.TEST",
-    "fcn8s-voc.TRAIN",
-    "pr-googlenet-bn.TRAIN",
-    "cvgj-resnet50-preact.TEST",
-    "enet-encoder.TRAIN",
-    "hed.TRAIN",
-    "mobilenet-ssd.TRAIN",
-)
-"""Recorded nets of different kinds."""

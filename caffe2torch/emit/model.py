@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from caffe2torch.emit.definitions import MODEL, definitions, import_lines, known
 from caffe2torch.errors import UnsupportedError
-from caffe2torch.models import functions, layers, loss_functions, loss_inputs, loss_modules, segnet_basic
+from caffe2torch.models import functions
 from caffe2torch.models.build_net import CaffeNet, identifier
 from caffe2torch.models.builders import Spec
-from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.program import Program, Step, Trace, program
 
 __all__ = ["model_source"]
 
-_MODULES = (functions, layers, segnet_basic, loss_functions, loss_inputs, loss_modules)
-"""Where helpers are copied from."""
 _WIDTH = 120
 
 
@@ -50,7 +42,7 @@ class _Writer:
 
     def text(self) -> str:
         methods = [line for method in self.methods for line in self._method(method)]
-        missing = [step for step in self.used.values() if self._spec(step) is None]
+        missing = [step for step in self.used.values() if self.model._specs.get(step.module) is None]
         if missing:
             raise UnsupportedError(
                 "the net has layers that no file can be written for",
@@ -63,11 +55,13 @@ class _Writer:
         name = recipe.net_name or "net"
         class_name = "".join(part[:1].upper() + part[1:] for part in re.findall(r"[A-Za-z0-9]+", name)) or "Net"
         class_name = class_name if class_name[0].isalpha() else f"Net{class_name}"
-        helpers = _definitions(self.helpers)
+        helpers = definitions(self.helpers, MODEL)
         head = [
             f'"""{_comment(name)} as {_comment(source)} states it; needs torch alone."""',
             "",
-            *_imports("\n".join([*helpers, "class _:", *body])),
+            "from __future__ import annotations",
+            "",
+            *import_lines("\n".join([*helpers, "class _(nn.Module):", *body])),
             "",
             "",
             *[line for helper in helpers for line in (*helper.splitlines(), "", "")],
@@ -81,7 +75,7 @@ class _Writer:
         yield "    def __init__(self) -> None:"
         yield "        super().__init__()"
         for name, step in self.used.items():
-            spec = self._spec(step)
+            spec = self.model._specs.get(step.module)
             assert spec is not None
             if not spec.target.__module__.startswith("torch"):
                 self.helpers.add(spec.target.__name__)
@@ -156,7 +150,7 @@ class _Writer:
 
     def _line(self, trace: Trace, step: Step, names: dict[int, str]) -> str:
         self.used.setdefault(step.module, step)
-        spec = self._spec(step)
+        spec = self.model._specs.get(step.module)
         outside = {value for _, value in trace.inputs}
         bottoms = [
             names[value] + ".detach()" * (place in step.detached and value not in outside)
@@ -171,22 +165,6 @@ class _Writer:
             call = f"self.{step.module}({', '.join(bottoms)})"
         return f"{tops} = {call}" if tops else call
 
-    def _spec(self, step: Step) -> Spec | None:
-        """What made a layer's module, in terms that a file can hold; losses say it themselves."""
-        if type(self.model.get_submodule(step.module)).__module__ != loss_modules.__name__:
-            return self.model._specs.get(step.module)
-        with torch.device("cpu"):  # the model may be without numbers
-            module = LOSSES[step.layer.type](step.layer)
-        stated = {}
-        for name, parameter in inspect.signature(type(module)).parameters.items():
-            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:  # a loss without settings
-                continue
-            value = getattr(module, name)
-            value = value.tolist() if isinstance(value, Tensor) else value
-            if value != parameter.default:
-                stated[name] = str(value) if isinstance(value, loss_modules.Normalization) else value
-        return Spec(type(module), (), stated)
-
 
 def _is_tuple(spec: Spec | None) -> bool:
     """Whether a function gives a tuple even for one top."""
@@ -197,7 +175,7 @@ def _variables(trace: Trace, steps: Program, given: Iterable[int] = ()) -> dict[
     """A variable for every value: its blob's name, unless an older value of the blob is still needed."""
     last = {value: place for place, step in enumerate(steps.steps) for value in step.inputs}
     last.update(dict.fromkeys(steps.results, len(steps.steps)))
-    reserved = {"self", "torch", "nn", "F", "math", *_sources()}
+    reserved = {"self", "torch", "nn", "F", "math", *known(MODEL)}
     names: dict[int, str] = {}
     holder: dict[str, int] = {}
     made = [(-1, value) for value in (*(value for _, value in steps.inputs), *given)]
@@ -248,50 +226,3 @@ def _quoted(value: object) -> str:
 def _comment(text: str) -> str:
     """Text from a prototxt that cannot end a comment or a docstring."""
     return re.sub(r'[\\"\r\n\x00-\x1f\x7f-\x9f\u2028\u2029]', "?", text)
-
-
-_ERROR = '''class Caffe2TorchError(ValueError):
-    """What was given does not fit."""
-
-    def __init__(self, message: str, **sides: str) -> None:
-        super().__init__("; ".join([message, *(f"{side}: {text}" for side, text in sides.items())]))'''
-
-
-# Helpers are copied with all that they use of our own.
-
-
-@cache
-def _sources() -> dict[str, str]:
-    """The text of every class, function and alias that may be copied, by name, in the order of a file."""
-    found: dict[str, str] = {}
-    for module in _MODULES:
-        text = inspect.getsource(module)
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                found[node.name] = ast.get_source_segment(text, node) or ""
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                found[node.targets[0].id] = ast.get_source_segment(text, node) or ""
-    return {"Caffe2TorchError": _ERROR, **found}
-
-
-def _definitions(wanted: Iterable[str]) -> list[str]:
-    known, found, pending = _sources(), set(), list(wanted)
-    while pending:
-        name = pending.pop()
-        if name in known and name not in found:
-            found.add(name)
-            pending += [node.id for node in ast.walk(ast.parse(known[name])) if isinstance(node, ast.Name)]
-    return [text for name, text in known.items() if name in found]
-
-
-def _imports(code: str) -> list[str]:
-    names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-    lines = ["from __future__ import annotations", ""]
-    lines += ["import math"] * ("math" in names)
-    wanted = [name for name in ("Callable", "Mapping", "Sequence") if name in names]
-    lines += [f"from collections.abc import {', '.join(wanted)}"] * bool(wanted)
-    lines += ["from enum import StrEnum"] * ("StrEnum" in names)
-    lines += [""] * (len(lines) > 2)
-    lines += ["import torch"] * ("torch" in names)
-    lines += ["import torch.nn.functional as F"] * ("F" in names)
-    return [*lines, "from torch import Tensor, nn"]

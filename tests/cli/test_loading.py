@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from caffe2torch.cli.loading import call_factory, load_factory, load_model, parse_spec
 from caffe2torch.errors import ModelError
-from caffe2torch.models.loading import call_factory, load_factory, load_model, parse_spec
 
 SCRIPT = """
 import sibling
