@@ -18,6 +18,7 @@ from caffe2torch.errors import BindingError, Caffe2TorchError, ModelError, Solve
 from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
+from caffe2torch.verification.check_model import check_model, read_accepted
 from caffe2torch.verification.checks import AccumulationReading
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, together
@@ -43,6 +44,7 @@ def audit(
     without: Collection[str] = (),
     accept: Collection[str] = (),
     by_role: bool = False,
+    strict: bool = False,
     accumulation: str | None = None,
     iteration: int | None = None,
     input_shapes: Any = None,
@@ -58,7 +60,9 @@ def audit(
     ``recipe`` is what the prototxts say, or a lock file that was read. ``names``, ``skip``, ``unclaimed``, ``reshaped``
     and ``input_shapes`` bind as in ``bind``, ``finetune`` and ``without`` are as in ``translate``; a lock has all of
     it. ``accept`` names kinds of departure that you know of and accept (``rate_change``, ``epsilon``, ``frozen``, ...):
-    rows and checks say ``accepted``, and make nothing wrong.
+    rows and checks say ``accepted``, and make nothing wrong. ``model:features.3.stride``, or a pattern in its place,
+    accepts a setting of a layer that differs from the net's; such differences make the report not ok only where it is
+    ``strict``.
 
     Where the solver has an ``iter_size``, ``accumulation`` says whether your loop sums the gradients (``"sum"``, as
     Caffe) or averages them (``"mean"``); by default both are tried, and the check says which fits. What your loop has
@@ -90,7 +94,7 @@ def audit(
     >>> print(report.wrong[0].reason)
     lr is 0.1, Caffe's is 0.2 (2 times too small); weight_decay is 0.0005, Caffe's is 0
     """
-    accepted = _kinds(accept)
+    accepted, settings = read_accepted(accept)
     if loss is not None and not callable(loss):
         raise ModelError(f"the loss is a {type(loss).__name__}", expected="a callable, loss(scores, labels)")
     optimizer, scheduler = _one(model, optimizer, scheduler)
@@ -114,7 +118,7 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    checks = report.checks
+    checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
     return replace(report, bound=not by_role, checks=checks).accepting(accepted)
@@ -252,13 +256,3 @@ def _check(model: object, optimizer: Any, scheduler: Any) -> None:
     driven = bare_optimizer(getattr(follower, "optimizer", inner))
     if driven is not inner:
         raise ModelError("the scheduler drives another optimizer than the one to be audited")
-
-
-def _kinds(accept: Collection[str]) -> frozenset[FaultKind]:
-    try:
-        return frozenset(FaultKind(kind) for kind in accept)
-    except ValueError:
-        wrong = next(kind for kind in accept if kind not in set(FaultKind))
-        raise Caffe2TorchError(
-            f"there is no kind of departure called {wrong!r} to accept", expected="one of " + ", ".join(FaultKind)
-        ) from None

@@ -32,6 +32,7 @@ from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.torch_startup import compiler_not_imported
+from caffe2torch.verification.check_model import check_model, read_accepted
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
@@ -168,6 +169,8 @@ def translate(
     input_shapes: Any = None,
     accumulation: str = "sum",
     fused: bool | None = None,
+    accept: Collection[str] = (),
+    strict: bool = False,
 ) -> Translation:
     """Give ``model`` the optimizer and the scheduler with which Caffe would have trained it, and check them.
 
@@ -188,6 +191,10 @@ def translate(
     the step divides; or ``"mean"``, as Lightning, Accelerate and the HF Trainer, and the step does not divide, and
     clips at ``clip_gradients / iter_size``. ``fused`` is torch's option: ``None`` takes the fused kernel in each step
     where device, dtype and strides allow it.
+
+    The report's check ``model`` says which settings of layers (strides, epsilons, ratios, ...) differ from the net's;
+    ``strict`` makes the report not ok where some do. ``accept`` is as for ``audit``: ``model:features.3.stride``
+    accepts one.
 
     Parameters whose lr_mult is 0 get ``requires_grad_(False)``, as Caffe computes no gradient for them. ``model`` is
     changed in no other way: a parameter that you froze stays frozen, and its row of the report says so.
@@ -223,6 +230,7 @@ def translate(
         model, note = _model_for(recipe)
         notes, model_checked, built = (note,), isinstance(model, SegNetBasic), True
     _refuse_model(model, settings)
+    accepted, settings_accepted = read_accepted(accept)
     binding = bind(recipe, model, names, skip=skip, unclaimed=unclaimed, reshaped=reshaped, input_shapes=input_shapes)
     groups = plan_groups(recipe, binding, finetune)
     optimizer = build_optimizer(model, groups, settings, without, accumulation=Accumulation(accumulation), fused=fused)
@@ -239,6 +247,9 @@ def translate(
         translating=True,
         model_checked=model_checked,
     )
+    if model_checked:
+        compared = check_model(recipe, binding, strict=strict, accepted=settings_accepted)
+        report = replace(report, checks=(*report.checks, compared))
     if (loss := loss_check(recipe)) is not None:
         report = replace(report, checks=(*report.checks, loss))
     return Translation(
@@ -248,7 +259,7 @@ def translate(
         groups,
         optimizer,
         scheduler,
-        report,
+        report.accepting(accepted),
         tuple(without),
         tuple(finetune or ()),
         Accumulation(accumulation),

@@ -107,6 +107,7 @@ def bind(
         tuple(_bound_blob(recipe, number, assignment) for number in range(len(recipe.blobs))),
         tuple(Unclaimed(name, shape, *given.get(name, (None, None))) for name, shape, _ in left),
         tuple(binding_notes(net, graph, findings, assignment, [name for name, _, trains in left if not trains])),
+        None if graph.wiring is None else graph.wiring.computation,
     )
 
 

@@ -23,7 +23,7 @@ __all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "meta_copy
 
 # Copies of a model to run in its place: same modules, other tensors, nothing of the user's model touched.
 
-_KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LocalResponseNorm)
+_KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PLAIN = (bool, int, float, str, type(None))  # nothing to copy
 _HOOKS = (
     "_forward_hooks",

@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from caffe2torch.recipe import Shape
+
+if TYPE_CHECKING:
+    from caffe2torch.binding.computation import Computation
 
 __all__ = [
     "INPUT",
@@ -114,10 +118,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Units, and the nodes that use them, each after its inputs. A unit that is used twice is shared."""
+    """Units, and the nodes that use them, each after its inputs. A unit that is used twice is shared.
+
+    ``computation`` is what was seen to be computed, where a forward pass was followed.
+    """
 
     units: tuple[Unit, ...]
     nodes: tuple[Node, ...]
+    computation: Computation | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import io
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
@@ -212,15 +212,16 @@ def _wiring(
     if carried is not None:
         return carried, "the skeleton itself, whose layers carry their net's", ""
     device = next(model.parameters()).device
+    settled = {path for path, module in named_modules(model) if model.training and not module.training}
     reasons: list[str] = []
     early: list[tuple[Wiring, str, Exception]] = []  # the last are of a real pass, whose error explains most
     with _undisturbed():
         feeds = candidate_inputs(model, recipe, input_shapes)
         real_feeds = _real(device, candidate_inputs(model, recipe, input_shapes))
         ways: list[tuple[str, Callable[[], tuple[Wiring, str]]]] = [
-            ("one forward pass on the meta device", lambda: _run(meta_copy(model), units, feeds, early)),
+            ("one forward pass on the meta device", lambda: _run(meta_copy(model), units, feeds, early, settled)),
             ("torch.fx", lambda: (fx_wiring(_in_mode(meta_copy(model), True), units), "")),
-            ("one real forward pass", lambda: _run(real_copy(model), units, real_feeds, early, _REAL_TRIES)),
+            ("one real forward pass", lambda: _run(real_copy(model), units, real_feeds, early, settled, _REAL_TRIES)),
         ]
         for way, attempt in ways if device.type != "meta" else ways[:-1]:
             try:
@@ -231,12 +232,17 @@ def _wiring(
                 reasons.append(f"{way} ({_brief(error)})")
             else:
                 instead = f" instead of {'; '.join(reasons)}" if reasons else ""
+                if wiring.computation is None and early:  # torch.fx shows none
+                    wiring = replace(wiring, computation=_furthest(early)[0].computation)
                 return wiring, f"{way}{given}{instead}", ""
-    furthest = max(reversed(early), key=lambda one: len(one[0].units), default=None)
-    if furthest is None or len(furthest[0].units) < 2:
+    if not early or len(_furthest(early[::-1])[0].units) < 2:
         return None, "; ".join(reasons), ""
-    wiring, given, raised = furthest
+    wiring, given, raised = _furthest(early[::-1])
     return wiring, f"a forward pass{given} that ended early", _brief(raised)
+
+
+def _furthest(early: Sequence[tuple[Wiring, str, Exception]]) -> tuple[Wiring, str, Exception]:
+    return max(early, key=lambda one: len(one[0].units))
 
 
 def _run(
@@ -244,11 +250,13 @@ def _run(
     units: Sequence[Unit],
     feeds: Iterator[Feed],
     early: list[tuple[Wiring, str, Exception]],
+    settled: Collection[str],
     tries: int = 1000,
 ) -> tuple[Wiring, str]:
     """The wiring from the first input that goes through; raises what the first one raised if none does.
 
-    How far each of the others went is added to ``early``.
+    How far each of the others went is added to ``early``. Modules at the paths ``settled`` are not put into training:
+    their user has put them into ``eval()``.
     """
     start = time.monotonic()
     first: Exception | None = None
@@ -256,12 +264,17 @@ def _run(
     for arguments, named in islice(feeds, tries):
         shapes = f" with {', '.join(str(tuple(tensor.shape)) for tensor in (*arguments, *named.values()))}"
         for training in (True, False):  # some models want targets to train, a few cannot run without training
-            wiring, error = trace(_in_mode(runnable, training), units, arguments, named)
+            _in_mode(runnable, training)
+            for path, module in named_modules(runnable) if settled else ():
+                module.training = module.training and path not in settled
+            wiring, error = trace(runnable, units, arguments, named)
             if error is not None and any(word in str(error).lower() for word in ("cuda", "nvidia", "gpu", "meta")):
                 with StayOnDevice(device):
                     wiring, error = trace(runnable, units, arguments, named)
             if error is None:
                 return wiring, shapes
+            if wiring.computation is not None:
+                wiring.computation.ended = _brief(error)
             first = first or error
             early.append((wiring, shapes, error))
         if time.monotonic() - start > _PATIENCE:

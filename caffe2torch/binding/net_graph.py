@@ -6,7 +6,7 @@ are resolved in the file's order. What is no unit and no junction is transparent
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -20,6 +20,7 @@ __all__ = [
     "layers_with_blobs",
     "net_graph",
     "net_inputs",
+    "place_layers",
     "unit_kind",
 ]
 
@@ -93,6 +94,15 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
                 unit = _unit(recipe, layer_name, recipe.blobs[blobs[0]].layer_type, blobs, {})
                 builder.use(builder.unit(unit), [INPUT])
         return builder.build()
+    for _ in place_layers(recipe, builder, skipped):
+        pass
+    return builder.build()
+
+
+def place_layers(
+    recipe: TrainingRecipe, builder: WiringBuilder, skipped: frozenset[str] = frozenset()
+) -> Iterator[tuple[Layer, list[int], int]]:
+    """Add the layers to ``builder`` one by one; each with the nodes that its bottoms hold, and the one of its tops."""
     shared: dict[tuple[int, ...], int] = {}
     value: dict[str, int] = {}  # blob name -> the node that it now holds
     for layer in recipe.layers:
@@ -108,7 +118,7 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
             node = _junction(builder, layer, sources)
         for top in layer.tops:
             value[top] = node
-    return builder.build()
+        yield layer, sources, node
 
 
 def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from caffe2torch.binding.computation import Computation
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Filler, LearnableBlob, Note, SolverSettings, TrainingRecipe
 from caffe2torch.wording import matches
@@ -120,12 +121,16 @@ class Unclaimed:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Every blob of the recipe, in its order, and every parameter of the model that is left."""
+    """Every blob of the recipe, in its order, and every parameter of the model that is left.
+
+    ``computation`` is what the model was seen to compute, where its forward pass was followed.
+    """
 
     model: str
     blobs: tuple[BoundBlob, ...]
     unclaimed: tuple[Unclaimed, ...] = ()
     notes: tuple[Note, ...] = ()
+    computation: Computation | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

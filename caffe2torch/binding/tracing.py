@@ -4,6 +4,9 @@ While the model runs, every tensor is known by the node of the wiring that its n
 that learns is one use of its unit, whatever happens inside; outside such calls, each operation of torch joins the
 sources of its inputs. Views share their base's memory, and a tensor is known by its memory, so reshaping and slicing
 need no rules. Gradients play no part: a frozen backbone under ``no_grad`` is followed like the rest.
+
+On the way it is noted what each operation computes and with which settings (``Computation``), for the comparison of
+layers.
 """
 
 from __future__ import annotations
@@ -15,10 +18,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.computation import (
+    MAIN,
+    UNKNOWN,
+    Chain,
+    Computation,
+    Edge,
+    Operation,
+    extended,
+    merged,
+    split_at_main,
+)
+from caffe2torch.binding.graph import INPUT, Node, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, read_call, read_operation
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
 __all__ = ["REST", "fx_wiring", "trace"]
@@ -37,16 +54,21 @@ _JOINS = {
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
 
+_OWN_ARITHMETIC = frozenset({"mul", "add", "sub", "div"})  # with a parameter: a scale, a shift, a bias
+
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
 
 _Source = int | frozenset[str]
 """What a tensor's numbers come from: a node, or parameters that no value of the net has met yet."""
 
+_Given = tuple[int, Chain, tuple[int, ...]]
+"""A value that goes into something: the node that it comes from, what was computed since, its shape."""
+
 
 def trace(
     model: nn.Module, units: Sequence[Unit], inputs: Sequence[Tensor], named: Mapping[str, Tensor] | None = None
 ) -> tuple[Wiring, Exception | None]:
-    """Run ``model`` once and return its wiring, and what the forward pass raised.
+    """Run ``model`` once and return its wiring, with what is computed, and what the forward pass raised.
 
     After an error the wiring is as far as the pass went. What nothing had used by then feeds one further unit, which
     stands for the rest, so that it is not taken for an output.
@@ -54,12 +76,15 @@ def trace(
     tracer = _Tracer(model, units)
     for tensor in (*inputs, *(named or {}).values()):
         tracer.know(tensor, INPUT)
+    tracer.computation.inputs = tuple(tuple(tensor.shape) for tensor in (*inputs, *(named or {}).values()))
+    tracer.computation.training = model.training
     error = None
     try:
-        with torch.no_grad(), tracer:
-            model(*inputs, **(named or {}))
+        with torch.no_grad(), _Calls(tracer), tracer:
+            tracer.give(model(*inputs, **(named or {})))
     except Exception as raised:  # whatever a user's forward pass raises
         error = raised
+        tracer.break_off()
         used = {source for node in tracer.builder.nodes for source in node.inputs}
         open_nodes = [number for number in range(len(tracer.builder.nodes)) if number not in used]
         rest = tracer.builder.unit(Unit(REST, (REST,), UnitKind.OTHER, None, ()))
@@ -67,7 +92,7 @@ def trace(
     finally:
         for hook in tracer.hooks:
             hook.remove()
-    return tracer.builder.build(), error
+    return replace(tracer.builder.build(), computation=tracer.end()), error
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
@@ -79,7 +104,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.bare = _BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
-        self.inside: list[list[int]] = []  # the sources that the unit calls now running were given
+        self.inside: list[list[_Given]] = []  # what the unit calls now running were given
+        self.computation = Computation((), ())
+        self.chain: dict[int, Chain] = {}  # by memory, what was computed since the node that a value comes from
+        self.within: dict[int, tuple[Tensor, Chain]] = {}  # the same inside the unit that is running
+        self.composite = False  # whether a function runs that is read as one operation
+        self.running: Unit | None = None  # the unit whose call is the outermost
+        self.at = ""  # the module without tensors that is running
         self.number: dict[tuple[object, ...], int] = {}
         self.hooks: list[RemovableHandle] = []
         self.transposed: dict[str, bool] = {}  # by parameter, as products used it
@@ -88,11 +119,61 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self.know(tensor, frozenset({name}))
         for module, unit in _opaque_modules(model, units):
             self._watch(module, unit)
+        for path, module in named_modules(model):
+            if not (module._modules or module._parameters or module._buffers):
+                self._note_place(path, module)
 
-    def know(self, tensor: Tensor, source: _Source) -> None:
-        """From now on the numbers in this tensor's memory come from ``source``."""
+    def know(self, tensor: Tensor, source: _Source, chain: Chain = ()) -> None:
+        """From now on the numbers in this tensor's memory come from ``source``, by way of ``chain``."""
         self.source[_memory(tensor)] = source
+        if isinstance(source, int):
+            self.chain[_memory(tensor)] = chain
         self.alive.append(tensor)
+
+    def give(self, result: Any) -> None:
+        """Take this as what the model gives."""
+        for tensor in _tensors(result):
+            if isinstance(source := self.source.get(_memory(tensor)), int):
+                chain = self.chain.get(_memory(tensor), ())
+                self.computation.edges.append(Edge(source, None, chain, tuple(tensor.shape)))
+
+    def end(self) -> Computation:
+        """What was computed, with the units and nodes so far; what comes later changes it no more."""
+        if not self.computation.nodes:
+            self.computation.units, self.computation.nodes = tuple(self.builder.units), tuple(self.builder.nodes)
+        return self.computation
+
+    def break_off(self) -> None:
+        """End in the middle of a unit's call: what came to it was computed all the same."""
+        found = self.end()
+        if self.inside and self.running is not None:
+            keys = tuple(tensor.key for tensor in self.running.tensors)
+            if keys not in self.number:
+                found.units = (*found.units, self.running)
+            number, entered = self.number.get(keys, len(found.units) - 1), self.inside[0]
+            found.nodes = (*found.nodes, Node(Op.UNIT, tuple(source for source, _, _ in entered), number))
+            self._enter(len(found.nodes) - 1, entered, [])
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function of ``COMPOSITES``: one operation, whatever it is made of."""
+        x: Tensor = args[0] if args else kwargs["input"]
+        chain, source = self._chain_of(x), self.source.get(_memory(x))
+        if chain is None or self.composite:
+            return func(*args, **kwargs)
+        operation = read_call(func, args, kwargs, self.computation.training)
+        self.composite = True
+        try:
+            as_meta = operation is not None and operation.kind == "LRN" and x.is_meta
+            result = _empty(x.shape, x) if as_meta else func(*args, **kwargs)
+        finally:
+            self.composite = False
+        if operation is not None:
+            chain = extended(chain, replace(operation, name=self.at))
+        if self.inside:
+            self.within[_memory(result)] = result, chain
+        elif source is not None:
+            self.know(result, source, chain)
+        return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = _tensors((args, kwargs or {}))
@@ -101,11 +182,36 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
             self._note_order(inputs[-1])
-        if not self.inside:
-            self._follow(func, args, inputs, _tensors(result))
+        if self.inside and not self.composite:
+            outputs = inputs[:1] if func._schema.is_mutable else _tensors(result)
+            chain = self._computed(func, args, kwargs or {}, inputs, outputs)
+            if chain is not None:
+                self.within.update((_memory(output), (output, chain)) for output in outputs)
+        elif not self.composite:
+            self._follow(func, args, kwargs or {}, inputs, _tensors(result))
         return result
 
-    def _follow(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def _chain_of(self, tensor: Tensor) -> Chain | None:
+        """What was computed since the last node; ``None`` for what is no value of the net."""
+        within = self.within.get(_memory(tensor))
+        return self.chain.get(_memory(tensor)) if within is None else within[1]
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Chain | None:
+        """The chain of what an operation gives; ``None`` where no value of the net goes into it."""
+        chains = [chain for one in inputs if (chain := self._chain_of(one)) is not None]
+        if not chains:
+            return None
+        chain, name = merged(chains), func.overloadpacket.__name__.rstrip("_")
+        if name in _OWN_ARITHMETIC and any(isinstance(self.source.get(_memory(one)), frozenset) for one in inputs):
+            return chain
+        operation = read_operation(func, args, kwargs, outputs[0] if outputs else None)
+        if operation is None:
+            return chain
+        if operation.kind not in ("linear", "embedding") and self._chain_of(inputs[0]) is None:
+            operation = UNKNOWN
+        return extended(chain, operation if operation.kind in MAIN else replace(operation, name=self.at))
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         name = func.overloadpacket.__name__
         if func._schema.is_mutable:
             name = name.rstrip("_")
@@ -121,6 +227,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         parameters = frozenset[str]().union(*(source for source in known if not isinstance(source, int)))
         if not known:
             return
+        count = len(self.builder.nodes)
+        chain: Chain = ()
+        computed = self._computed(func, args, kwargs, inputs, outputs) or ()
+        entered = [one for one in map(self._given, numbers) if one is not None]
         if not values:
             joined: _Source = parameters
         elif parameters:
@@ -130,10 +240,36 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             joined = self.bare.apply(name, parameters, values, groups, self.transposed)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
+        if isinstance(joined, int):
+            chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
         for output in outputs:
             if func._schema.is_mutable or _memory(output) not in given:
-                self.know(output, joined)
+                self.know(output, joined, chain)
+
+    def _given(self, tensor: Tensor) -> _Given | None:
+        source = self.source.get(_memory(tensor))
+        return (source, self.chain.get(_memory(tensor), ()), tuple(tensor.shape)) if isinstance(source, int) else None
+
+    def _arrive(self, node: int, entered: list[_Given], computed: Chain, outputs: list[Tensor], *, new: bool) -> Chain:
+        """Note what came to a node outside of modules; returns the chain of what it gives."""
+        if not new:
+            return tuple(UNKNOWN if operation.kind in MAIN else operation for operation in computed)
+        before: Chain | None = None
+        if self.builder.nodes[node].unit is not None:
+            before, own, _ = split_at_main(computed)
+            if own is None:
+                before = None
+            else:
+                self.computation.own[node] = own
+        self._enter(node, entered, outputs, before)
+        return ()
+
+    def _enter(self, node: int, entered: list[_Given], outputs: list[Tensor], before: Chain | None = None) -> None:
+        """Add the edges into a node, by ``before`` where that is known better, and the shape of what it gives."""
+        for source, chain, shape in entered:
+            self.computation.edges.append(Edge(source, node, chain if before is None else before, shape))
+        self.computation.shapes[node] = tuple(outputs[0].shape) if outputs else None
 
     def _note_order(self, factor: Tensor) -> None:
         """The last factor of a product is inputs x outputs: a parameter itself, or a transposed view of one."""
@@ -148,33 +284,97 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         written = self.source.get(_memory(inputs[1])) if name == "copy" else None
         whole = target.numel() * target.element_size() == target.untyped_storage().nbytes()
         before = None if whole else self.source.get(_memory(target))
+        entered = [one for one in map(self._given, inputs[:2]) if one is not None]
         if isinstance(before, int) and isinstance(written, int):
-            self.know(target, self.builder.join(Op.JOINT, [before, written]))
+            count = len(self.builder.nodes)
+            joined = self.builder.join(Op.JOINT, [before, written])
+            if len(self.builder.nodes) > count:
+                self._enter(joined, entered, [target])
+                self.know(target, joined)
+            else:
+                self.know(target, joined, (*merged([chain for _, chain, _ in entered]), UNKNOWN))
         elif written is not None:
-            self.know(target, written)
+            chain = self.chain.get(_memory(inputs[1]), ())
+            self.know(target, written, chain if whole else (*chain, UNKNOWN))
         elif whole:
             self.source.pop(_memory(target), None)
+            self.chain.pop(_memory(target), None)
 
     def _watch(self, module: nn.Module, unit: Unit) -> None:
         """Take each call of a module as one use of its unit."""
         keys = tuple(tensor.key for tensor in unit.tensors)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            sources = [self.source.get(_memory(tensor)) for tensor in _tensors((args, kwargs))]
-            self.inside.append([source for source in sources if isinstance(source, int)] or [INPUT])
+            if not self.inside:
+                self.running = unit
+            given = (self._given(tensor) for tensor in _tensors((args, kwargs)))
+            self.inside.append([one for one in given if one is not None])
 
         def after(_: nn.Module, __: Any, result: Any) -> None:
-            sources = self.inside.pop()
+            entered = self.inside.pop()
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
                 self.number[keys] = self.builder.unit(_in_order(unit, self.transposed))
-            node = self.builder.use(self.number[keys], sources)
-            for tensor in _tensors(result):
-                self.know(tensor, node)
+            node = self.builder.use(self.number[keys], [source for source, _, _ in entered] or [INPUT])
+            outputs = _tensors(result)
+            before, own, chain = self._inside_of(module, entered, outputs)
+            self.within.clear()
+            if own is not None:
+                self.computation.own[node] = own
+            self._enter(node, [one for one in entered if one[0] in self.builder.nodes[node].inputs], outputs, before)
+            for tensor in outputs:
+                self.know(tensor, node, chain)
 
         self.hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self.hooks.append(module.register_forward_hook(after))
+
+    def _inside_of(
+        self, module: nn.Module, entered: list[_Given], outputs: list[Tensor]
+    ) -> tuple[Chain | None, Operation | None, Chain]:
+        """What a unit's call computed: before its own operation, itself, and after it.
+
+        The first is ``None`` where nothing is to be added to what was computed before the call.
+        """
+        if isinstance(module, _BatchNorm) and "forward" in vars(module):  # it only passes on the shape
+            return None, batch_norm_of(module), ()
+        torchs = type(module).__module__.startswith("torch.nn.")
+        before = merged([chain for _, chain, _ in entered]) if entered else ()
+        left = self._chain_of(outputs[0]) if outputs else None
+        same = left is not None and left[: len(before)] == before
+        if left is not None and not same and before and before[-1].kind == "padding":
+            same = left[: len(before) - 1] == before[:-1]  # the padding became part of a window
+        if left is None or not same:
+            return None, None, () if torchs else (UNKNOWN,)
+        leading, own, after = split_at_main(left)
+        if own is None:
+            return None, None, () if torchs else left[len(before) :]
+        return leading, own, after
+
+    def _note_place(self, path: str, module: nn.Module) -> None:
+        """Name the operations of a module that holds no tensors after it."""
+
+        def before(_: nn.Module, __: Any) -> None:
+            self.at = path
+
+        def after(_: nn.Module, __: Any, ___: Any) -> None:
+            self.at = ""
+
+        self.hooks.append(module.register_forward_pre_hook(before))
+        self.hooks.append(module.register_forward_hook(after))
+
+
+class _Calls(TorchFunctionMode):
+    """Shows the tracer the calls of functions that are made of several operations."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in COMPOSITES:
+            return self._tracer.call(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 _ELEMENTWISE = frozenset(

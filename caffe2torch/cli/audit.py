@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from caffe2torch.cli.options import (
+    accept_options,
     draft_to,
     model_options,
     net_state,
@@ -16,7 +17,6 @@ from caffe2torch.cli.options import (
     report_options,
 )
 from caffe2torch.cli.output import Outputs, report_file_text, show_report
-from caffe2torch.verification.report import FaultKind
 
 
 @click.command("audit")
@@ -36,12 +36,7 @@ from caffe2torch.verification.report import FaultKind
 @click.option(
     "--lock", type=click.Path(), metavar="FILE.json", help="What translate --lock wrote, instead of prototxts."
 )
-@click.option(
-    "--accept",
-    multiple=True,
-    metavar="KIND",
-    help="A kind of departure that you know of: it makes nothing wrong. One of " + ", ".join(FaultKind) + ".",
-)
+@accept_options
 @click.option(
     "--accumulation",
     type=click.Choice(["sum", "mean"]),

@@ -10,11 +10,13 @@ import click
 
 from caffe2torch.cli.output import keep_wish, known_suffix
 from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.verification.report import FaultKind
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "accept_options",
     "accumulation_option",
     "assignment",
     "definition",
@@ -124,6 +126,23 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
         click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module."),
         click.option(
             "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def accept_options(function: Callable[..., object]) -> Callable[..., object]:
+    """What is known to differ and accepted, and whether layers count."""
+    kinds = ", ".join((*FaultKind, "model:PATTERN"))
+    for option in (
+        click.option("--strict", is_flag=True, help="A layer's setting that differs from the net's is wrong, too."),
+        click.option(
+            "--accept",
+            multiple=True,
+            metavar="KIND",
+            help=f"A kind of departure that you know of: it makes nothing wrong. One of {kinds} "
+            "(model:features.3.stride, say).",
         ),
     ):
         function = option(function)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from caffe2torch.cli.options import (
+    accept_options,
     accumulation_option,
     draft_to,
     model_options,
@@ -29,6 +30,7 @@ from caffe2torch.cli.output import Outputs, echo, report_file_text, show_report
     "--lock", type=click.Path(), metavar="FILE.json", help="Write what audit --lock needs, without prototxts."
 )
 @accumulation_option
+@accept_options
 @report_options
 @net_state
 def command(

@@ -11,6 +11,7 @@ from typing import TypeVar
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import LearnableBlob, Note, SolverSettings, Source
 from caffe2torch.solver.float32 import shortest
+from caffe2torch.verification.compare_layers import Difference
 
 __all__ = [
     "Cause",
@@ -184,7 +185,8 @@ class Check:
     """What was found of the run as a whole, in one respect.
 
     Attributes:
-        name: ``update rule``, ``rate schedule``, ``momentum at rate changes``, ``accumulation`` or ``clipping``.
+        name: ``update rule``, ``rate schedule``, ``momentum at rate changes``, ``accumulation``, ``clipping`` or
+            ``model``.
         result: What was found.
         expected: What Caffe does.
         faults: What differs, one sentence each; accepted ones stay here.
@@ -192,6 +194,8 @@ class Check:
         effect: What the difference amounts to, where it was simulated.
         fix: What to do.
         parameters: The rows that it concerns, where it does not concern all.
+        counts: Whether the report is not ok where it differs.
+        differences: The layers' settings that differ, of the check ``model``.
     """
 
     name: str
@@ -202,6 +206,8 @@ class Check:
     effect: str = ""
     fix: str = ""
     parameters: tuple[str, ...] = ()
+    counts: bool = True
+    differences: tuple[Difference, ...] = ()
 
     @property
     def kinds(self) -> tuple[FaultKind, ...]:
@@ -227,6 +233,7 @@ class Check:
             "fix": self.fix,
             "kinds": [str(kind) for kind in self.kinds],
             "parameters": list(self.parameters),
+            **({"differences": [one.to_dict() for one in self.differences]} if self.differences else {}),
         }
 
 
@@ -277,7 +284,8 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything that was seen learns as in Caffe."""
-        right = not self.wrong and not self.differing and all(cause.parameters for cause in self.causes)
+        counted = any(check.counts for check in self.differing)
+        right = not self.wrong and not counted and all(cause.parameters for cause in self.causes)
         return self.bound and right
 
     def accepting(self, kinds: Collection[FaultKind]) -> Report:
@@ -396,6 +404,7 @@ class FaultKind(StrEnum):
     ITER_SIZE = "iter_size"
     CLIP = "clip"
     LOSS = "loss"  # the gradients of the loss
+    MODEL = "model"  # a layer's setting; ``model:PATTERN`` accepts one by its name
 
 
 @dataclass(frozen=True, slots=True)

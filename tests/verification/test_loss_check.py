@@ -97,7 +97,7 @@ def test_without_one_it_is_not_seen_and_says_what_the_nets_is(tmp_path: Path) ->
 def test_a_lock_has_no_loss_to_compare_with(tmp_path: Path) -> None:
     t = translate(recipe_of(tmp_path), model=Port())
     lock = lock_of(t.recipe, t.binding, t.groups)
-    assert [check.name for check in audit(lock, t.model, t.optimizer, t.scheduler).checks] == ["update rule"]
+    assert [check.name for check in audit(lock, t.model, t.optimizer, t.scheduler).checks] == ["update rule", "model"]
     assert str(found(audit(lock, t.model, t.optimizer, t.scheduler, loss=right)).result) == "not seen"
 
 

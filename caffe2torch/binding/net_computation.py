@@ -1,0 +1,249 @@
+"""What a Caffe net computes, layer by layer: one row for each type of layer that has settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from caffe2torch.binding.computation import MAIN, UNKNOWN, Chain, Computation, Edge, Operation, merged
+from caffe2torch.binding.graph import INPUT, WiringBuilder
+from caffe2torch.binding.net_graph import place_layers
+from caffe2torch.net.blob_rules import kernel
+from caffe2torch.net.forks import Dialect
+from caffe2torch.net.layer_rules import Node, flag, integer, integers, text
+from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
+from caffe2torch.net.top_rules import per_axis
+from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+
+__all__ = ["net_computation"]
+
+
+def net_computation(recipe: TrainingRecipe) -> Computation:
+    """The layers of a recipe as units, junctions and what is computed between them."""
+    builder = WiringBuilder()
+    found = Computation((), ())
+    chains: dict[str, Chain] = {}
+    unread: dict[str, tuple[int, Shape | None]] = {}  # blobs that no layer has taken yet
+    shapes: dict[str, Shape | None] = {}
+    count = 1
+    for layer, sources, node in place_layers(recipe, builder):
+        bottoms = tuple(shapes.get(name) for name in layer.bottoms)
+        given = [(s, chains.get(b, ()), shape) for s, b, shape in zip(sources, layer.bottoms, bottoms, strict=True)]
+        for name in layer.bottoms:
+            unread.pop(name, None)
+        several = layer.type in ("Concat", "Eltwise")
+        chain: Chain = merged([chain for _, chain, _ in (given if several else given[:1])])
+        if _ends(layer):
+            found.edges += [Edge(source, None, chain, shape) for source, chain, shape in given[:1]]
+        else:
+            operation = _read(layer, bottoms, recipe) if layer.bottoms else None
+            if len(builder.nodes) > count:
+                taken = builder.nodes[node].inputs
+                found.edges += [Edge(source, node, chain, shape) for source, chain, shape in given if source in taken]
+                found.shapes[node] = layer.top_shapes[0] if layer.top_shapes else None
+                if operation is not None and (operation.kind in MAIN or (layer.blobs and layer.type not in _SCALES)):
+                    found.own[node] = operation
+                chain = (UNKNOWN,) if layer.type == "Eltwise" and _weighs(layer) else ()
+            elif operation is not None:
+                chain = (*chain, UNKNOWN if operation.kind in MAIN else operation)
+            elif layer.type == "Eltwise":  # of one value with itself
+                chain = (*chain, UNKNOWN)
+        count = len(builder.nodes)
+        for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
+            chains[top], shapes[top], unread[top] = chain, shape, (node, shape)
+    found.edges += [Edge(node, None, chains[name], shape) for name, (node, shape) in unread.items() if node != INPUT]
+    found.units, found.nodes = tuple(builder.units), tuple(builder.nodes)
+    return found
+
+
+def _ends(layer: Layer) -> bool:
+    """Whether the layer judges what the net computes: a model gives that as its output."""
+    judges = layer.type.endswith("Loss") or layer.type in ("Accuracy", "SegAccuracy", "Silence", "ArgMax")
+    return judges and not layer.blobs and bool(layer.bottoms)
+
+
+def _weighs(layer: Layer) -> bool:
+    coeff = layer.settings.get("coeff", ())
+    return set(coeff if isinstance(coeff, tuple) else (coeff,)) - {1} != set()
+
+
+def _read(layer: Layer, bottoms: tuple[Shape | None, ...], recipe: TrainingRecipe) -> Operation | None:
+    """What a layer computes; ``None`` where it only moves numbers."""
+    if layer.type in _MOVES:
+        return None
+    reader = _READERS.get(layer.type)
+    if reader is None:
+        return Operation(UNKNOWN.kind, {}, layer.name, layer.where)
+    dialect = Dialect.of_forks(layer.forks, layer.where)
+    tops, count = layer.tops, layer.param_blocks
+    node = Node(layer.name, layer.type, layer.settings, bottoms, layer.bottoms, tops, count, dialect)
+    try:
+        found = reader(node, [recipe.blobs[number].role for number in layer.blobs])
+    except MisfitError:
+        return Operation(UNKNOWN.kind, {}, layer.name, layer.where)
+    if found is None:
+        return None
+    kind, settings = found
+    top = layer.top_shapes[0] if layer.top_shapes else None
+    return Operation(kind, settings, layer.name, layer.where, _size(node.bottom()), _size(top))
+
+
+def _size(shape: Shape | None) -> Shape | None:
+    return None if shape is None or len(shape) < 3 else shape[2:]
+
+
+Reader = Callable[[Node, list[str]], tuple[str, Mapping[str, Any]] | None]
+"""The layer and the roles of its blobs to the kind and the settings; ``None`` where it does nothing."""
+
+
+def _number(node: Node, name: str, default: float) -> float:
+    value = node.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MisfitError(f"{name} should be a number, not {value!r}")
+    return value
+
+
+def _convolution(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    sizes = kernel(node)
+    axes, settings = len(sizes), node.settings
+    depthwise = "epthwise" in node.type and integer(settings, "group", 1) == 1
+    groups = integer(settings, "num_output", 1) if depthwise else integer(settings, "group", 1)
+    return "convolution", {
+        "kernel": sizes,
+        "stride": per_axis(node, "stride", axes, 1),
+        "padding": per_axis(node, "pad", axes, 0),
+        "dilation": broadcast(integers(settings, "dilation") or integers(settings, "hole"), axes, 1, "dilation"),
+        "groups": groups,
+        "bias": "bias" in roles,
+        "transposed": node.type == "Deconvolution",
+        "output padding": (0,) * axes,
+    }
+
+
+def _inner_product(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    del node
+    return "linear", {"bias": "bias" in roles}
+
+
+def _batch_norm(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    by_batch = not flag(node.settings, "use_global_stats")
+    settings: dict[str, Any] = {"statistics": "the batch's" if by_batch else "kept", "updates": by_batch}
+    settings["eps"] = _number(node, "eps", 1e-5)
+    if by_batch and "mean" in roles:
+        settings["moving average"] = round(1 - _number(node, "moving_average_fraction", 0.999), 9)
+    return "batch norm", settings
+
+
+def _bn(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    """SegNet's, which keeps no statistics and has its epsilon in its code; or yjxiong's."""
+    if "mean" not in roles:
+        return "batch norm", {"statistics": "the batch's", "eps": 1e-9}
+    by_batch = not flag(node.settings, "frozen")
+    settings: dict[str, Any] = {"statistics": "the batch's" if by_batch else "kept", "updates": by_batch}
+    if by_batch:
+        settings["moving average"] = round(1 - _number(node, "momentum", _number(node, "decay", 0.9)), 9)
+    return "batch norm", settings | {"eps": _number(node, "eps", 1e-5)}
+
+
+def _pooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    del roles
+    settings = node.settings
+    kind = {"MAX": "max", "AVE": "average"}.get(text(settings, "pool") or "MAX")
+    if kind is None:
+        raise MisfitError("stochastic pooling")
+    size = _size(node.bottom())
+    if flag(settings, "global_pooling"):
+        axes = len(size or (1, 1))
+        none, one = (0,) * axes, (1,) * axes
+        given = {"pooling": kind, "kernel": size, "stride": size, "padding": none, "dilation": one}
+        return "pooling", given | {"rounding": "down", "global": True}
+    sizes = integers(settings, "kernel_size")
+    if "kernel_h" in settings or "kernel_w" in settings:
+        sizes = (integer(settings, "kernel_h"), integer(settings, "kernel_w"))
+    axes = max(2, len(sizes))
+    ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)
+    given = {
+        "pooling": kind,
+        "kernel": broadcast(sizes, axes, 0, "kernel_size"),
+        "stride": per_axis(node, "stride", axes, 1),
+        "padding": per_axis(node, "pad", axes, 0),
+        "dilation": (1,) * axes,
+        "rounding": "up" if ceil else "down",
+    }
+    if kind == "average":
+        given["divides by"] = "the window with its padding"
+    return "pooling", given
+
+
+def _lrn(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    del roles
+    if text(node.settings, "norm_region") == "WITHIN_CHANNEL":
+        raise MisfitError("within a channel")
+    given = {"size": integer(node.settings, "local_size", 5)}
+    return "LRN", given | {name: _number(node, name, usual) for name, usual in (("alpha", 1), ("beta", 0.75), ("k", 1))}
+
+
+def _dropout(drops: str) -> Reader:
+    def read(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]] | None:
+        del roles
+        ratio = _number(node, "dropout_ratio", 0.5)
+        return ("dropout", {"ratio": ratio, "drops": drops}) if ratio else None
+
+    return read
+
+
+def _activation(function: str, **named: tuple[str, float]) -> Reader:
+    """A function with its settings: ours, and Caffe's name and default of it."""
+
+    def read(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+        del roles
+        settings = {ours: float(_number(node, *caffes)) for ours, caffes in named.items()}
+        return "activation", {"function": function, **settings}
+
+    return read
+
+
+def _softmax(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    del roles
+    axes = len(node.bottom() or ())
+    if not axes:
+        raise MisfitError("no axes are known")
+    return "softmax", {"axis": integer(node.settings, "axis", 1) % axes, "axes": axes}
+
+
+_READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(
+        ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution", "Deconvolution"),
+        _convolution,
+    ),
+    "InnerProduct": _inner_product,
+    "BatchNorm": _batch_norm,
+    "BN": _bn,
+    "PReLU": lambda *_: ("slope", {}),
+    "Embed": lambda *_: ("embedding", {}),
+    "Pooling": _pooling,
+    "LRN": _lrn,
+    "Dropout": _dropout("values"),
+    "SpatialDropout": _dropout("channels"),
+    "ReLU": _activation("ReLU", slope=("negative_slope", 0.0)),
+    "ReLU6": _activation("ReLU6"),
+    "ELU": _activation("ELU", alpha=("alpha", 1.0)),
+    "Sigmoid": _activation("sigmoid"),
+    "TanH": _activation("tanh"),
+    "AbsVal": _activation("absolute value"),
+    "BNLL": _activation("softplus"),
+    "HardSwish": _activation("hard swish"),
+    "Mish": _activation("mish"),
+    "Softmax": _softmax,
+}
+
+_SCALES = ("Scale", "Bias", "Parameter")
+"""Layers with blobs and without settings that a module could have otherwise."""
+
+_MOVES = frozenset(
+    (
+        *("ChannelShuffle", "Concat", "Crop", "Eltwise", "Flatten", "Gather", "Permute", "Reshape", "ShuffleChannel"),
+        *("Slice", "Split"),
+    )
+)
+"""Layers that move numbers; ``Eltwise`` where it has one bottom, or is a junction."""
