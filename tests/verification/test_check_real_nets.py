@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.models.loading import load_model
+from caffe2torch.cli.loading import load_model
 from caffe2torch.reading import read_recipe
 from caffe2torch.verification.check_model import check_model
 from caffe2torch.verification.report import Check
