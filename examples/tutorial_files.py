@@ -1,9 +1,9 @@
-"""Write the files that the tutorial begins with: a net, a solver and trained weights, as a published Caffe net has them.
+"""Write what the tutorial begins with: a net, a solver and trained weights, as a published Caffe net has them.
 
     python examples/tutorial_files.py
 
 writes ``net.prototxt``, ``solver.prototxt`` and ``squeezenet.caffemodel`` into the working directory. The net is
-SqueezeNet 1.1 for four classes and small images; torchvision has, too. Its weights are random numbers with a
+SqueezeNet 1.1, which torchvision has, too, for four classes and small images. Its weights are random numbers with a
 seed, since no Caffe is at hand to train them.
 """
 
@@ -138,7 +138,7 @@ def layer(name: str, blobs: Sequence[np.ndarray]) -> bytes:
 
 
 def caffemodel(seed: int = 0) -> bytes:
-    """Weights with the spread of Caffe's ``msra`` filler; the last layer's small, with a bias that keeps its ReLU open."""
+    """Weights as Caffe's ``msra`` filler draws them; the last layer's small, with a bias that keeps its ReLU open."""
     random = np.random.default_rng(seed)
     layers = []
     for name, shape in weights():
