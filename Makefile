@@ -50,7 +50,7 @@ wheel: $(PY) ## build the wheel and the source distribution, as dist/
 	$(PY) -m pip install --quiet build
 	$(PY) -m build --quiet
 
-format: $(VENV)/.installed-dev ## rewrite the code in the house style
+format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
