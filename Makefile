@@ -44,13 +44,13 @@ proto: $(VENV)/.installed-dev ## compile proto/*.proto again
 	$(PY) proto/compile.py
 
 docs: $(VENV)/.installed-dev ## build the site, as site/
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	$(PY) -m mkdocs build --strict --quiet
 
 wheel: $(PY) ## build the wheel and the source distribution, as dist/
 	$(PY) -m pip install --quiet build
 	$(PY) -m build --quiet
 
-format: $(VENV)/.installed-dev ## rewrite the code in the house style
+format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

@@ -1,4 +1,4 @@
-"""From two prototxts and a model to a checked optimizer: the rooms of both wings, walked through once."""
+"""From two prototxts and a model to a checked optimizer."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from docs_pages import Block, PageRun, blocks_of, commands_of
+from docs_pages import CONTINUING, Block, PageRun, blocks_of, commands_of
 from places import REPOSITORY
 
 from caffe2torch.errors import Caffe2TorchError
@@ -34,7 +34,19 @@ def cookbook(folder: Path) -> None:
     snapshots(folder / "run")
 
 
-SET_UP: dict[str, Callable[[Path], None]] = {"cookbook.md": cookbook, "snapshots.md": snapshots}
+def tutorial(folder: Path) -> None:
+    """A folder in a checkout, without anything in it."""
+    (folder.parent / "examples").mkdir(exist_ok=True)
+    shutil.copy(REPOSITORY / "examples/tutorial_files.py", folder.parent / "examples")
+    for file in folder.glob("*.prototxt"):
+        file.unlink()
+
+
+SET_UP: dict[str, Callable[[Path], None]] = {
+    "cookbook.md": cookbook,
+    "snapshots.md": snapshots,
+    "tutorial.md": tutorial,
+}
 """What a page's reader is assumed to have, beside SegNetBasic's prototxts and the files that the page itself shows."""
 
 
@@ -75,13 +87,14 @@ UNTRUE = {
     "```sh\nrm -rf everything\n```\n": "does more than install: {'rm'}",
     "```\nwhat is this\n```\n": "a block of ''",
     "```python\n# never closed\n": "never closed",
+    "```python\nx = 1\n```\n\n```python\nprint(x)\n```\n": "name 'x' is not defined",
 }
 
 
 @pytest.mark.parametrize(("page", "complaint"), UNTRUE.items())
 @pytest.mark.usefixtures("desk")
 def test_an_example_that_is_not_true_is_found(page: str, complaint: str) -> None:
-    with pytest.raises((AssertionError, ZeroDivisionError, Caffe2TorchError), match=complaint):
+    with pytest.raises((AssertionError, ZeroDivisionError, NameError, Caffe2TorchError), match=complaint):
         PageRun("page").run(page)
 
 
@@ -102,6 +115,7 @@ print(port.answer + 1)
 ```
 
 ```pycon
+>>> # continues the block above
 >>> port.answer
 41
 ```
@@ -122,6 +136,12 @@ print(port.answer + 1)
    ```
 """
     PageRun("page").run(page)
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize(("before", "mark"), [("", "# continues the block above\n"), (f"{CONTINUING}.\n\n", "")])
+def test_a_block_has_the_names_of_another_where_it_says_so(before: str, mark: str) -> None:
+    PageRun("page").run(f"{before}```python\nx = 1\n```\n\n```python\n{mark}print(x)\n```\n\n```text\n1\n```\n")
 
 
 def test_blocks_and_commands_know_their_lines() -> None:

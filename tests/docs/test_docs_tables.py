@@ -59,8 +59,34 @@ def test_every_verb_has_its_help_on_the_page() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    documented = set(re.findall(r"^::: caffe2torch\.(\w+)", page("api.md"), re.MULTILINE))
+    pages = "".join(file.read_text(encoding="utf-8") for file in (REPOSITORY / "docs").glob("api*.md"))
+    documented = set(re.findall(r"^::: caffe2torch\.(\w+)", pages, re.MULTILINE))
     assert set(caffe2torch.__all__) - {"__version__"} <= documented
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in (REPOSITORY / "docs").glob("*.md")))
+def test_a_page_begins_with_what_its_reader_will_be_able_to_do(name: str) -> None:
+    if name not in ("index.md", "changelog.md"):
+        title, opening = page(name).split("\n\n")[:2]
+        assert title.startswith("# ")
+        assert opening.startswith("After this page you can ")
+
+
+def test_every_message_of_the_troubleshooting_is_one_that_the_code_has() -> None:
+    code = "".join(file.read_text(encoding="utf-8") for file in (REPOSITORY / "caffe2torch").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code) + (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    rows = [row for title in ("message", "what stands there", "what happens") for row in tables(title)]
+    messages = [message for row in rows for message in re.findall("`(.*?)`", row[0])]
+    assert len(messages) > 30
+    for message in messages:
+        for part in message.split("..."):
+            assert part.strip(" ,:") in code, message
+
+
+def tables(title: str) -> list[list[str]]:
+    """The rows of all tables of the troubleshooting page whose first column has this title."""
+    _, *found = page("troubleshooting.md").split(f"| {title} | what to do |\n")
+    return [row for text in found for row in table(f"| {title} | what to do |\n{text}", title, "what to do")]
 
 
 def test_every_loss_is_listed_with_the_torch_call_that_is_the_same(tmp_path: Path) -> None:
@@ -101,7 +127,6 @@ def test_examples_and_literal_blocks_of_docstrings_get_fences() -> None:
 def test_the_site_builds_without_a_warning_and_asks_for_nothing_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the site's tools are not installed: pip install '.[docs]'")
     pytest.importorskip("mkdocstrings_handlers.python", reason="mkdocstrings[python] is not installed")
-    pytest.importorskip("material", reason="mkdocs-material is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr

@@ -1,15 +1,21 @@
-"""The example notebook runs in a fresh kernel, and shows what is stored in it."""
+"""The example notebook runs in a fresh kernel, and shows what is stored in it; the tutorial's is made from its page."""
 
 from __future__ import annotations
 
 import pytest
+from tutorial_notebook import NOTEBOOK as TUTORIAL
+from tutorial_notebook import PAGE, text_of
 
-pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-pytest.importorskip("nbclient", reason="nbclient is not installed")
+
+def test_the_tutorials_notebook_is_its_page() -> None:
+    written = TUTORIAL.read_text(encoding="utf-8")
+    assert written == text_of(PAGE.read_text(encoding="utf-8")), "python tests/support/tutorial_notebook.py writes it"
 
 
 @pytest.mark.slow
 def test_the_notebook_shows_what_is_stored_in_it() -> None:
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    pytest.importorskip("nbclient", reason="nbclient is not installed")
     import nbformat
     from stored_notebook import NOTEBOOK, executed, shown
 

@@ -10,6 +10,9 @@
 ```` ```sh ````                      is not run: commands that install things
 ===================================  ==================================================================================
 
+Each ``python`` and ``pycon`` block runs in a namespace of its own, as a reader runs it who copied that block alone. One
+that needs an earlier one begins with the comment ``# continues ...``; a page whose blocks all do says ``CONTINUING``.
+
 ``$ caffe2torch ...`` runs in this process, since each new one would load torch again; other commands get a shell.
 """
 
@@ -39,8 +42,10 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE
 )
 TITLE = re.compile(r'title="([^"]+)"')
-INSTALLERS = {"cd", "git", "make", "pip", "python3", ".venv/bin/pip"}
+INSTALLERS = {"cd", "git", "make", "mkdir", "pip", "python", "python3", ".venv/bin/pip", ".venv/bin/caffe2torch"}
 TRAINER = re.compile(r"^(?:from|import) (lightning|accelerate|transformers|peft)\b", re.MULTILINE)
+CONTINUES = re.compile(r"(>>> )?# continues ")
+CONTINUING = "The blocks of this page continue each other"
 FLAGS = doctest.ELLIPSIS
 EMPTY = re.compile(r"[ \t]+$", re.MULTILINE)
 
@@ -75,7 +80,7 @@ class PageRun:
     """One page being run. Everything that is not as the page says ends in an ``AssertionError`` that names the line."""
 
     name: str
-    namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
+    namespace: dict[str, Any] = field(default_factory=dict)
     status: int = 0
 
     def run(self, page: str) -> None:
@@ -83,7 +88,11 @@ class PageRun:
         blocks = blocks_of(page)
         fences = page.count("```") - 2 * len(blocks)
         assert not fences, f"{self.name}: a fenced block is never closed, or stands inside a sentence"
+        continuing = CONTINUING in " ".join(page.split())
+        self.namespace = {"__name__": "__main__"}
         for number, block in enumerate(blocks):
+            if block.language in ("python", "pycon") and not continuing and not CONTINUES.match(block.text):
+                self.namespace = {"__name__": "__main__"}
             shown = [
                 after.text for after in blocks[number + 1 : number + 2] if after.language == "text" and after.follows
             ]
