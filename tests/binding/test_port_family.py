@@ -39,7 +39,11 @@ def problems(case: Case) -> list[str]:
         if draft is None:  # layers that nothing distinguishes, and that learn otherwise
             open_pairs = {case.multipliers[one - 1] for one in case.place if one not in sure}
             return [] if len(open_pairs) > 1 else [f"refused: {error}"]
-        said = {layer.partition("/")[0]: (module, False) for layer, module in tomllib.loads(draft).items() if layer in origin}
+        said = {
+            layer.partition("/")[0]: (module, False)
+            for layer, module in tomllib.loads(draft).items()
+            if layer in origin
+        }
         refused = str(error)
     found = []
     for layer, (module, interchangeable) in said.items():

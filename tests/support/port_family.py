@@ -210,7 +210,9 @@ def isomorphisms(case: Case, mine: set[int], theirs: set[int], *, tails: bool) -
         one = steps[len(way)]
         source = _values(case.net[: one - 1], mine, way)[case.net[one - 1].sources[0]]
         for other, (look, fed) in looks.items():
-            same = look[0] == _look(case, case.net, one)[0] if one in case.reshaped else look == _look(case, case.net, one)
+            same = (
+                look[0] == _look(case, case.net, one)[0] if one in case.reshaped else look == _look(case, case.net, one)
+            )
             if same and fed == source and other not in way.values():
                 yield from extend({**way, one: other})
 
