@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import (
     Colours,
     Graph,
@@ -470,6 +470,7 @@ class _Candidates:
             for op in {node.op for node in net.nodes}
         }
         self.nodes = [everywhere[node.op] for node in net.nodes]
+        self.concats = everywhere.get(Op.CONCAT, 0)
         self._follow_units()
 
     def found(self) -> dict[int, list[int]]:
@@ -515,7 +516,7 @@ class _Candidates:
             for other in _bits(self.nodes[number]):
                 sources = self.model.inputs[other]
                 for place in range(len(node.inputs)):
-                    if node.unit is not None:
+                    if self._in_order(other):
                         reached[place] |= self.reach[sources[place]] if place < len(sources) else 0
                     else:
                         reached[place] |= self.parts[other]
@@ -523,12 +524,18 @@ class _Candidates:
                 self.nodes[source] &= bits
 
     def _fed(self, other: int, inputs: Sequence[int]) -> bool:
-        sources = self.model.inputs[other]
-        if self.model.wiring.nodes[other].unit is None:
+        if not self._in_order(other):
             return all(self.parts[other] & wanted for wanted in inputs)
+        sources = self.model.inputs[other]
         return len(sources) == len(inputs) and all(
             self.reach[source] & wanted for source, wanted in zip(sources, inputs, strict=True)
         )
+
+    def _in_order(self, other: int) -> bool:
+        """Whether a node keeps its inputs as they are: no other concatenation becomes a part of it."""
+        if self.model.wiring.nodes[other].op is not Op.CONCAT:
+            return self.model.ordered[other]
+        return not any(self.reach[source] & self.concats for source in self.model.inputs[other])
 
     def _follow_nodes(self) -> None:
         """A unit of the model comes into question if each use of the net's unit can be a use of it."""

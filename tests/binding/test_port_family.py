@@ -6,7 +6,6 @@ import os
 import time
 import tomllib
 
-import pytest
 from nets import recipe_of
 from port_family import Case, Port, certain, make_case, prototxt
 
@@ -44,7 +43,6 @@ def problems(case: Case) -> list[str]:
             for layer, module in tomllib.loads(draft).items()
             if layer in origin
         }
-        refused = str(error)
     found = []
     for layer, (module, interchangeable) in said.items():
         if interchangeable:
