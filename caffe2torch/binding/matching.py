@@ -124,7 +124,11 @@ def _by_wiring(
         if findings is not None:
             findings.agree = False
             return findings
-    return _whole_but_extra(nets[-1], model, named, reshaped) or _parts(net.recipe, nets[-1], model, named)
+    return (
+        _whole_but_extra(nets[-1], model, named, reshaped)
+        or _whole_but_extra(without_tails(nets[-1]), without_tails(model), named, reshaped)
+        or _parts(net.recipe, nets[-1], model, named)
+    )
 
 
 def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
@@ -444,7 +448,7 @@ def candidates(
         known: Pairs that stand.
         reshaped: Units of the net that may have other sizes in the model.
     """
-    return _Candidates(without_tails(net), without_tails(model), known, frozenset(reshaped)).found()
+    return _Candidates(net, model, known, frozenset(reshaped)).found()
 
 
 class _Candidates:

@@ -13,7 +13,7 @@ from caffe2torch.binding.bind import bind
 from caffe2torch.errors import BindingError
 
 SEED = int(os.environ.get("PORTS_SEED", time.time_ns() % 10**6))
-CASES = int(os.environ.get("PORTS_CASES", "60"))
+CASES = int(os.environ.get("PORTS_CASES", "40"))
 
 
 def problems(case: Case) -> list[str]:

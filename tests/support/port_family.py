@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -233,8 +234,8 @@ def _values(program: Sequence[Step], kept: set[int], way: dict[int, int]) -> lis
         if number in kept:
             values.append(("unit", way.get(number)))
         elif step.op == "sum":
-            parts = {part for one in sources for part in (one[1] if one[0] == "sum" else (one,))}
-            values.append(("sum", frozenset(parts)) if len(parts) > 1 else sources[0])
+            parts = Counter(part for one in sources for part in (one[1] if one[0] == "sum" else (one,)))
+            values.append(("sum", tuple(sorted(parts.elements(), key=repr))) if len(parts) > 1 else sources[0])
         elif step.op == "cat":
             flat = [part for one in sources for part in (one[1] if one[0] == "cat" else (one,))]
             values.append(("cat", tuple(flat)) if len(set(flat)) > 1 else sources[0])
