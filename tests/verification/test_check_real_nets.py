@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from caffe2torch.models.loading import load_model
 from torch import nn
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.models.loading import load_model
 from caffe2torch.reading import read_recipe
 from caffe2torch.verification.check_model import check_model
 from caffe2torch.verification.report import Check
