@@ -27,6 +27,9 @@ fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds i
 grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 1,000 with planted mistakes, some 20 minutes
 	GRID_CASES=3000 $(PY) -m pytest tests/verification/test_grid.py -s
 
+ports: $(VENV)/.installed-dev ## bind 600 edited ports and compare with every way to lay net onto port, a minute
+	PORTS_CASES=600 $(PY) -m pytest tests/binding/test_port_family.py -s
+
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check
 

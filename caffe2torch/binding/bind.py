@@ -86,7 +86,7 @@ def bind(
     stated = resolve_names(recipe, names or {}, [part for unit in graph.units for part in unit.parts], tensors)
     skipped, other_shape = read_blobs(recipe, skip, "skip"), read_blobs(recipe, reshaped, "reshaped")
     check_names(recipe, stated, net.units, tensors, other_shape)
-    findings = find_counterparts(net, graph, stated.modules | _implied(recipe, graph, stated), skipped)
+    findings = find_counterparts(net, graph, stated.modules | _implied(recipe, graph, stated), skipped, other_shape)
     named = {number: tensors[name] for number, name in stated.tensors.items()}
     assignment = assign(net, findings, named, skipped, other_shape)
     bound = assignment.bound

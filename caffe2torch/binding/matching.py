@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import (
     Colours,
     Graph,
@@ -28,10 +28,16 @@ from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Counterpart, Findings, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["alternatives", "find_counterparts", "match_parts"]
+__all__ = ["candidates", "find_counterparts", "match_parts"]
 
 
-def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str], skipped: Collection[int]) -> Findings:
+def find_counterparts(
+    net: NetGraph,
+    model: ModelGraph,
+    named: Mapping[str, str],
+    skipped: Collection[int],
+    reshaped: Collection[int] = (),
+) -> Findings:
     """Find counterparts by structure where the model's wiring was seen, by names for the rest.
 
     Args:
@@ -39,6 +45,7 @@ def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str]
         model: The model.
         named: Layer to module path, as the user states.
         skipped: Blobs (indices) that the model does without.
+        reshaped: Blobs (indices) that may have another shape in the model.
     """
     findings, rest = Findings(), list(model.units)
     absent = _absent(net, model, named) - frozenset(skipped)
@@ -46,7 +53,7 @@ def find_counterparts(net: NetGraph, model: ModelGraph, named: Mapping[str, str]
         if model.ended:
             findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named)
         else:
-            findings = _by_wiring(net, model.wiring, named, absent, skipped)
+            findings = _by_wiring(net, model.wiring, named, absent, skipped, frozenset(reshaped))
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
         if model.ended:
@@ -88,7 +95,12 @@ def _alike(unit: Unit, module: Unit) -> bool:
 
 
 def _by_wiring(
-    net: NetGraph, model: Wiring, named: Mapping[str, str], absent: frozenset[int], skipped: Collection[int]
+    net: NetGraph,
+    model: Wiring,
+    named: Mapping[str, str],
+    absent: frozenset[int],
+    skipped: Collection[int],
+    reshaped: frozenset[int],
 ) -> Findings:
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
@@ -99,6 +111,10 @@ def _by_wiring(
     nets = [net.without(absent)]
     if skipped:
         nets.append(net.without(absent.union(skipped)))
+    if reshaped:
+        stated = _whole_but_extra(nets[-1], model, named, reshaped)
+        if stated is not None and not stated.conflicting:
+            return stated
     for one in nets:
         findings = _whole(one, model, named)
         if findings is not None:
@@ -108,7 +124,11 @@ def _by_wiring(
         if findings is not None:
             findings.agree = False
             return findings
-    return _whole_but_extra(nets[-1], model, named) or _parts(net.recipe, nets[-1], model, named)
+    return (
+        _whole_but_extra(nets[-1], model, named, reshaped)
+        or _whole_but_extra(without_tails(nets[-1]), without_tails(model), named, reshaped)
+        or _parts(net.recipe, nets[-1], model, named)
+    )
 
 
 def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
@@ -155,17 +175,55 @@ def _whole(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | N
     return findings
 
 
-def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | None:
-    """Counterparts by structure where the model has more units, and there is only one choice of what to leave out."""
+def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int]) -> Findings | None:
+    """Counterparts by structure where the model has more units; names decide where several could be left out."""
     known = _named_pairs(net, model, named)
-    parts = match_parts(net, model, known)
-    left = set(range(len(model.units))) - set(parts.pairs.values())
-    if len(parts.pairs) < len(net.units) or alternatives(net, model, left).keys() - known.keys():
+    other_sizes = {number for number, unit in enumerate(net.units) if not reshaped.isdisjoint(_blobs(unit))}
+    evidence = dict.fromkeys(known, Evidence.NAMED)
+    found = candidates(net, model, known, other_sizes)
+    for hints, kind in zip(name_hints(net.units, model.units), (Evidence.EQUAL_NAMES, Evidence.SPELLING), strict=True):
+        more = {one: hints[one] for one, others in found.items() if len(others) > 1 and hints.get(one) in others}
+        if more:
+            evidence.update(dict.fromkeys(more, kind))
+            known.update(more)
+            found = candidates(net, model, known, other_sizes)
+    if not all(found.values()):
         return None
-    findings = _whole(net, without_units(model, left), named)
-    if findings is not None:
-        findings.agree = False
+    found = _possible(net, model, known, other_sizes, found)
+    pairs = {one: others[0] for one, others in found.items() if len(others) == 1}
+    if not all(found.values()) or not _agree_elsewhere(net, model, pairs):
+        return None
+    findings = Findings()
+    for one, other in pairs.items():
+        by = evidence.get(one, Evidence.STRUCTURE)
+        findings.found.append(_counterpart(net.units[one], model.units[other], by))
+    findings.conflicting = {
+        net.units[one].name: tuple(model.units[other].name for other in others)
+        for one, others in found.items()
+        if len(others) > 1
+    }
     return findings
+
+
+def _possible(
+    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], found: Mapping[int, list[int]]
+) -> dict[int, list[int]]:
+    """The candidates that are still possible when taken as known; as they are, where there are very many."""
+    kept = dict(found)
+    if sum(len(others) for others in found.values() if len(others) > 1) > _MOST_TRIED:
+        return kept
+    for one, others in found.items():
+        if len(others) > 1:
+            kept[one] = [other for other in others if _holds(net, model, {**known, one: other}, reshaped)]
+    return kept
+
+
+def _holds(net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> bool:
+    trial = candidates(net, model, known, reshaped)
+    if not all(trial.values()):
+        return False
+    pairs = {one: others[0] for one, others in trial.items()}
+    return any(len(others) > 1 for others in trial.values()) or _agree_elsewhere(net, model, pairs)
 
 
 def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
@@ -181,11 +239,7 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
                 known[one] = other
                 evidence[one] = kind
     parts = match_parts(net, model, known)
-    conflicting = {one: set(others) for one, others in parts.conflicting.items()}
-    if len(parts.pairs) == len(net.units):
-        for one, others in alternatives(net, model, set(range(len(model.units))) - set(parts.pairs.values())).items():
-            if one not in evidence:
-                conflicting.setdefault(one, {parts.pairs[one]}).update(others)
+    conflicting = parts.conflicting
     pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
     certain = _agree_elsewhere(net, model, pairs)
     if not certain and any(one not in evidence for one in pairs):
@@ -269,6 +323,7 @@ def _by_names(
 # Where net and model differ somewhere: what still agrees from one end, or for some way around.
 
 _RADIUS = 12
+_MOST_TRIED = 64  # candidates that are tried one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,54 +430,138 @@ class _Search:
         ]
 
 
-# Units of the model that are left over and could as well be the counterpart of a unit that has one.
+# Where the model has units that the net does not have: which of its units each unit of the net could be.
 #
-# Where the model has units that the net does not have, leaving out other ones may give the same wiring: of two equal
-# blocks in a row, either can be the one too many. If u could stand for a, then everything that a's value comes from has
-# a counterpart before u, and everything that it goes to has one after u. So u comes into question only if each kind of
-# unit occurs at least as often before u as before a, and after u as after a. Where no unit that is left over passes,
-# no other choice of what to leave out is possible.
+# Units that are left out are transparent, so a value of the model can stand for what lies before it, up to the first
+# unit that must stay. A pair is dropped as soon as what feeds it, or what it feeds, has no pair left, until nothing
+# changes any more (arc consistency: Mackworth, 1977). What is dropped is impossible; what is left alone is certain.
 
 
-def alternatives(net: Wiring, model: Wiring, left: Collection[int]) -> dict[int, list[int]]:
-    """For units of the net the units among ``left`` (of the model) that could be their counterparts, if any could."""
-    labels = signatures(net.units, model.units, Sizes.STRICT)
-    wanted = {labels[1][other] for other in left}
-    ones = [number for number, label in enumerate(labels[0]) if label in wanted]
-    if not ones:
-        return {}
-    kinds = list(dict.fromkeys(labels[0]))
-    ours, theirs = _Around(net, labels[0], kinds), _Around(model, labels[1], kinds)
-    found = {
-        one: [other for other in left if labels[0][one] == labels[1][other] and theirs.has(other, ours.counts(one))]
-        for one in ones
-    }
-    return {one: others for one, others in found.items() if others}
+def candidates(
+    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int] = ()
+) -> dict[int, list[int]]:
+    """For each unit of the net the units of the model that it could be, if the model holds the whole net.
+
+    Args:
+        net: The net.
+        model: The model, which may have more units.
+        known: Pairs that stand.
+        reshaped: Units of the net that may have other sizes in the model.
+    """
+    return _Candidates(net, model, known, frozenset(reshaped)).found()
 
 
-class _Around:
-    """For each unit the units before and after it, as sets of bits, counted by kind."""
+class _Candidates:
+    """Sets of nodes and units as bits of numbers."""
 
-    def __init__(self, wiring: Wiring, labels: Sequence[Hashable], kinds: Sequence[Hashable]) -> None:
-        self.masks = [sum(1 << number for number, label in enumerate(labels) if label == kind) for kind in kinds]
-        own = [0 if node.unit is None else 1 << node.unit for node in wiring.nodes]
-        before, after = [0] * len(own), [0] * len(own)
-        for number, node in enumerate(wiring.nodes):
-            for source in node.inputs:
-                before[number] |= before[source] | own[source]
-        for number in range(len(own) - 1, -1, -1):
-            for source in wiring.nodes[number].inputs:
-                after[source] |= after[number] | own[number]
-        self.sides: list[tuple[int, int]] = [(0, 0)] * len(wiring.units)
-        for number, node in enumerate(wiring.nodes):
-            if node.unit is not None:
-                so_far = self.sides[node.unit]
-                self.sides[node.unit] = (so_far[0] | before[number], so_far[1] | after[number])
+    def __init__(self, net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> None:
+        self.net, self.model = Graph(net), Graph(model)
+        self.known, taken = known, set(known.values())
+        labels = signatures(net.units, model.units, Sizes.STRICT)
+        of_label: dict[Hashable, list[int]] = {}
+        of_kind: dict[UnitKind, list[int]] = {}
+        for other, label in enumerate(labels[1]):
+            if self.model.uses[other] and other not in taken:
+                of_label.setdefault(label, []).append(other)
+                of_kind.setdefault(model.units[other].kind, []).append(other)
+        self.units: list[set[int]] = []
+        for one, label in enumerate(labels[0]):
+            wanted = of_kind.get(net.units[one].kind, []) if one in reshaped else of_label.get(label, [])
+            self.units.append({known[one]} if one in known else set(wanted))
+        self.unread = [number for number, uses in enumerate(self.net.uses) if not uses]
+        everywhere = {
+            op: sum(1 << number for number, node in enumerate(model.nodes) if node.op is op)
+            for op in {node.op for node in net.nodes}
+        }
+        self.nodes = [everywhere[node.op] for node in net.nodes]
+        self.concats = everywhere.get(Op.CONCAT, 0)
+        self._follow_units()
 
-    def counts(self, unit: int) -> list[int]:
-        """How many units of each kind are before, and after, a unit."""
-        return [(side & mask).bit_count() for side in self.sides[unit] for mask in self.masks]
+    def found(self) -> dict[int, list[int]]:
+        while True:
+            before = (list(self.nodes), [len(others) for others in self.units])
+            self._reach()
+            self._sweep()
+            self._follow_nodes()
+            self._follow_units()
+            if before == (self.nodes, [len(others) for others in self.units]):
+                break
+        return {one: sorted(others) for one, others in enumerate(self.units) if one not in self.unread}
 
-    def has(self, unit: int, counts: Sequence[int]) -> bool:
-        """Whether a unit has at least so many of each kind before and after it."""
-        return all(own >= wanted for own, wanted in zip(self.counts(unit), counts, strict=True))
+    def _reach(self) -> None:
+        """For each node of the model the values that it can stand for once units are left out."""
+        must_stay = {next(iter(others)) for others in self.units if len(others) == 1}
+        self.reach, self.parts = [1], [1]  # the parts: what it adds to a junction of its own kind
+        for number, node in enumerate(self.model.wiring.nodes[1:], start=1):
+            reach = 1 << number
+            sources = [self.reach[source] for source in node.inputs]
+            if node.unit is None:
+                common = sources[0]
+                for source in sources:
+                    common &= source
+                reach |= common
+            elif node.unit not in must_stay:
+                reach |= sources[0] if sources else 0
+            self.reach.append(reach)
+            parts = 0
+            for source in node.inputs if node.unit is None else ():
+                parts |= self.parts[source] | self.reach[source]
+            passed = self.parts[node.inputs[0]] if node.unit is not None and reach != 1 << number else 0
+            self.parts.append(reach | parts | passed)
+
+    def _sweep(self) -> None:
+        """Drop nodes whose inputs have no pair, then nodes that feed no pair."""
+        for number, node in enumerate(self.net.wiring.nodes[1:], start=1):
+            inputs = [self.nodes[source] for source in node.inputs]
+            self.nodes[number] = sum(1 << other for other in _bits(self.nodes[number]) if self._fed(other, inputs))
+        for number in range(len(self.nodes) - 1, 0, -1):
+            node = self.net.wiring.nodes[number]
+            reached = [0] * len(node.inputs)
+            for other in _bits(self.nodes[number]):
+                sources = self.model.inputs[other]
+                for place in range(len(node.inputs)):
+                    if self._in_order(other):
+                        reached[place] |= self.reach[sources[place]] if place < len(sources) else 0
+                    else:
+                        reached[place] |= self.parts[other]
+            for source, bits in zip(node.inputs, reached, strict=True):
+                self.nodes[source] &= bits
+
+    def _fed(self, other: int, inputs: Sequence[int]) -> bool:
+        if not self._in_order(other):
+            return all(self.parts[other] & wanted for wanted in inputs)
+        sources = self.model.inputs[other]
+        return len(sources) == len(inputs) and all(
+            self.reach[source] & wanted for source, wanted in zip(sources, inputs, strict=True)
+        )
+
+    def _in_order(self, other: int) -> bool:
+        """Whether a node keeps its inputs as they are: no other concatenation becomes a part of it."""
+        if self.model.wiring.nodes[other].op is not Op.CONCAT:
+            return self.model.ordered[other]
+        return not any(self.reach[source] & self.concats for source in self.model.inputs[other])
+
+    def _follow_nodes(self) -> None:
+        """A unit of the model comes into question if each use of the net's unit can be a use of it."""
+        for one, uses in enumerate(self.net.uses):
+            for use in uses:
+                nodes = self.model.wiring.nodes
+                self.units[one] &= {unit for other in _bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
+        for one, others in enumerate(self.units):
+            if len(others) == 1:
+                for rival in range(len(self.units)):
+                    if rival != one:
+                        self.units[rival] -= others
+
+    def _follow_units(self) -> None:
+        for one, uses in enumerate(self.net.uses):
+            mask = sum(1 << use for other in self.units[one] for use in self.model.uses[other])
+            for use in uses:
+                self.nodes[use] &= mask
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low

@@ -228,6 +228,8 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
     layers = "layer " + " with ".join(repr(part) for part in unit.parts)
     if unit.name in findings.conflicting:
         places = findings.conflicting[unit.name]
+        if len(places) > 3:
+            return f"{layers} could be one of {len(places)} modules, {places[0]} to {places[-1]}"
         if len(places) > 1:
             return f"{layers} could be {' or '.join(places)}"
         rivals = [name for name, others in findings.conflicting.items() if others == places and name != unit.name]

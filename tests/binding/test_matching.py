@@ -9,7 +9,8 @@ from nets import IMAGE, Port, Step, caffe_net, conv, inserted, names, programs, 
 from torch import nn
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.binding.matching import alternatives
+from caffe2torch.binding.graph import Wiring
+from caffe2torch.binding.matching import candidates
 from caffe2torch.binding.net_graph import caffe_wiring
 from caffe2torch.binding.plan import Binding
 from caffe2torch.errors import BindingError
@@ -79,12 +80,12 @@ def test_a_head_of_another_size_leaves_no_such_choice() -> None:
     }
 
 
-def test_alternatives_are_units_with_enough_before_and_after_them() -> None:
-    def wiring(length: int) -> object:
+def test_candidates_leave_enough_before_and_after_them() -> None:
+    def wiring(length: int) -> Wiring:
         return caffe_wiring(
             recipe_of(IMAGE, conv("v1", "data"), *(conv(f"v{n}", f"v{n - 1}") for n in range(2, length)))
         )
 
-    net, model = wiring(4), wiring(6)  # of v2 .. v5 in the model, v2 and v3 have counterparts
-    assert alternatives(net, model, {3, 4}) == {1: [3], 2: [3, 4]}  # type: ignore[arg-type]
-    assert alternatives(net, model, {1, 4}) == {1: [1], 2: [4]}  # type: ignore[arg-type]
+    net, model = wiring(4), wiring(6)
+    assert candidates(net, model, {}) == {0: [0], 1: [1, 2, 3], 2: [2, 3, 4]}
+    assert candidates(net, model, {2: 3}) == {0: [0], 1: [1, 2], 2: [3]}

@@ -1,0 +1,65 @@
+"""Many nets and edited ports: nothing is bound wrongly, and every layer with one counterpart only is bound."""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+
+from nets import recipe_of
+from port_family import Case, Port, certain, make_case, prototxt
+
+from caffe2torch.binding.bind import bind
+from caffe2torch.errors import BindingError
+
+SEED = int(os.environ.get("PORTS_SEED", time.time_ns() % 10**6))
+CASES = int(os.environ.get("PORTS_CASES", "40"))
+
+
+def problems(case: Case) -> list[str]:
+    """What is bound wrongly or with too much certainty, and what is certain and not bound."""
+    recipe, port, sure = recipe_of(prototxt(case)), Port(case), certain(case)
+    origin = {case.layer(one): port.module_of[other] for one, other in case.place.items()}
+    known = {case.layer(one): port.module_of[other] for one, other in sure.items()}
+    said: dict[str, tuple[str, bool]] = {}
+    try:
+        binding = bind(
+            recipe,
+            port,
+            skip=[part for one in case.dropped for part in (f"{case.layer(one)}n?",)],
+            unclaimed=(1.0, 1.0),
+            reshaped=[case.layer(one) for one in case.reshaped],
+        )
+        for bound in binding.blobs:
+            if bound.name is not None and bound.blob.layer in origin:
+                said[bound.blob.layer] = bound.name.rpartition(".")[0], bool(bound.rivals)
+    except BindingError as error:
+        draft = getattr(error, "draft", None)
+        if draft is None:  # layers that nothing distinguishes, and that learn otherwise
+            open_pairs = {case.multipliers[one - 1] for one in case.place if one not in sure}
+            return [] if len(open_pairs) > 1 else [f"refused: {error}"]
+        said = {
+            layer.partition("/")[0]: (module, False)
+            for layer, module in tomllib.loads(draft).items()
+            if layer in origin
+        }
+    found = []
+    for layer, (module, interchangeable) in said.items():
+        if interchangeable:
+            continue
+        if module != origin[layer]:
+            found.append(f"{layer} is {origin[layer]}, bound to {module}")
+        elif layer not in known and not case.names_kept:
+            found.append(f"{layer} could be another module as well as {module}")
+    open_yet = {case.layer(one) for one in case.reshaped}  # may be refused or interchangeable though certain
+    missing = [layer for layer in known if layer not in open_yet and (layer not in said or said[layer][1])]
+    return found + [f"{layer} is certainly {known[layer]}, and not bound" for layer in missing]
+
+
+def test_a_port_is_bound_as_far_as_it_is_certain_and_never_wrongly() -> None:
+    print(f"PORTS_SEED={SEED}")
+    failures = []
+    for number in range(CASES):
+        case = make_case(SEED + number)
+        failures += [f"seed {case.seed}, {case.edit}: {one}" for one in problems(case)]
+    assert not failures, f"PORTS_SEED={SEED}: {len(failures)}\n" + "\n".join(failures[:40])
