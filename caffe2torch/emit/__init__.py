@@ -97,6 +97,8 @@ def emit(
 
 
 def _loss(recipe: TrainingRecipe) -> str | None:
+    if not recipe.layers:
+        return None
     from caffe2torch.emit.loss import loss_source  # which needs torch
 
     try:
