@@ -59,7 +59,7 @@ def _transform(layer: Layer) -> str:
     if crop:
         calls.append(f"RandomCrop({crop}) in TRAIN and the middle {crop} in TEST")
     if settings.get("mirror"):
-        calls.append("RandomHorizontalFlip() in both phases")
+        calls.append("RandomHorizontalFlip()")
     return f"{stated}; in torchvision {', '.join(calls)}" if calls else stated
 
 

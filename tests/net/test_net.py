@@ -433,8 +433,8 @@ def test_what_the_optimizer_does_not_cover_is_noted_once_for_each_kind() -> None
         (
             1,
             "the data layer gives (x - mean) * scale of BGR images, 0 to 255, which torchvision's own weights do not "
-            "expect: scale 0.5, mirror, mean_value 9; in torchvision Normalize([9], [2]), RandomHorizontalFlip() in "
-            "both phases ('d')",
+            "expect: scale 0.5, mirror, mean_value 9; in torchvision Normalize([9], [2]), RandomHorizontalFlip() "
+            "('d')",
         ),
         (5, "no gradient passes from 'aux' to 't': detach it in the port ('aux')"),
     ]
