@@ -105,10 +105,8 @@ class CaffeNesterov(CaffeOptimizer, torch.optim.SGD):
         for group in self.param_groups:
             reference = group.setdefault("reference_lr", float(group["lr"]) or 1.0)
             ratio = float(group["lr"]) / reference
-            if ratio != 1:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        p.grad.mul_(ratio)
+            for p in (p for p in group["params"] if ratio != 1 and p.grad is not None):
+                p.grad.mul_(ratio)
             group["lr"], group["weight_decay"] = reference, group["weight_decay"] * ratio
 
 
@@ -134,9 +132,8 @@ class L1Decay(CaffeOptimizer):
         """Add decay * sign(w) to the gradients; the stock class then has nothing to add."""
         super().prepare()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.add_(p.sign(), alpha=group["weight_decay"])
+            for p in (p for p in group["params"] if p.grad is not None):
+                p.grad.add_(p.sign(), alpha=group["weight_decay"])
             group["weight_decay"] = 0.0
 
 
