@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_s
 from caffe2torch.snapshot.fillers import initialize, plan_fillings
 from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
+from caffe2torch.solver.lr_policy import rates
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.verification.check_model import check_model, read_accepted
@@ -89,6 +91,24 @@ class Translation:
         Raises ``NetError`` for a net without a loss, ``UnsupportedError`` for one that is not translated.
         """
         return build_loss(self.recipe)
+
+    def rates(self, iterations: int | None = None) -> dict[str, np.ndarray]:
+        """The ``lr`` of every group at each iteration of a run from the start, by the group's name.
+
+        Args:
+            iterations: How many; ``max_iter`` by default.
+
+        Returns:
+            Arrays of float64, shape ``(iterations,)``.
+
+        Raises:
+            SolverError: The solver states no ``max_iter``, and no number is given.
+        """
+        count = self.solver.max_iter if iterations is None else iterations
+        if not count:
+            raise SolverError("the solver states no max_iter", hint="say how many iterations: t.rates(1000)")
+        run = np.fromiter(rates(self.solver.policy, count), np.float64, count)
+        return {group.name: run * group.lr_mult for group in self.groups}
 
     def source(self, *, initialize: bool = False, loss: bool = True) -> str:
         """Python that builds the same optimizer, scheduler and loss with torch alone.
