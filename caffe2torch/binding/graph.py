@@ -193,7 +193,10 @@ def rebuild(wiring: Wiring, place: Callable[[WiringBuilder, Node, tuple[int, ...
 
 
 def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
-    """The wiring without some units (indices): their nodes are transparent to their first input."""
+    """The wiring without some units (indices): their nodes are transparent to their first input.
+
+    A unit without any, as a layer that is nothing but a parameter, becomes an input.
+    """
     kept = [number for number in range(len(wiring.units)) if number not in left_out]
     index = {old: new for new, old in enumerate(kept)}
     placed = rebuild(
@@ -201,7 +204,7 @@ def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
         lambda builder, node, inputs: (
             builder.join(node.op, inputs)
             if node.unit is None
-            else (builder.use(index[node.unit], inputs) if node.unit in index else inputs[0])
+            else (builder.use(index[node.unit], inputs) if node.unit in index else (*inputs, INPUT)[0])
         ),
     )
     return Wiring(tuple(wiring.units[number] for number in kept), placed.nodes)

@@ -12,7 +12,7 @@ from nets import Port, Step, caffe_net, conv, programs, recipe_of
 from torch import nn
 
 from caffe2torch.binding.bind import bind
-from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder, without_units
 from caffe2torch.binding.isomorphism import Graph, Palette, match_whole, refine
 from caffe2torch.binding.matching import match_parts
 from caffe2torch.binding.plan import Binding
@@ -174,3 +174,11 @@ def test_matching_a_chain_takes_time_in_proportion_to_its_length() -> None:
 
     short, long = (min(seconds(length) for _ in range(3)) for length in (500, 4000))
     assert long < 22 * short, f"{short:.3f} s for 500 units, {long:.3f} s for 4,000"  # a square would be 64
+
+
+def test_a_unit_without_inputs_that_is_left_out_becomes_an_input() -> None:
+    lone, after = (Unit(name, (name,), UnitKind.MAP, (2, 2), ()) for name in ("lone", "after"))
+    nodes = (Node(Op.INPUT), Node(Op.UNIT, (), 0), Node(Op.UNIT, (1,), 1))
+    left = without_units(Wiring((lone, after), nodes), {0})
+    assert left.units == (after,)
+    assert left.nodes[-1] == Node(Op.UNIT, (INPUT,), 0)
