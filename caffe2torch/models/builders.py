@@ -184,6 +184,8 @@ def _bn(site: Site) -> Spec:
     channels = max(site.shapes["scale"])
     if "mean" not in site.shapes:
         return Spec(BN, (channels,))
+    if flag(site.settings, "frozen"):
+        return spec(layers.FrozenBatchNorm, channels, eps=site.number("eps", 1e-5))
     momentum = round(1 - site.number("momentum", site.number("decay", 0.9)), 9)
     return spec(nn.BatchNorm2d, channels, eps=site.number("eps", 1e-5), momentum=momentum)
 

@@ -75,6 +75,14 @@ def spread(blob: Tensor | None, x: Tensor, axis: int) -> Tensor:
     return blob.reshape(blob.shape + (1,) * (x.dim() - axis % x.dim() - blob.dim())) if blob.dim() else blob
 
 
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """``bn_layer.cpp`` of yjxiong's fork with ``frozen: true``: the kept statistics, in training too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
 class Scale(nn.Module):
     """``scale_layer.cpp``: times a blob that covers the axes from ``axis`` on, plus one if it has a ``bias``.
 

@@ -184,6 +184,18 @@ def test_statistics_loaded_from_caffe_survive_the_next_training_pass() -> None:
     assert kept.running_mean.mean().item() == pytest.approx(5, abs=0.01)
 
 
+def test_a_bn_that_its_fork_freezes_keeps_its_statistics_in_training(tmp_path: Path) -> None:
+    text = """input: "data" input_shape { dim: 4 dim: 3 dim: 5 dim: 5 }
+        layer { name: "bn" type: "BN" bottom: "data" top: "bn" bn_param { frozen: true }
+                param { lr_mult: 1 } param { lr_mult: 1 } param { lr_mult: 0 } param { lr_mult: 0 } }"""
+    model = of_text(tmp_path, text)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1)) + 2
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(model.train()(x), model.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 def test_sizes_that_nothing_states_stand_as_one_and_inputs_gives_them() -> None:
     net = 'layer { name: "d" type: "Data" top: "data" top: "label" data_param { batch_size: 2 } }'
     recipe = recipe_of(net, conv("a", "data"))
