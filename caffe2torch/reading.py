@@ -91,7 +91,8 @@ def read_recipe(
     check_defines(files.defines, files.templates)
     state = _state(parsed, parsed_solver, phase, tuple(stages), level, notes)
     shapes = {name: tuple(shape) for name, shape in (inputs or {}).items()}
-    name, layers, blobs, net_notes = read_layers(parsed, state, shapes)
+    tested = _state(parsed, parsed_solver, "TEST", tuple(stages), level, Notes()) if phase == "TRAIN" else None
+    name, layers, blobs, net_notes = read_layers(parsed, state, shapes, tested)
     for note in (*net_notes, *solver_notes):
         notes.add(note)
     if settings is not None:

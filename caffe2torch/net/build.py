@@ -13,7 +13,7 @@ from caffe2torch.net.layer_settings import layer_settings
 from caffe2torch.net.layer_types import blob_rules, top_shapes
 from caffe2torch.net.learnable_blobs import Learnables, append_blobs
 from caffe2torch.net.phases import NetState, included
-from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer
+from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer, data_transforms
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, upgrade
 from caffe2torch.prototxt.schema import Parsed
@@ -25,7 +25,7 @@ Inputs = Mapping[str, Sequence[int]]
 
 
 def read_layers(
-    parsed: Parsed, state: NetState | None = None, inputs: Inputs | None = None
+    parsed: Parsed, state: NetState | None = None, inputs: Inputs | None = None, tested: NetState | None = None
 ) -> tuple[str, tuple[Layer, ...], tuple[LearnableBlob, ...], tuple[Note, ...]]:
     """Read a net's layers of one state, and its learnable blobs.
 
@@ -33,6 +33,7 @@ def read_layers(
         parsed: The net.
         state: Phase, level and stages, which decide which layers take part; phase TRAIN if absent.
         inputs: Shapes of blobs that the file does not state, by blob name; they win over what it states.
+        tested: The state of the net that is tested meanwhile, for the note on the data of both.
 
     Returns:
         The net's name, its layers, its learnable blobs in Caffe's order, and notes.
@@ -72,7 +73,20 @@ def read_layers(
         notes.add(note)
     _explain_missing(built, upgraded.layers, state, notes)
     beyond_the_optimizer(layers, notes)
+    _note_the_data(upgraded.layers, [one for one in (state, tested) if one is not None], notes)
     return upgraded.net.name, layers, built.learnables.finish(), notes.finish()
+
+
+def _note_the_data(layers: Sequence[UpgradedLayer], states: Sequence[NetState], notes: Notes) -> None:
+    transforming = [layer for layer in layers if layer.message.HasField("transform_param")]
+    taking_part = {
+        state.phase: [layer for layer in transforming if included(layer.message, layer.where, state)]
+        for state in states
+    }
+    read = {layer.where: layer_settings(layer.message, layer.type, layer.block) for layer in transforming}
+    line = data_transforms({phase: [read[one.where] for one in found] for phase, found in taking_part.items()})
+    if line:
+        notes.info(next(found[0].where for found in taking_part.values() if found), line)
 
 
 def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:

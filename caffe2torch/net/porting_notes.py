@@ -14,7 +14,14 @@ from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
 from caffe2torch.solver.float32 import format32
 
-__all__ = ["Notes", "beyond_the_optimizer", "of_an_update", "segnet_peculiarities", "without_gradient"]
+__all__ = [
+    "Notes",
+    "beyond_the_optimizer",
+    "data_transforms",
+    "of_an_update",
+    "segnet_peculiarities",
+    "without_gradient",
+]
 
 _SHOWN = 3
 Detail = Callable[[Layer], str]
@@ -41,26 +48,6 @@ def _loss_param(layer: Layer) -> str:
     if "loss_param" not in layer.settings:
         return ""
     return _stated(nested(layer.settings, "loss_param"), {"normalization": "VALID", "class_weighting": ()})
-
-
-def _transform(layer: Layer) -> str:
-    """What ``data_transformer.cpp`` does to an image, and torchvision's transforms that do the same, in order."""
-    settings = nested(layer.settings, "transform_param")
-    neutral: dict[str, object] = {"scale": 1.0, "mirror": False, "crop_size": 0, "mean_value": ()}
-    stated = _stated(settings, neutral) if settings else ""
-    if not stated:
-        return ""
-    mean, scale, crop = (settings.get(name) for name in ("mean_value", "scale", "crop_size"))
-    calls = []
-    if (isinstance(mean, tuple) and mean) or scale not in (None, 1.0):
-        means = ", ".join(f"{value:g}" for value in mean) if isinstance(mean, tuple) and mean else "0"
-        std = 1 / scale if isinstance(scale, float) and scale else 1
-        calls.append(f"Normalize([{means}], [{std:g}])")
-    if crop:
-        calls.append(f"RandomCrop({crop}) in TRAIN and the middle {crop} in TEST")
-    if settings.get("mirror"):
-        calls.append("RandomHorizontalFlip()")
-    return f"{stated}; in torchvision {', '.join(calls)}" if calls else stated
 
 
 def _stated(settings: Mapping[str, object], neutral: Mapping[str, object]) -> str:
@@ -118,13 +105,74 @@ _KINDS: Sequence[tuple[Detail, str]] = (
     (_batch_norm, "BatchNorm's constants belong to the model: {}; torch's momentum is 1 - moving_average_fraction"),
     (_bn, "BN's constants belong to the model: {}"),
     (_dropout, "dropout belongs to the model: {}"),
-    (
-        _transform,
-        "the data layer gives (x - mean) * scale of BGR images, 0 to 255, which torchvision's own weights do not "
-        "expect: {}",
-    ),
     (_blocked, "no gradient passes from {}: detach it in the port"),
 )
+
+
+def data_transforms(phases: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
+    """What the data layers do to an image (``data_transformer.cpp``), with torchvision's transforms that do the same.
+
+    Args:
+        phases: The settings of the layers that take part in each phase.
+
+    Returns:
+        One line; empty where no layer has a ``transform_param`` that changes something.
+
+    >>> line = data_transforms({"TRAIN": [{"transform_param": {"scale": 0.5, "mirror": True}}]})
+    >>> line.split(": ", 1)[1]
+    'TRAIN scale 0.5, mirror (torchvision: Normalize([0], [2]), RandomHorizontalFlip())'
+    """
+    found: dict[str, list[str]] = {}
+    for phase, layers in phases.items():
+        for settings in layers:
+            if text := _transform(nested(settings, "transform_param"), phase):
+                found.setdefault(text, []).append(phase)
+    if not found:
+        return ""
+    lines = [f"{' and '.join(dict.fromkeys(where))} {text}" for text, where in found.items()]
+    return (
+        "the data layer gives (x - mean) * scale of BGR images, 0 to 255, where torchvision's own weights expect RGB "
+        f"in other units: {listed(lines, 2 * _SHOWN, '; ')}"
+    )
+
+
+_TRANSFORMS: Mapping[str, object] = {
+    "scale": 1.0,
+    "mirror": False,
+    "crop_size": 0,
+    "mean_file": "",
+    "mean_value": (),
+    "force_color": False,
+    "force_gray": False,
+}
+"""The fields of BVLC's ``transform_param``, with what changes nothing; any other one is a fork's."""
+
+
+def _transform(settings: Mapping[str, object], phase: str) -> str:
+    stated = _stated(settings, _TRANSFORMS)
+    if not stated:
+        return ""
+    means, scale, crop = (settings.get(name) for name in ("mean_value", "scale", "crop_size"))
+    calls = []
+    if settings.get("mean_file"):
+        calls.append("subtract the image in mean_file")
+    if means or scale not in (None, 1.0):
+        mean = listed([*map(_number, means)], 9) if isinstance(means, tuple) and means else "0"
+        calls.append(f"Normalize([{mean}], [{_inverse(scale)}])")
+    if crop:
+        calls.append(f"RandomCrop({crop})" if phase == "TRAIN" else f"CenterCrop({crop}) with its offset rounded down")
+    if settings.get("mirror"):
+        calls.append("RandomHorizontalFlip()" + (", at random here, too" if phase == "TEST" else ""))
+    parts = [f"torchvision: {', '.join(calls)}"] if calls else []
+    if own := [name for name, value in settings.items() if name not in _TRANSFORMS and value not in (False, ())]:
+        parts.append(f"a fork's own: {', '.join(own)}")
+    return f"{stated} ({'; '.join(parts)})" if parts else stated
+
+
+def _inverse(scale: object) -> str:
+    if not isinstance(scale, float) or not scale:
+        return "1"
+    return _number(1 / scale) if (1 / scale).is_integer() else f"1 / {_number(scale)}"
 
 
 def segnet_peculiarities(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from caffe2torch.models.losses import stock_call
 from caffe2torch.models.net_loss import LossTerm, NetLoss, loss_terms
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.verification.loss_divisors import Divisor, divisor_of, divisors
-from caffe2torch.verification.loss_samples import call, predictions, sample
+from caffe2torch.verification.loss_samples import call, predictions, sample, stated_batch
 from caffe2torch.verification.loss_variants import Variant, variants
 from caffe2torch.verification.report import Check, Fault, FaultKind, Result
 
@@ -93,7 +94,7 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
         loss: The user's loss, as ``compare_losses`` calls it; ``None`` where none was given.
 
     Returns:
-        The check; ``None`` where the net has no loss and none was given.
+        The check, not seen where the net's loss is not translated; ``None`` where it has none and none was given.
 
     Raises:
         NetError: A loss was given, and the net has none, or one that Caffe refuses.
@@ -102,7 +103,9 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
     if loss is None:
         try:
             expected = describe_loss(recipe)
-        except (NetError, UnsupportedError):
+        except UnsupportedError as error:
+            return Check("loss", Result.NOT_SEEN, "", seen=f"{error.message}: compare yours with the fork's source")
+        except NetError:
             return None
         seen = f"{expected}; translate gives it (t.loss, build_loss()), audit --loss checks yours"
         return Check("loss", Result.NOT_SEEN, expected, seen=seen)
@@ -121,7 +124,8 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
 def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossFinding:
     """Run the user's loss on seeded scores and labels beside Caffe's, and name what its gradients show.
 
-    Scores and labels have the net's own sizes. ``loss`` is called with the bottoms of the loss layer,
+    Scores and labels have the net's own sizes, but a batch of at least 2, so that a divisor shows; where the net states
+    a batch of 1, a loss that is the same for it is right. ``loss`` is called with the bottoms of the loss layer,
     ``loss(scores, labels)``; of a net with several losses with ``{blob: tensor, ...}``, else with
     ``((scores, ...), labels)``. Labels have the type and shape that torch wants.
 
@@ -162,13 +166,18 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
         second = _probe(recipe, terms, loss, takes, larger=1, ignored=failure is None)
     except Exception:  # written for one batch size
         second = probe
+    single = None
+    if stated_batch(recipe, terms) == 1:
+        with suppress(Exception):  # as above
+            single = _probe(recipe, terms, loss, takes, larger=-1, ignored=failure is None)
+    sample_size = _sample_size(recipe, terms, probe)
     faults: list[LossFault] = []
     if failure is not None:
         what = "your loss does not ignore the label that Caffe ignores"
         faults.append(LossFault(next(iter(takes)), terms[0].layer.name, None, f"{what}, and fails on it: {failure}"))
     for blob, users in takes.items():
         said = {(fault.layer, fault.message) for fault in faults}  # of both halves of a pair, the first
-        new = _faults(blob, users, terms, probe, second)
+        new = _faults(blob, users, terms, probe, second, single, sample_size)
         faults += [fault for fault in new if (fault.layer, fault.message) not in said]
     return LossFinding(expected, tuple(faults))
 
@@ -196,8 +205,22 @@ def _probe(
     return _Probe(blobs, dict(zip(takes, gradients, strict=True)))
 
 
+def _sample_size(recipe: TrainingRecipe, terms: tuple[LossTerm, ...], probe: _Probe) -> str:
+    """What to say of a factor that follows the batch, where the sample's is not the net's."""
+    shape, stated = probe.blobs[terms[0].blobs[0]].shape, stated_batch(recipe, terms)
+    if not shape or shape[0] == stated:
+        return ""
+    return f", in a sample of {shape[0]} images; the net's batch is {stated or 'not stated'}"
+
+
 def _faults(
-    blob: str, users: list[LossTerm], terms: tuple[LossTerm, ...], probe: _Probe, second: _Probe
+    blob: str,
+    users: list[LossTerm],
+    terms: tuple[LossTerm, ...],
+    probe: _Probe,
+    second: _Probe,
+    single: _Probe | None,
+    sample_size: str,
 ) -> Iterator[LossFault]:
     layer = " and ".join(term.layer.name for term in users)
     own = probe.gradients[blob]
@@ -207,9 +230,10 @@ def _faults(
         if any(term.weight for term in users):
             yield LossFault(blob, layer, 0.0, message)
         return
+    same_for_one = single is not None and _is_caffes(blob, terms, single)
     if len(users) > 1:
         ratio = _ratio(own, _gradient(NetLoss(terms), probe.blobs, blob))
-        if ratio is None or not math.isclose(ratio, 1, rel_tol=_SAME):
+        if not same_for_one and (ratio is None or not math.isclose(ratio, 1, rel_tol=_SAME)):
             why = "is another function of it" if ratio is None else _effect(ratio)
             yield LossFault(blob, layer, ratio, f"feeds several losses, and your gradient {why}")
         return
@@ -227,14 +251,21 @@ def _faults(
         steady = math.isclose(
             other / term.weight if term.weight else math.inf, 1, rel_tol=max(_SAME, variant.tolerance)
         )
-        if same and steady and variant.words is None:
+        if variant.words is None and (same_for_one or (same and steady)):
             return
         words = [] if variant.words is None else [variant.words]
         if not (same and steady):
-            words.append(_why(term, variant, (probe, ratio), (second, other)))
+            follows = "" if math.isclose(ratio, other, rel_tol=1e-3) else sample_size
+            words.append(_why(term, variant, (probe, ratio), (second, other)) + follows)
         yield LossFault(blob, layer, _tidy(factor), "; ".join(words))
         return
     yield LossFault(blob, layer, None, f"your gradient is another function of the scores than {layer}'s")
+
+
+def _is_caffes(blob: str, terms: tuple[LossTerm, ...], probe: _Probe) -> bool:
+    own = probe.gradients[blob]
+    ratio = None if own is None else _ratio(own, _gradient(NetLoss(terms), probe.blobs, blob))
+    return ratio is not None and math.isclose(ratio, 1, rel_tol=_SAME)
 
 
 def _gradient(loss: Callable[[Mapping[str, Tensor]], Tensor], blobs: Mapping[str, Tensor], blob: str) -> Tensor | None:

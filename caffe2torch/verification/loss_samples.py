@@ -10,9 +10,9 @@ from torch import Tensor
 
 from caffe2torch.models.losses import LOSSES, class_axis, ignore_label, number
 from caffe2torch.models.net_loss import LossTerm
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import Shape, TrainingRecipe
 
-__all__ = ["call", "predictions", "sample"]
+__all__ = ["call", "predictions", "sample", "stated_batch"]
 
 _MOST = 2**22  # elements of a blob: beyond, the batch of the sample is smaller than the net's
 _UNKNOWN = (2, 5, 6, 7)  # sizes for what the file does not state: batch, channels, height, width
@@ -33,15 +33,9 @@ def sample(
         seed: What the numbers depend on.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = {
-        top: shape
-        for layer in recipe.layers
-        for top, shape in zip(layer.tops, layer.top_shapes, strict=False)
-        if shape is not None
-    }
-    first = {term.blobs[0]: _filled(sizes.get(term.blobs[0], (None, None))) for term in terms}
+    first = {blob: _filled(shape) for blob, shape in _sizes(recipe, terms).items()}
     rest = max(math.prod(shape[1:]) for shape in first.values())
-    batch = max(shape[0] for shape in first.values() if shape) if any(first.values()) else 2
+    batch = stated_batch(recipe, terms) or _UNKNOWN[0]
     batch = max(2, min(batch, _MOST // rest)) + larger
     blobs: dict[str, Tensor] = {}
     for term in terms:
@@ -50,6 +44,22 @@ def sample(
         for blob, tensor in zip(term.blobs, made, strict=False):
             blobs.setdefault(blob, tensor)
     return blobs
+
+
+def stated_batch(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> int | None:
+    """The batch of the net's loss, as far as the files and the stated inputs give it."""
+    return max((shape[0] or 0 for shape in _sizes(recipe, terms).values() if shape), default=0) or None
+
+
+def _sizes(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> dict[str, Shape]:
+    """The shape of what each loss takes first."""
+    sizes = {
+        top: shape
+        for layer in recipe.layers
+        for top, shape in zip(layer.tops, layer.top_shapes, strict=False)
+        if shape is not None
+    }
+    return {term.blobs[0]: sizes.get(term.blobs[0], (None, None)) for term in terms}
 
 
 def _filled(shape: Sequence[int | None]) -> tuple[int, ...]:
@@ -71,7 +81,7 @@ def _inputs(term: LossTerm, shape: tuple[int, ...], ignored: bool, generator: to
             return [scores, others, *weights]
         case "ContrastiveLoss":
             similar = (torch.rand(shape[0], generator=generator) < 0.5).long()
-            similar[:2] = torch.tensor([0, 1])
+            similar[:2] = torch.tensor([0, 1])[: shape[0]]
             scale = number(layer, "margin", 1.0) / math.sqrt(2 * math.prod(shape[1:]))  # half of them inside the margin
             return [scale * scores, scale * others, similar]
         case "SigmoidCrossEntropyLoss":

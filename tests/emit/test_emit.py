@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emitted import load
+from emitted import code_lines, load
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,25 +232,6 @@ def test_it_holds_what_its_solver_needs_and_no_more(
     ruff(source)
 
 
-def code_lines(source: str) -> int:
-    """Lines without blanks, comments and docstrings, and without the table of parameters."""
-    tree = ast.parse(source)
-    skipped: set[int] = set()
-    for node in ast.walk(tree):
-        body = getattr(node, "body", [])
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            skipped |= set(range(body[0].lineno, (body[0].end_lineno or 0) + 1))
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GROUPS":
-            skipped |= set(range(node.lineno, (node.end_lineno or 0) + 1))
-    lines = enumerate(source.splitlines(), start=1)
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and n not in skipped for n, line in lines)
-
-
 @pytest.mark.parametrize(
     ("solver", "most"),
     [
@@ -261,6 +242,7 @@ def code_lines(source: str) -> int:
     ],
 )
 def test_it_is_short(solver: SolverSettings, most: int) -> None:
+    """Without ``build_loss()``, whose lines ``test_loss_in_file`` counts."""
     assert code_lines(emit(*parts(["a", "b"], solver), model_name="Model")) <= most
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emitted import load
+from emitted import code_lines, load
 
 from caffe2torch.errors import NetError
 from caffe2torch.translation import Translation, translate
@@ -31,6 +31,20 @@ def test_the_files_loss_is_that_of_the_translation(tmp_path: Path, weight: str) 
     loss = load(t.source()).build_loss()
     scores, labels = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 4, 1])
     torch.testing.assert_close(loss(scores, labels), t.loss(scores, labels))
+
+
+@pytest.mark.parametrize(
+    ("loss", "most"),
+    [
+        (SOFTMAX, 2),
+        (SOFTMAX.replace("ignore_label: 2", "normalization: FULL"), 2),
+        (SOFTMAX.replace("loss_param", "loss_weight: 0.5 loss_param"), 6),
+        ('layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "data" }', 6),
+    ],
+)
+def test_a_loss_adds_a_few_lines(tmp_path: Path, loss: str, most: int) -> None:
+    t = translated(tmp_path, loss)
+    assert 0 < code_lines(t.source()) - code_lines(t.source(loss=False)) <= most
 
 
 def test_a_net_without_a_loss_gives_a_file_without_one_and_an_error_that_says_so(tmp_path: Path) -> None:

@@ -430,14 +430,58 @@ def test_what_the_optimizer_does_not_cover_is_noted_once_for_each_kind() -> None
             "torch's momentum is 1 - moving_average_fraction (2 layers)",
         ),
         (4, "dropout belongs to the model: ratio 0.7 ('drop')"),
+        (5, "no gradient passes from 'aux' to 't': detach it in the port ('aux')"),
         (
             1,
-            "the data layer gives (x - mean) * scale of BGR images, 0 to 255, which torchvision's own weights do not "
-            "expect: scale 0.5, mirror, mean_value 9; in torchvision Normalize([9], [2]), RandomHorizontalFlip() "
-            "('d')",
+            "the data layer gives (x - mean) * scale of BGR images, 0 to 255, where torchvision's own weights expect "
+            "RGB in other units: TRAIN scale 0.5, mirror, mean_value 9 (torchvision: Normalize([9], [2]), "
+            "RandomHorizontalFlip())",
         ),
-        (5, "no gradient passes from 'aux' to 't': detach it in the port ('aux')"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "line"),
+    [
+        ("scale: 0.017", "scale: 0.017", "TRAIN and TEST scale 0.017 (torchvision: Normalize([0], [1 / 0.017]))"),
+        (
+            "mean_value: [104, 117, 123.68] crop_size: 9",
+            "mean_value: [104, 117, 123.68] crop_size: 8",
+            "TRAIN crop_size 9, mean_value 104, 117, 123.68 (torchvision: Normalize([104, 117, 123.68], [1]), "
+            "RandomCrop(9)); TEST crop_size 8, mean_value 104, 117, 123.68 (torchvision: "
+            "Normalize([104, 117, 123.68], [1]), CenterCrop(8) with its offset rounded down)",
+        ),
+        (
+            'mean_file: "m" scale: 0.5',
+            "mirror: true",
+            "TRAIN scale 0.5, mean_file m (torchvision: subtract the image in mean_file, Normalize([0], [2])); "
+            "TEST mirror (torchvision: RandomHorizontalFlip(), at random here, too)",
+        ),
+        (
+            "mirror: true multi_scale: true distort_param { brightness_prob: 0.5 }",
+            "scale: 1",
+            "TRAIN mirror, multi_scale (torchvision: RandomHorizontalFlip(); a fork's own: multi_scale, distort_param)",
+        ),
+    ],
+)
+def test_the_data_of_both_phases_is_one_line_with_torchvisions_transforms(
+    tmp_path: Path, train: str, test: str, line: str
+) -> None:
+    layer = 'layer {{ name: "d" type: "Data" top: "data" include {{ phase: {} }} transform_param {{ {} }} }}'
+    (tmp_path / "net.prototxt").write_text("\n".join((layer.format("TRAIN", train), layer.format("TEST", test))))
+    notes = [note.message for note in read_recipe(tmp_path / "net.prototxt").notes]
+    (found,) = [message for message in notes if "the data layer gives" in message]
+    assert found.split("units: ")[1] == line
+
+
+def test_the_data_of_the_test_is_what_the_solver_tests(tmp_path: Path) -> None:
+    layer = 'layer {{ name: "d" type: "Data" top: "data" include {{ {} }} transform_param {{ scale: {} }} }}'
+    rules = ("phase: TRAIN", "phase: TEST stage: 'a'", "phase: TEST stage: 'b'")
+    net, solver = tmp_path / "net.prototxt", tmp_path / "solver.prototxt"
+    net.write_text("\n".join(map(layer.format, rules, (2, 4, 8))))
+    solver.write_text('base_lr: 1 lr_policy: "fixed" test_state { stage: "b" }')
+    (found,) = [note.message for note in read_recipe(net, solver).notes if "the data layer gives" in note.message]
+    assert [scale in found for scale in ("TRAIN scale 2", "TEST scale 8", "scale 4")] == [True, True, False]
 
 
 hostile = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)

@@ -235,6 +235,47 @@ def test_a_planted_mistake_is_named_with_its_factor(name, tmp_path):
     assert len(finding.faults) <= clean, str(finding)
 
 
+def summed(x, y):
+    return F.cross_entropy(x, y, reduction="sum")
+
+
+ONE = (1, *IMAGES[1:])
+
+
+def test_a_sum_is_right_for_a_net_whose_batch_is_one(tmp_path):
+    assert compare_losses(recipe_of(tmp_path, BATCH, ONE), summed).ok
+    assert compare_losses(
+        recipe_of(tmp_path, aux(0.3), (1, 6)), lambda o, y: summed(o[0], y) + 0.3 * summed(o[1], y)
+    ).ok
+    (fault,) = compare_losses(recipe_of(tmp_path, BATCH, ONE), nn.CrossEntropyLoss()).faults
+    assert fault.factor == pytest.approx(1 / 40)
+    assert "does not ignore label 2" in str(compare_losses(recipe_of(tmp_path, IGNORE, ONE), nn.CrossEntropyLoss()))
+
+
+def test_a_factor_that_follows_the_batch_says_which_batch_it_is_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("caffe2torch.verification.loss_samples._MOST", 3 * 240)
+    (fault,) = compare_losses(recipe_of(tmp_path, BATCH, IMAGES), summed).faults
+    assert fault.message == (
+        "yours divides by 1, Caffe's by 3 images: the effective lr is 3 times larger, in a sample of 3 images; "
+        "the net's batch is 4"
+    )
+    (fault,) = compare_losses(recipe_of(tmp_path, BATCH, IMAGES), nn.CrossEntropyLoss()).faults
+    assert fault.message.endswith("40 times smaller")  # for any batch
+    recipe = read_recipe(_net_of_unknown_batch(tmp_path))
+    (fault,) = compare_losses(recipe, summed).faults
+    assert fault.message.endswith("2 times larger, in a sample of 2 images; the net's batch is not stated")
+
+
+def _net_of_unknown_batch(folder):
+    file = folder / "unknown.prototxt"
+    file.write_text(
+        f"""layer {{ name: "data" type: "Python" top: "data" }}
+        layer {{ name: "x" type: "Convolution" bottom: "data" top: "x"
+                 convolution_param {{ num_output: 6 kernel_size: 1 }} }} {BATCH}"""
+    )
+    return file
+
+
 RIGHT = {
     "stock": (SOFTMAX, IMAGES, nn.CrossEntropyLoss()),
     "stock that ignores": (IGNORE, IMAGES, nn.CrossEntropyLoss(ignore_index=2)),

@@ -94,6 +94,16 @@ def test_without_one_it_is_not_seen_and_says_what_the_nets_is(tmp_path: Path) ->
         assert found(report).text.startswith("SigmoidCrossEntropyLoss, a sum divided by the batch")
 
 
+def test_a_loss_that_is_not_translated_is_not_seen_and_named(tmp_path: Path) -> None:
+    recipe_of(tmp_path)
+    (tmp_path / "net.prototxt").write_text(NET.replace("SigmoidCrossEntropyLoss", "MultiBoxLoss"))
+    t = translate(tmp_path / "net.prototxt", tmp_path / "solver.prototxt", Port())
+    assert t.report.ok
+    assert str(found(t.report).result) == "not seen"
+    assert "the loss MultiBoxLoss is not translated" in found(t.report).text
+    assert "build_loss" not in t.source()
+
+
 def test_a_lock_has_no_loss_to_compare_with(tmp_path: Path) -> None:
     t = translate(recipe_of(tmp_path), model=Port())
     lock = lock_of(t.recipe, t.binding, t.groups)
