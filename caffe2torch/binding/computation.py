@@ -7,9 +7,9 @@ neither Caffe nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isclose, prod
 from typing import Any
 
 from caffe2torch.binding.graph import Node, Unit
@@ -22,6 +22,7 @@ __all__ = [
     "Computation",
     "Edge",
     "Operation",
+    "cropped",
     "extended",
     "merged",
     "never_negative",
@@ -79,6 +80,7 @@ class Computation:
         edges: The ways between them.
         own: What a use of a unit computes itself, by node.
         shapes: The shape of what a node gives.
+        judged: The types of the losses that take what a node gives; empty for a model.
         inputs: What it was run with; empty for a net.
         training: Whether it was run as in training.
         ended: What ended the run early.
@@ -89,6 +91,7 @@ class Computation:
     edges: list[Edge] = field(default_factory=list)
     own: dict[int, Operation] = field(default_factory=dict)
     shapes: dict[int, Shape | None] = field(default_factory=dict)
+    judged: dict[int, set[str]] = field(default_factory=dict)
     inputs: tuple[tuple[int, ...], ...] = ()
     training: bool = True
     ended: str = ""
@@ -104,28 +107,121 @@ def merged(chains: Sequence[Chain]) -> Chain:
 
 
 def extended(chain: Chain, operation: Operation) -> Chain:
-    """The chain with one more operation; a padding becomes part of the window that reads it."""
-    if operation.kind in ("convolution", "pooling") and chain and chain[-1].kind == "padding":
-        return (*chain[:-1], _padded(chain[:-1], chain[-1], operation))
-    return (*chain, operation)
+    """The chain with one more operation, in the form in which one step stands for what a net does in one.
+
+    A padding becomes part of the window that reads it; crops, factors and new orders of axes in a row are one, and
+    none where they change nothing.
+    """
+    last = chain[-1] if chain else Operation("")
+    if operation.kind in ("convolution", "pooling") and last.kind == "padding":
+        return (*chain[:-1], _padded(chain[:-1], last, operation))
+    if operation.kind == "scaling" and last.settings.get("pooling") == "sum":
+        share = 1 / prod(last.settings["kernel"])
+        if isclose(operation.settings["factor"], share, rel_tol=1e-6) and not operation.settings["shift"]:
+            return (*chain[:-1], replace(last, settings={**last.settings, "pooling": "average"}))
+    whole = _MERGED[last.kind](last, operation) if last.kind == operation.kind and last.kind in _MERGED else None
+    if whole is not None:
+        chain, operation = chain[:-1], whole
+    neutral = operation.kind in _NEUTRAL and _NEUTRAL[operation.kind](operation.settings)
+    return chain if neutral else (*chain, operation)
+
+
+def _two_scalings(first: Operation, second: Operation) -> Operation:
+    (a, b), (c, d) = ((one.settings["factor"], one.settings["shift"]) for one in (first, second))
+    return replace(second, settings={"factor": a * c, "shift": b * c + d})
+
+
+def _two_crops(first: Operation, second: Operation) -> Operation | None:
+    if first.output != second.input:
+        return None
+    both = zip(first.settings["begins"], second.settings["begins"], strict=True)
+    return replace(second, settings={"begins": tuple(a + b for a, b in both)}, input=first.input)
+
+
+def _two_orders(first: Operation, second: Operation) -> Operation | None:
+    if first.output != second.input:
+        return None
+    axes = tuple(first.settings["axes"][axis] for axis in second.settings["axes"])
+    return replace(second, settings={"axes": axes}, input=first.input)
+
+
+_MERGED: Mapping[str, Callable[[Operation, Operation], Operation | None]] = {
+    "scaling": _two_scalings,
+    "crop": _two_crops,
+    "order": _two_orders,
+}
+"""Of two operations of a kind in a row the one that does the same; ``None`` where there is none."""
+
+_NEUTRAL: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "scaling": lambda given: isclose(given["factor"], 1, rel_tol=1e-6) and not given["shift"],
+    "order": lambda given: given["axes"] == tuple(range(len(given["axes"]))),
+    "pooling": lambda given: (
+        {*(given["kernel"] or (0,)), *(given["stride"] or (0,))} == {1} and not any(given["padding"])
+    ),
+}
+"""Whether settings of a kind change nothing."""
 
 
 def _padded(before: Chain, padding: Operation, window: Operation) -> Operation:
     """A window with the padding before it; unknown where the two are no window."""
     begins, ends, value = (padding.settings[name] for name in ("begins", "ends", "value"))
-    settings = window.settings
-    if len(begins) != len(settings.get("padding", ())):
+    settings, size = window.settings, padding.input or ()
+    own = settings.get("padding", ())
+    if len(begins) != len(own) or len(size) != len(own):
         return UNKNOWN
-    if window.kind == "pooling":
-        if settings["pooling"] == "max" and value != -inf and not (value == 0 and never_negative(before)):
-            return UNKNOWN
-        if settings["pooling"] != "max" and (value != 0 or begins != ends or any(settings["padding"])):
-            return UNKNOWN
-    elif value != 0 or settings["transposed"]:
+    nothing = value in (0, -inf) if window.kind == "pooling" and settings["pooling"] == "max" else value == 0
+    if settings.get("pooling") == "max" and value == 0 and not never_negative(before):
+        nothing = False
+    if (any(own) and not nothing) or settings.get("transposed"):
         return UNKNOWN
-    whole = tuple(own + more for own, more in zip(settings["padding"], begins, strict=True))
-    size = padding.input
-    return replace(window, settings={**settings, "padding": whole}, input=size)
+    if window.kind == "pooling" and settings["pooling"] != "max" and (not nothing or begins != ends or any(own)):
+        return UNKNOWN
+    whole: list[int | str] = []
+    for axis, (begin, end, more) in enumerate(zip(begins, ends, own, strict=True)):
+        kernel, stride, dilation = (settings[name][axis] for name in ("kernel", "stride", "dilation"))
+        room = (size[axis] or 0) + 2 * (begin + more) - dilation * (kernel - 1) - 1
+        even = {room // stride + 1, -(-room // stride) + 1 if window.kind == "pooling" else 0}
+        same = begin == end or (window.output is not None and window.output[axis] in even)
+        whole.append(begin + more if same else f"{begin + more} before and {end + more} after")
+    filled = {} if nothing else {"pads with": _filling(value)}
+    return replace(window, settings={**settings, "padding": tuple(whole), **filled}, input=padding.input)
+
+
+def _filling(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def cropped(found: Computation) -> Computation:
+    """The computation where a crop right after a transposed convolution is that convolution's padding.
+
+    Both take the same from either end of each axis, if the crop does.
+    """
+    found = replace(found, own=dict(found.own), shapes=dict(found.shapes), edges=list(found.edges))
+    for node, own in list(found.own.items()):
+        ways = [edge for edge in found.edges if edge.source == node]
+        first = {
+            (edge.chain[0].settings["begins"], edge.chain[0].input, edge.chain[0].output)
+            for edge in ways
+            if edge.chain and edge.chain[0].kind == "crop"
+        }
+        if not own.settings.get("transposed") or len(first) != 1 or not all(edge.chain for edge in ways):
+            continue
+        ((begins, given, left),) = first
+        if (
+            given is None
+            or left is None
+            or None in (*given, *left)
+            or not all(edge.chain[0].kind == "crop" for edge in ways)
+        ):
+            continue
+        if any(begin + size + begin != whole for begin, size, whole in zip(begins, left, given, strict=True)):
+            continue
+        padding = tuple(a + b for a, b in zip(own.settings["padding"], begins, strict=True))
+        found.own[node] = replace(own, settings={**own.settings, "padding": padding}, output=left)
+        shape = found.shapes.get(node)
+        found.shapes[node] = None if shape is None else (*shape[:2], *left)
+        found.edges = [replace(edge, chain=edge.chain[1:]) if edge.source == node else edge for edge in found.edges]
+    return found
 
 
 def never_negative(chain: Chain) -> bool:

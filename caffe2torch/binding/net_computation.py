@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from caffe2torch.binding.computation import MAIN, UNKNOWN, Chain, Computation, Edge, Operation, merged
+from caffe2torch.binding.computation import (
+    MAIN,
+    UNKNOWN,
+    Chain,
+    Computation,
+    Edge,
+    Operation,
+    extended,
+    merged,
+)
 from caffe2torch.binding.graph import INPUT, WiringBuilder
 from caffe2torch.binding.net_graph import place_layers
 from caffe2torch.net.blob_rules import kernel
@@ -35,6 +44,7 @@ def net_computation(recipe: TrainingRecipe) -> Computation:
         chain: Chain = merged([chain for _, chain, _ in (given if several else given[:1])])
         if _ends(layer):
             found.edges += [Edge(source, None, chain, shape) for source, chain, shape in given[:1]]
+            found.judged.setdefault(sources[0], set()).add(layer.type)
         else:
             operation = _read(layer, bottoms, recipe) if layer.bottoms else None
             if len(builder.nodes) > count:
@@ -45,7 +55,7 @@ def net_computation(recipe: TrainingRecipe) -> Computation:
                     found.own[node] = operation
                 chain = (UNKNOWN,) if layer.type == "Eltwise" and _weighs(layer) else ()
             elif operation is not None:
-                chain = (*chain, UNKNOWN if operation.kind in MAIN else operation)
+                chain = (*chain, UNKNOWN) if operation.kind in MAIN else extended(chain, operation)
             elif layer.type == "Eltwise":  # of one value with itself
                 chain = (*chain, UNKNOWN)
         count = len(builder.nodes)
@@ -117,6 +127,7 @@ def _convolution(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
         "bias": "bias" in roles,
         "transposed": node.type == "Deconvolution",
         "output padding": (0,) * axes,
+        "pads with": "0",
     }
 
 
@@ -177,9 +188,9 @@ def _pooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
 
 def _lrn(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     del roles
-    if text(node.settings, "norm_region") == "WITHIN_CHANNEL":
-        raise MisfitError("within a channel")
-    given = {"size": integer(node.settings, "local_size", 5)}
+    within = text(node.settings, "norm_region") == "WITHIN_CHANNEL"
+    given: dict[str, Any] = {"region": "within each channel" if within else "across channels"}
+    given["size"] = integer(node.settings, "local_size", 5)
     return "LRN", given | {name: _number(node, name, usual) for name, usual in (("alpha", 1), ("beta", 0.75), ("k", 1))}
 
 
@@ -208,7 +219,33 @@ def _softmax(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     axes = len(node.bottom() or ())
     if not axes:
         raise MisfitError("no axes are known")
-    return "softmax", {"axis": integer(node.settings, "axis", 1) % axes, "axes": axes}
+    return "softmax", {"function": "softmax", "axis": integer(node.settings, "axis", 1) % axes, "axes": axes}
+
+
+def _power(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    del roles
+    if _number(node, "power", 1) != 1:
+        raise MisfitError("a power")
+    return "scaling", {"factor": float(_number(node, "scale", 1)), "shift": float(_number(node, "shift", 0))}
+
+
+def _crop(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]] | None:
+    del roles
+    size = _size(node.bottom())
+    axis, offsets = integer(node.settings, "axis", 2), integers(node.settings, "offset")
+    if size is None or axis % (len(size) + 2) < 2:
+        raise MisfitError("a crop of images or channels")
+    cropped = len(size) + 2 - axis % (len(size) + 2)
+    begins = (0,) * (len(size) - cropped) + broadcast(offsets, cropped, 0, "offset")
+    return None if _size(node.bottom(1)) == size else ("crop", {"begins": begins})
+
+
+def _unpooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
+    """SegNet's ``Upsample``, where the second bottom says which numbers were the largest."""
+    del roles
+    if len(node.bottom_names) != 2:
+        raise MisfitError("another fork's")
+    return "unpooling", {"size": "of the file" if integer(node.settings, "upsample_w", 0) else "by a factor"}
 
 
 _READERS: Mapping[str, Reader] = {
@@ -235,15 +272,13 @@ _READERS: Mapping[str, Reader] = {
     "HardSwish": _activation("hard swish"),
     "Mish": _activation("mish"),
     "Softmax": _softmax,
+    "Upsample": _unpooling,
+    "Power": _power,
+    "Crop": _crop,
 }
 
 _SCALES = ("Scale", "Bias", "Parameter")
 """Layers with blobs and without settings that a module could have otherwise."""
 
-_MOVES = frozenset(
-    (
-        *("ChannelShuffle", "Concat", "Crop", "Eltwise", "Flatten", "Gather", "Permute", "Reshape", "ShuffleChannel"),
-        *("Slice", "Split"),
-    )
-)
-"""Layers that move numbers; ``Eltwise`` where it has one bottom, or is a junction."""
+_MOVES = frozenset((*("Concat", "Eltwise", "Flatten", "Gather", "Reshape", "Slice", "Split"),))
+"""Layers that keep the order of an image's numbers; ``Eltwise`` where it has one bottom, or is a junction."""

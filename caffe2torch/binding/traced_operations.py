@@ -1,8 +1,7 @@
 """What torch's operations are, with their settings: one row for each that has some, by torch's own names.
 
 What a forward pass calls, be it a module, a function or a tensor's method, arrives as one of a few operations, whose
-arguments are what was really used. Only dropout and local response normalization are made of several: they are read
-where they are called.
+arguments are what was really used. A few functions are made of several: they are read where they are called.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ __all__ = ["COMPOSITES", "batch_norm_of", "read_call", "read_operation"]
 Arguments = Mapping[str, Any]
 Reader = Callable[[Arguments, Tensor, Tensor], Operation | None]
 """Arguments by name, the input and the output to the operation; ``None`` where it changes no number."""
+Whole = Callable[[Tensor, Tensor], Operation | None]
+Composite = Callable[[Arguments, bool], Whole | None]
+"""Arguments by name, and whether the model trains, to how the call is read; ``None`` for its parts."""
 
 
 def read_operation(
@@ -41,18 +43,15 @@ def read_operation(
     return reader({**given, **kwargs}, args[0], output)
 
 
-def read_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> Operation | None:
-    """What a function of ``COMPOSITES`` computes; ``None`` where it is a dropout that is off."""
-    known, settings = COMPOSITES[func]
-    parameters = inspect.signature(known).parameters
+def read_call(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
+) -> Callable[[Tensor, Tensor], Operation | None] | None:
+    """How to read a function of ``COMPOSITES``, from its input and output; ``None`` where its parts say it all."""
+    parameters = inspect.signature(func).parameters
     given = {name: parameter.default for name, parameter in parameters.items()}
     given.update(zip(parameters, args, strict=False))
     given.update(kwargs)
-    if known is F.local_response_norm:
-        return Operation("LRN", {name: given[name] for name in ("size", "alpha", "beta", "k")})
-    if given["p"] == 0 or (training and not given["training"]):
-        return None
-    return Operation("dropout", {"ratio": given["p"], **settings})
+    return COMPOSITES[func](given, training)
 
 
 def batch_norm_of(module: _BatchNorm) -> Operation:
@@ -70,13 +69,42 @@ def _statistics(by_batch: bool, updates: bool) -> dict[str, Any]:
     return {"statistics": "the batch's" if by_batch else "kept", "updates": updates}
 
 
-COMPOSITES: Mapping[Any, tuple[Any, Mapping[str, Any]]] = {
-    F.local_response_norm: (F.local_response_norm, {}),
-    F.dropout: (F.dropout, {"drops": "values"}),
-    **{one: (one, {"drops": "channels"}) for one in (F.dropout1d, F.dropout2d, F.dropout3d)},
-    **{one: (one, {"drops": "values, as alpha dropout"}) for one in (F.alpha_dropout, F.feature_alpha_dropout)},
+def _called_dropout(drops: str) -> Composite:
+    def read(given: Arguments, training: bool) -> Whole:
+        off = given["p"] == 0 or (training and not given["training"])
+        return lambda *_: None if off else Operation("dropout", {"ratio": given["p"], "drops": drops})
+
+    return read
+
+
+def _called_lrn(given: Arguments, _: bool) -> Whole:
+    settings = {name: given[name] for name in ("size", "alpha", "beta", "k")}
+    return lambda *_: Operation("LRN", {"region": "across channels", **settings})
+
+
+def _called_lp_pool(axes: int) -> Composite:
+    def read(given: Arguments, _: bool) -> Whole:
+        arguments = {**given, "padding": 0}
+        return lambda x, y: _pool(f"L{given['norm_type']:g}", axes)(arguments, x, y)
+
+    return read
+
+
+def _called_pad(given: Arguments, _: bool) -> Whole | None:
+    if given["mode"] == "constant":
+        return None
+    return lambda x, y: _padding({"pad": given["pad"], "value": given["mode"]}, x, y)
+
+
+COMPOSITES: Mapping[Any, Composite] = {
+    F.local_response_norm: _called_lrn,
+    F.dropout: _called_dropout("values"),
+    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _called_dropout("channels")),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), _called_dropout("values, as alpha dropout")),
+    **{func: _called_lp_pool(axes) for axes, func in ((1, F.lp_pool1d), (2, F.lp_pool2d), (3, F.lp_pool3d))},
+    F.pad: _called_pad,
 }
-"""Functions that are made of several operations, with what their name says."""
+"""Functions that are made of several operations, but are one to whom calls them."""
 
 
 def _convolution(given: Arguments, x: Tensor, y: Tensor) -> Operation:
@@ -89,6 +117,7 @@ def _convolution(given: Arguments, x: Tensor, y: Tensor) -> Operation:
         "bias": given["bias"] is not None,
         "transposed": given["transposed"],
         "output padding": _each(given["output_padding"], axes) if given["transposed"] else (0,) * axes,
+        "pads with": "0",
     }
     return Operation("convolution", settings, input=_size(x), output=_size(y))
 
@@ -157,6 +186,12 @@ def _windows(kind: str, kernel: tuple[int, ...], x: Tensor, output: tuple[int, .
     return Operation("pooling", settings, input=_size(x), output=output)
 
 
+def _fractional(given: Arguments, x: Tensor, y: Tensor) -> Operation:
+    kernel = tuple(given["kernel_size"])
+    settings = {"pooling": "fractional max", "kernel": kernel, "stride": kernel, "padding": (0,) * len(kernel)}
+    return Operation("pooling", {**settings, "dilation": (1,) * len(kernel)}, input=_size(x), output=_size(y))
+
+
 def _batch_norm(given: Arguments, x: Tensor, y: Tensor) -> Operation:
     del x, y
     by_batch = bool(given["training"])
@@ -194,9 +229,59 @@ def _threshold(given: Arguments, *_: Any) -> Operation:
     return Operation("activation", {"function": "ReLU", "slope": 0.0}) if zero else UNKNOWN
 
 
-def _softmax(given: Arguments, x: Tensor, y: Tensor) -> Operation:
-    del y
-    return Operation("softmax", {"axis": given["dim"] % x.dim(), "axes": x.dim()})
+def _softmax(function: str) -> Reader:
+    return lambda given, x, _: Operation(
+        "softmax", {"function": function, "axis": given["dim"] % x.dim(), "axes": x.dim()}
+    )
+
+
+def _scaling(factor: Callable[[float], float], shift: Callable[[float], float]) -> Reader:
+    """Arithmetic with one number: ``x * factor + shift``."""
+
+    def read(given: Arguments, *_: Any) -> Operation:
+        other = given.get("other", 0)
+        if not isinstance(other, int | float) or given.get("rounding_mode") is not None:
+            return UNKNOWN
+        by = other * given.get("alpha", 1)
+        try:
+            return Operation("scaling", {"factor": float(factor(by)), "shift": float(shift(by))})
+        except ZeroDivisionError:
+            return UNKNOWN
+
+    return read
+
+
+def _slice(given: Arguments, x: Tensor, y: Tensor) -> Operation | None:
+    """A crop, where it takes a part of an image."""
+    axis = given["dim"] % x.dim() - 2
+    if axis < 0 or x.shape == y.shape:
+        return None
+    if given["step"] != 1:
+        return UNKNOWN
+    begin = given["start"] or 0
+    if begin < 0:
+        begin += x.shape[axis + 2]
+    begins = tuple(begin if k == axis else 0 for k in range(x.dim() - 2))
+    return Operation("crop", {"begins": begins}, input=_size(x), output=_size(y))
+
+
+def _select(given: Arguments, x: Tensor, _: Tensor) -> Operation | None:
+    axis = given["dim"] % x.dim()
+    return UNKNOWN if axis > 1 and x.shape[axis] > 1 else None
+
+
+def _order(given: Arguments, x: Tensor, y: Tensor) -> Operation | None:
+    """A new order of the axes, but of those of size 1, which matter to no number's place."""
+    if "dims" in given:
+        axes = [axis % x.dim() for axis in given["dims"]]
+    else:
+        axes = list(range(x.dim()))
+        one, other = (given.get(name, usual) % x.dim() for name, usual in (("dim0", 0), ("dim1", -1)))
+        axes[one], axes[other] = axes[other], axes[one]
+    left = [axis for axis in axes if x.shape[axis] > 1]
+    if left == sorted(left):
+        return None
+    return Operation("order", {"axes": tuple(axes)}, input=tuple(x.shape), output=tuple(y.shape))
 
 
 def _padding(given: Arguments, x: Tensor, y: Tensor) -> Operation:
@@ -204,6 +289,8 @@ def _padding(given: Arguments, x: Tensor, y: Tensor) -> Operation:
     if axes < 1 or len(pad) > 2 * axes:
         return UNKNOWN
     begins, ends = (tuple(reversed([*pad[side::2], *(0,) * (axes - len(pad) // 2)])) for side in (0, 1))
+    if max((*begins, *ends)) <= 0:
+        return Operation("crop", {"begins": tuple(-size for size in begins)}, input=_size(x), output=_size(y))
     if min((*begins, *ends)) < 0:
         return UNKNOWN
     settings = {"begins": begins, "ends": ends, "value": given["value"]}
@@ -220,7 +307,13 @@ _READERS: Mapping[str, Reader] = {
     "max_pool3d_with_indices": _pool("max", 3),
     "avg_pool2d": _pool("average", 2),
     "avg_pool3d": _pool("average", 3),
+    "fractional_max_pool2d": _fractional,
+    "fractional_max_pool3d": _fractional,
+    **dict.fromkeys(
+        ("max_unpool2d", "max_unpool3d"), lambda _, x, y: Operation("unpooling", {}, "", None, _size(x), _size(y))
+    ),
     "mean": _over_all("average"),
+    "sum": _over_all("sum"),
     "amax": _over_all("max"),
     "_adaptive_avg_pool2d": _adaptive("average", 2),
     "_adaptive_avg_pool3d": _adaptive("average", 3),
@@ -242,31 +335,28 @@ _READERS: Mapping[str, Reader] = {
     "mish": _activation("mish"),
     "softplus": _activation("softplus"),
     "native_dropout": lambda given, *_: Operation("dropout", {"ratio": given["p"], "drops": "values"}),
-    "_softmax": _softmax,
-    "_log_softmax": _softmax,
+    "_softmax": _softmax("softmax"),
+    "_log_softmax": _softmax("log softmax"),
     "constant_pad_nd": _padding,
+    "mul": _scaling(lambda by: by, lambda _: 0),
+    "div": _scaling(lambda by: 1 / by, lambda _: 0),
+    "add": _scaling(lambda _: 1, lambda by: by),
+    "sub": _scaling(lambda _: 1, lambda by: -by),
+    "rsub": _scaling(lambda _: -1, lambda by: by),
+    "neg": _scaling(lambda _: -1, lambda _: 0),
+    "slice": _slice,
+    "select": _select,
+    **dict.fromkeys(("permute", "transpose", "t"), _order),
 }
 
 _MOVES = frozenset(
     (
-        *("_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "channel_shuffle", "chunk", "clone", "contiguous"),
-        *("copy", "detach", "expand", "native_channel_shuffle", "narrow", "permute", "pixel_shuffle", "reshape"),
-        *(
-            "select",
-            "slice",
-            "split",
-            "split_with_sizes",
-            "squeeze",
-            "stack",
-            "t",
-            "transpose",
-            "unbind",
-            "unsafe_chunk",
-        ),
+        *("_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "chunk", "clone", "contiguous", "copy", "detach"),
+        *("expand", "narrow", "reshape", "split", "split_with_sizes", "squeeze", "stack", "unbind", "unsafe_chunk"),
         *("unsafe_split", "unsqueeze", "view"),
     )
 )
-"""Operations that move numbers and change none."""
+"""Operations that keep the order of the numbers of an image, and change none."""
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -54,12 +55,17 @@ _JOINS = {
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
 
+_INDEXED = ("max_unpool2d", "max_unpool3d")  # what follows are the places of the largest numbers
+
 _OWN_ARITHMETIC = frozenset({"mul", "add", "sub", "div"})  # with a parameter: a scale, a shift, a bias
 
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
 
 _Source = int | frozenset[str]
 """What a tensor's numbers come from: a node, or parameters that no value of the net has met yet."""
+
+_View = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Where in its memory a view is: offset, sizes, strides."""
 
 _Given = tuple[int, Chain, tuple[int, ...]]
 """A value that goes into something: the node that it comes from, what was computed since, its shape."""
@@ -107,6 +113,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
         self.computation = Computation((), ())
         self.chain: dict[int, Chain] = {}  # by memory, what was computed since the node that a value comes from
+        self.views: dict[int, dict[_View, Chain]] = {}  # the same of views that are not all that is in their memory
         self.within: dict[int, tuple[Tensor, Chain]] = {}  # the same inside the unit that is running
         self.composite = False  # whether a function runs that is read as one operation
         self.running: Unit | None = None  # the unit whose call is the outermost
@@ -125,16 +132,19 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def know(self, tensor: Tensor, source: _Source, chain: Chain = ()) -> None:
         """From now on the numbers in this tensor's memory come from ``source``, by way of ``chain``."""
-        self.source[_memory(tensor)] = source
+        memory = _memory(tensor)
+        self.source[memory] = source
         if isinstance(source, int):
-            self.chain[_memory(tensor)] = chain
+            self.chain[memory] = chain
+        for view in self.views.get(memory, {}):  # other numbers are there now
+            self.views[memory][view] = (*chain, UNKNOWN)
         self.alive.append(tensor)
 
     def give(self, result: Any) -> None:
         """Take this as what the model gives."""
         for tensor in _tensors(result):
             if isinstance(source := self.source.get(_memory(tensor)), int):
-                chain = self.chain.get(_memory(tensor), ())
+                chain = self._chain_at(tensor) or ()
                 self.computation.edges.append(Edge(source, None, chain, tuple(tensor.shape)))
 
     def end(self) -> Computation:
@@ -160,13 +170,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         chain, source = self._chain_of(x), self.source.get(_memory(x))
         if chain is None or self.composite:
             return func(*args, **kwargs)
-        operation = read_call(func, args, kwargs, self.computation.training)
+        read = read_call(func, args, kwargs, self.computation.training)
+        if read is None:
+            return func(*args, **kwargs)
         self.composite = True
         try:
-            as_meta = operation is not None and operation.kind == "LRN" and x.is_meta
+            as_meta = func is F.local_response_norm and x.is_meta
             result = _empty(x.shape, x) if as_meta else func(*args, **kwargs)
         finally:
             self.composite = False
+        operation = read(x, result)
         if operation is not None:
             chain = extended(chain, replace(operation, name=self.at))
         if self.inside:
@@ -194,11 +207,18 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def _chain_of(self, tensor: Tensor) -> Chain | None:
         """What was computed since the last node; ``None`` for what is no value of the net."""
         within = self.within.get(_memory(tensor))
-        return self.chain.get(_memory(tensor)) if within is None else within[1]
+        return self._chain_at(tensor) if within is None else within[1]
+
+    def _chain_at(self, tensor: Tensor) -> Chain | None:
+        memory = _memory(tensor)
+        views = self.views.get(memory)
+        own = self.chain.get(memory)
+        return views.get(_view(tensor), own) if views else own
 
     def _computed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Chain | None:
         """The chain of what an operation gives; ``None`` where no value of the net goes into it."""
-        chains = [chain for one in inputs if (chain := self._chain_of(one)) is not None]
+        numbers = inputs[:1] if func.overloadpacket.__name__ in _INDEXED else inputs
+        chains = [chain for one in numbers if (chain := self._chain_of(one)) is not None]
         if not chains:
             return None
         chain, name = merged(chains), func.overloadpacket.__name__.rstrip("_")
@@ -244,12 +264,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
         for output in outputs:
-            if func._schema.is_mutable or _memory(output) not in given:
+            memory = _memory(output)
+            if func._schema.is_mutable or memory not in given:
                 self.know(output, joined, chain)
+            elif isinstance(joined, int) and chain != self.chain.get(memory):
+                self.views.setdefault(memory, {})[_view(output)] = chain
 
     def _given(self, tensor: Tensor) -> _Given | None:
         source = self.source.get(_memory(tensor))
-        return (source, self.chain.get(_memory(tensor), ()), tuple(tensor.shape)) if isinstance(source, int) else None
+        return (source, self._chain_at(tensor) or (), tuple(tensor.shape)) if isinstance(source, int) else None
 
     def _arrive(self, node: int, entered: list[_Given], computed: Chain, outputs: list[Tensor], *, new: bool) -> Chain:
         """Note what came to a node outside of modules; returns the chain of what it gives."""
@@ -294,7 +317,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             else:
                 self.know(target, joined, (*merged([chain for _, chain, _ in entered]), UNKNOWN))
         elif written is not None:
-            chain = self.chain.get(_memory(inputs[1]), ())
+            chain = self._chain_at(inputs[1]) or ()
             self.know(target, written, chain if whole else (*chain, UNKNOWN))
         elif whole:
             self.source.pop(_memory(target), None)
@@ -415,6 +438,10 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 def _memory(tensor: Tensor) -> int:
     address: int = tensor.untyped_storage()._cdata
     return address
+
+
+def _view(tensor: Tensor) -> _View:
+    return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
 def _tensors(value: Any) -> list[Tensor]:

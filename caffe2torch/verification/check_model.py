@@ -146,6 +146,8 @@ def _summary(found: Comparison, binding: Binding, sizes: Sizes, accepted: int) -
         said += f"; its forward pass ended early ({binding.computation.ended})"
     if found.unseen:
         said += f"; {len(found.unseen)} not seen ({', '.join(listed(list(found.unseen), 3))})"
+    if found.unread:
+        said += f"; not read: what the model computes {', '.join(listed(list(found.unread), 3))}"
     if accepted:
         said += f"; {accepted} accepted"
     for (yours, caffes), count in Counter(found.averages).items():

@@ -7,16 +7,26 @@ there. Where either side cannot be read with certainty, nothing is claimed: the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from math import isclose
-from typing import Any
+from itertools import combinations
+from math import prod
 
-from caffe2torch.binding.computation import UNKNOWN, Chain, Computation, Edge, Operation, never_negative
-from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind
-from caffe2torch.net.shape_arithmetic import MisfitError, pool_length
+from caffe2torch.binding.computation import UNKNOWN, Chain, Computation, Edge, Operation, cropped, never_negative
+from caffe2torch.binding.graph import INPUT
 from caffe2torch.recipe import Shape, SourceLocation
+from caffe2torch.verification.aligned_computations import OUTPUT, align
+from caffe2torch.verification.layer_settings import (
+    SETTINGS,
+    SPATIAL,
+    commute,
+    described,
+    effective_poolings,
+    named,
+    said,
+    same,
+)
 from caffe2torch.wording import shape_text
 
 __all__ = ["Comparison", "Difference", "Sizes", "compare_layers"]
@@ -78,12 +88,14 @@ class Comparison:
         differences: What differs.
         seen: The layers that were compared.
         unseen: Those that could not be.
+        unread: Where the model computes something that could not be read, in words.
         averages: Of batch norms, how much of each batch your moving average takes, and Caffe's.
     """
 
     differences: list[Difference] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     unseen: dict[str, None] = field(default_factory=dict)
+    unread: dict[str, None] = field(default_factory=dict)
     averages: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -95,57 +107,13 @@ class Sizes(Enum):
     OTHER = 3  # the model was run at another size
 
 
-# One row for each kind of layer: its settings in the order in which they are compared.
-
-_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "convolution": ("kernel", "stride", "padding", "dilation", "output padding", "groups", "bias"),
-    "linear": ("bias",),
-    "batch norm": ("eps", "statistics", "updates"),
-    "slope": (),
-    "embedding": (),
-    "pooling": ("pooling", "kernel", "stride", "padding", "dilation", "divides by", "rounding"),
-    "LRN": ("size", "alpha", "beta", "k"),
-    "dropout": ("ratio", "drops"),
-    "activation": ("function", "slope", "alpha"),
-    "softmax": ("axis",),
+_APPLIES = {
+    **dict.fromkeys(("SoftmaxWithLoss", "SoftmaxWithLossOHEM", "WeightedSoftmaxWithLoss"), "softmax"),
+    "SigmoidCrossEntropyLoss": "sigmoid",
 }
+"""What a loss does to its scores itself."""
 
-_SPATIAL = ("kernel", "stride", "padding", "dilation", "output padding", "rounding", "output size")
-_MAY_LACK = ("dropout", "LRN", "activation")
-"""Kinds of which it is certain, where all else is known, that one side has none."""
-
-_SAID: Mapping[tuple[str, object], tuple[str, str]] = {  # a setting and its value: what you have, what Caffe has
-    ("bias", True): ("a bias", "one"),
-    ("bias", False): ("no bias", "none"),
-    ("statistics", "the batch's"): ("the batch's statistics", "the batch's"),
-    ("statistics", "kept"): ("kept statistics", "kept ones"),
-    ("updates", True): ("statistics that each batch updates", "updated ones"),
-    ("updates", False): ("statistics that no batch updates", "ones that stay"),
-    ("rounding", "up"): ("sizes rounded up", "sizes rounded up"),
-    ("rounding", "down"): ("sizes rounded down", "sizes rounded down"),
-}
-_WORDS = {"ratio": "dropout ratio", "axis": "softmax over axis", "divides by": "an average over"}
-
-
-def _said(kind: str, setting: str, value: object) -> tuple[str, str]:
-    """A value as it is said of the model, and of Caffe."""
-    if (setting, value) in _SAID:
-        return _SAID[setting, value]
-    text = _text(value)
-    if setting == "function":
-        return text, text
-    if setting == "pooling":
-        return f"{text} pooling", f"{text} pooling"
-    if setting == "drops":
-        return f"dropout of {text}", f"dropout of {text}"
-    words = _WORDS.get(setting, f"LRN {setting}" if kind == "LRN" else setting)
-    return f"{words} {text}", text
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return str(value[0]) if len(set(value)) == 1 else "x".join(map(str, value))
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+_MOST_LEFT = 6  # operations of a kind in one place that may be too many, before only the first ones are looked at
 
 
 def compare_layers(
@@ -168,9 +136,6 @@ def compare_layers(
     return _Comparing(net, model, list(bound), sizes, frozenset(cancelled)).run()
 
 
-OUTPUT = -1
-
-
 class _Comparing:
     """Both sides with one set of names for their nodes, and what was found so far."""
 
@@ -185,12 +150,7 @@ class _Comparing:
         self.found = Comparison()
         self.sized, self.stated = sizes is not Sizes.OTHER, sizes is Sizes.STATED
         self.cancelled, self.training = cancelled, model.training
-        pairs = _pairs(net, model, bound)
-        shared = {pair for side, own in zip((net, model), pairs, strict=True) for pair in _used_twice(side, own)}
-        palette: dict[Hashable, int] = {("input",): INPUT}
-        self.net, self.model = (
-            _Side(side, own, shared, palette) for side, own in zip((net, model), pairs, strict=True)
-        )
+        self.net, self.model = align(cropped(net), cropped(model), bound)
 
     def run(self) -> Comparison:
         for pair, ours in self.net.units.items():
@@ -220,72 +180,142 @@ class _Comparing:
             lacks_bias = any(tensor.key in self.cancelled for tensor in self.net.unit_of(node).tensors)
             self._pair(own, replace(family[0], name=module), self.net.names[node], but=("bias",) if lacks_bias else ())
             averages = [one.settings.get("moving average") for one in (family[0], own)]
-            if None not in averages and not _same(*averages):
+            if None not in averages and not same(*averages):
                 self.found.averages.append((averages[0], averages[1]))  # type: ignore[arg-type]  # neither is None
 
     def _pair(self, net: Operation, model: Operation, at: int, but: Collection[str] = ()) -> None:
         """Compare the settings that both have, ``but`` some."""
         ours, theirs = net.settings, model.settings
         if net.kind == "pooling":
-            poolings = _poolings(net, model)
+            poolings = effective_poolings(net, model)
             if poolings is None:
                 return
             ours, theirs = poolings
-        elif net.kind == "softmax" and ours["axes"] != theirs["axes"]:
-            return
+        elif net.kind == "softmax":
+            if ours["axes"] != theirs["axes"]:
+                return
+            but = ("function",) if at == OUTPUT else but  # what reads the output decides whether it wants logarithms
         self.found.seen.add(net.name)
-        names = _SETTINGS[net.kind]
+        names = SETTINGS[net.kind]
         if ours.get("transposed") != theirs.get("transposed") or len(ours.get("kernel") or ()) != len(
             theirs.get("kernel") or ()
         ):
             names = tuple(name for name in names if name in ("groups", "bias"))  # the same map, otherwise written
         if not self.training:
             but = (*but, "statistics", "updates")
+        if not (any(ours.get("padding", ())) and any(theirs.get("padding", ()))):
+            but = (*but, "pads with")
         for name in names:
-            if name in but or name not in ours or name not in theirs or _same(ours[name], theirs[name]):
+            if name in but or name not in ours or name not in theirs or same(ours[name], theirs[name]):
                 continue
-            yours, caffes = _said(net.kind, name, theirs[name])[0], _said(net.kind, name, ours[name])[1]
+            yours, caffes = said(net.kind, name, theirs[name])[0], said(net.kind, name, ours[name])[1]
             self._differs(name, yours, caffes, net, model, at)
-            if name in ("function", "statistics"):
+            if name in ("function", "statistics", "region"):
                 break  # what follows belongs to it
 
-    def _differs(self, setting: str, yours: str, caffes: str, net: Operation, model: Operation, at: int | None) -> None:
-        self.found.differences.append(Difference(setting, yours, caffes, model.name, net.name, net.where, at=at))
+    def _differs(
+        self, setting: str, yours: str, caffes: str, net: Operation, model: Operation, at: int | None, effect: str = ""
+    ) -> None:
+        found = Difference(setting, yours, caffes, model.name, net.name, net.where, effect, at=at)
+        self.found.differences.append(found)
 
     # What is computed between two layers.
 
     def _way(self, key: tuple[int, int], ours: list[Edge], theirs: list[Edge]) -> None:
         chains = [_distinct(ours), _distinct(theirs)]
-        if len(chains[0]) != 1 or len(chains[1]) != 1:
-            return
-        net, model = (_plain(one[0]) for one in chains)
-        for kind in dict.fromkeys(operation.kind for operation in (*net, *model)):
-            xs, ys = ([one for one in side if one.kind == kind] for side in (net, model))
-            if kind in _SETTINGS and len(xs) == len(ys):
-                for x, y in zip(xs, ys, strict=True):
-                    changed = kind == "pooling" and x.input != y.input and UNKNOWN in model[: model.index(y)]
-                    if not changed:  # what is not known before it may have made the image another one
-                        self._pair(x, y, key[1])
-            elif kind in _MAY_LACK and not (xs and ys):
-                self._lacks(kind, key, xs, ys, net, model)
+        kinds = [[[operation.kind for operation in chain] for chain in side] for side in chains]
+        if len(chains[0]) == len(chains[1]) == 1 or kinds[0] == kinds[1]:
+            for net, model in zip(*chains, strict=True):
+                self._chains(key, net, model, theirs[0])
+        elif theirs:
+            self._unread(key)
 
-    def _lacks(
-        self, kind: str, key: tuple[int, int], xs: list[Operation], ys: list[Operation], net: Chain, model: Chain
-    ) -> None:
+    def _chains(self, key: tuple[int, int], net: Chain, model: Chain, edge: Edge) -> None:
+        net, model = _plain(net), self._flattened(key, net, _plain(model), edge)
+        known = [all(one.kind != "unknown" for one in side) for side in (net, model)]
+        if not known[1]:
+            self._unread(key)
+        places: list[tuple[int, int]] = []
+        for kind in dict.fromkeys(operation.kind for operation in (*net, *model)):
+            if kind not in SETTINGS:
+                continue
+            xs, ys = ([place for place, one in enumerate(side) if one.kind == kind] for side in (net, model))
+            pairs = _paired(net, model, xs, ys) if len(xs) == len(ys) or all(known) else []
+            for x, y in pairs:
+                changed = kind == "pooling" and net[x].input != model[y].input and UNKNOWN in model[:y]
+                if not changed:  # what is not known before it may have made the image another one
+                    self._pair(net[x], model[y], key[1])
+            places += pairs
+            left = [
+                [side[one] for one in own if one not in of]
+                for side, own, of in zip(
+                    (net, model), (xs, ys), zip(*pairs, strict=True) if pairs else ((), ()), strict=True
+                )
+            ]
+            if not (xs and ys and not pairs) and (kind != "scaling" or all(known)):  # what is not known may undo it
+                self._lacks(kind, key, left[0] if known[1] else [], left[1] if known[0] else [])
+        if all(known):
+            self._order(key, net, model, sorted(places))
+
+    def _lacks(self, kind: str, key: tuple[int, int], xs: list[Operation], ys: list[Operation]) -> None:
         """Say that one side has none of a kind, where that is certain."""
-        if any(side.elsewhere(kind, key) for side in (self.net, self.model)):
+        if kind == "crop" or not (xs or ys) or any(side.elsewhere(kind, key) for side in (self.net, self.model)):
             return
-        if (kind == "activation" and (OUTPUT in key or INPUT in key)) or (kind == "dropout" and not self.training):
+        if kind == "dropout" and not self.training:
             return
-        if any(one.kind == "unknown" for one in (model if xs else net)):
+        if INPUT in key and kind in ("activation", "scaling"):  # the data layer may do the same
+            self._unread(key)
             return
         place = self._between(key)
         for x in xs:
-            self._differs(x.kind, f"no {_whole(x).split()[0]}{place}", _whole(x), x, Operation(kind), key[1])
+            if OUTPUT in key and (kind == "softmax" or x.settings.get("function") in ("sigmoid", "tanh")):
+                continue  # a loss or what reads the output may do it
+            self._differs(x.kind, f"no {named(x)}{place}", described(x), x, Operation(kind), key[1])
             self.found.seen.add(x.name)
+        losses = self.net.of.judged.get(self.net.nodes_of.get(key[0], INPUT), set()) if key[1] == OUTPUT else set()
         for y in ys:
-            layer = self.net.layer_at(key)
-            self._differs(y.kind, _whole(y), f"none{place}", replace(layer, kind=y.kind), y, key[1])
+            own = [loss for loss in losses if named(y).removeprefix("log ") == _APPLIES.get(loss)]
+            if own and named(y).startswith("log "):
+                continue  # the softmax of a log softmax is that softmax
+            layer = replace(self.net.layer_at(key), kind=y.kind)
+            applied = f"its {own[0]} applies one itself" if own else ""
+            self._differs(y.kind, described(y), f"none{place}", layer, y, key[1], applied)
+
+    def _order(self, key: tuple[int, int], net: Chain, model: Chain, places: list[tuple[int, int]]) -> None:
+        for (x, y), (later, earlier) in combinations(places, 2):
+            if earlier < y and not commute(net[x], net[later]):
+                yours, caffes = (
+                    f"{named(side[a])} before {named(side[b])}" for side, a, b in ((model, earlier, y), (net, x, later))
+                )
+                self._differs("order", yours, caffes, net[x], model[y], key[1])
+
+    def _flattened(self, key: tuple[int, int], net: Chain, model: Chain, edge: Edge) -> Chain:
+        """The model's chain without a new order of axes: an image that it flattens in another order is a difference."""
+        orders = [one for one in model if one.kind == "order"]
+        if not orders:
+            return model
+        owns = [
+            side.of.own.get(side.nodes_of[key[1]]) if key[1] in side.nodes_of else None
+            for side in (self.net, self.model)
+        ]
+        axes, sizes = orders[0].settings["axes"], orders[0].output or ()
+        known = all(one.kind not in ("unknown", "order") for one in net) and UNKNOWN not in model
+        flat = (
+            edge.shape is not None and len(edge.shape) == 2 and edge.shape[-1] == prod(size or 0 for size in sizes[1:])
+        )
+        linear = all(own is not None and own.kind == "linear" for own in owns)
+        if not (known and flat and linear and len(orders) == 1 and axes[0] == 0 and owns[0]):
+            return tuple(UNKNOWN if one.kind == "order" else one for one in model)
+        yours = f"an image that is flattened in the order {', '.join(map(str, axes))} of its axes"
+        caffes = ", ".join(map(str, range(len(axes))))
+        node = self.model.nodes_of[key[1]]
+        module = Operation("order", name=self.model.name_of(node))
+        effect = "it matters where weights of Caffe are loaded"
+        self._differs("order", yours, caffes, owns[0], module, key[1], effect)
+        return tuple(one for one in model if one.kind != "order")
+
+    def _unread(self, key: tuple[int, int]) -> None:
+        self.found.unread[self._between(key).strip() or "between two junctions"] = None
 
     def _between(self, key: tuple[int, int]) -> str:
         names = [self.model.label(name) for name in key]
@@ -322,188 +352,21 @@ class _Comparing:
             self._size(sizes, {OUTPUT, key[0]}, last, "")
 
     def _certain(self, names: set[int]) -> bool:
-        """Whether the net's layers before these are all known: another one may give a size that the file fixes."""
+        """Whether the net's layers before these are all known, and none gives a size that the file fixes."""
         edges = [edge for name in names for _, edge in self.net.into.get(name, ())]
-        return not any(operation.kind == "unknown" for edge in edges for operation in edge.chain)
+        chain = [operation for edge in edges for operation in edge.chain]
+        return not any(one.kind == "unknown" or one.settings.get("size") == "of the file" for one in chain)
 
     def _size(self, sizes: tuple[Shape, Shape], at: set[int], layer: Operation, module: str) -> None:
         """A size that differs: an effect of a setting that does, or a difference of its own."""
         caffes, yours = map(shape_text, sizes)
         for place, one in enumerate(self.found.differences):
-            if one.at in at and one.setting in _SPATIAL:
+            if one.at in at and one.setting in SPATIAL:
                 if not one.effect:
                     text = f"the output of {module or layer.name} is {yours}, Caffe's is {caffes}"
                     self.found.differences[place] = replace(one, effect=text)
                 return
         self._differs("output size", f"an output of {yours}", caffes, layer, Operation("", name=module), None)
-
-
-class _Side:
-    """One side's nodes, by names that are equal where the two sides correspond."""
-
-    def __init__(
-        self, of: Computation, pairs: Sequence[int | None], shared: Collection[int], palette: dict[Hashable, int]
-    ) -> None:
-        self.of = of
-        self.names: list[int] = [INPUT]
-        self.units: dict[int, list[int]] = {}  # pair -> nodes
-        self.single: dict[int, int] = {}  # name -> the one node
-        self.ops: dict[int, Op] = {INPUT: Op.INPUT}
-        self.nodes_of: dict[int, int] = {INPUT: INPUT}  # name -> its first node
-        doubtful: set[int] = set()  # nodes after something that has no counterpart
-        for number, node in enumerate(of.nodes[1:], start=1):
-            inputs = [self.names[source] for source in node.inputs]
-            pair = None if node.unit is None else pairs[node.unit]
-            if node.unit is not None and pair is None:
-                self.names.append(inputs[0] if inputs else INPUT)
-                doubtful.add(number)
-                continue
-            if pair is not None:
-                self.units.setdefault(pair, []).append(number)
-                key: Hashable = ("unit", pair, *inputs) if pair in shared else ("unit", pair)
-            else:
-                key = (node.op, *(inputs if node.op.ordered else sorted(inputs)))
-            merged = pair is not None and _continues(of, pairs, number)
-            same = pair is None and len(set(inputs)) == 1
-            name = inputs[0] if merged or same else palette.setdefault(key, len(palette))
-            if same:
-                doubtful.add(number)
-            self.names.append(name)
-            self.ops.setdefault(name, node.op)
-            self.nodes_of.setdefault(name, number)
-            self.single.setdefault(name, number)
-        self.edges: dict[tuple[int, int], list[Edge]] = {}
-        self.into: dict[int, list[tuple[int, Edge]]] = {}  # name -> what comes there, and from which name
-        for edge in of.edges:
-            target = OUTPUT if edge.target is None else self.names[edge.target]
-            source = self.names[edge.source]
-            if source == target or edge.target in doubtful:
-                continue
-            if edge.source in doubtful:
-                edge = replace(edge, chain=(UNKNOWN, *edge.chain))  # noqa: PLW2901  # the same edge, with what is known
-            arriving = [(source, edge)]
-            if self.ops.get(source) is self.ops.get(target) is Op.CONCAT and not edge.chain:
-                arriving += self.into.get(source, ())  # a concatenation of concatenations is one
-            self.into.setdefault(target, []).extend(arriving)
-            for origin, one in arriving:
-                self.edges.setdefault((origin, target), []).append(one)
-
-    def unit_of(self, node: int) -> Unit:
-        unit = self.of.nodes[node].unit
-        assert unit is not None
-        return self.of.units[unit]
-
-    def name_of(self, node: int) -> str:
-        return self.unit_of(node).name
-
-    def label(self, name: int) -> str:
-        """The unit of a name; empty for anything else."""
-        node = self.nodes_of.get(name)
-        return self.name_of(node) if node is not None and self.of.nodes[node].unit is not None else ""
-
-    def elsewhere(self, kind: str, way: tuple[int, int]) -> bool:
-        """Whether an operation of a kind may stand on the other side of a junction, where it comes to the same."""
-        for end, name in enumerate(way):
-            if self.ops.get(name) in (Op.JOINT, Op.MAX):
-                return True
-            beyond = (
-                operation.kind
-                for key, edges in self.edges.items()
-                if self.ops.get(name) is Op.CONCAT and key[1 - end] == name
-                for edge in edges
-                for operation in edge.chain
-            )
-            if any(one in (kind, "unknown") for one in beyond):
-                return True
-        return False
-
-    def layer_at(self, key: tuple[int, int]) -> Operation:
-        """The layer nearest to an edge, for its name and place."""
-        for name in (key[1], key[0]):
-            node = self.nodes_of.get(name)
-            if node is not None and (own := self.of.own.get(node)) is not None:
-                return own
-        return Operation("", name=self.label(key[1]) or self.label(key[0]) or "the output")
-
-    def behind(self, node: int) -> tuple[set[int], set[int]]:
-        """The names of the units that a node's value comes from, and of the junctions in between."""
-        units: set[int] = set()
-        junctions: set[int] = set()
-        waiting, met = [node], {INPUT}
-        while waiting:
-            one = waiting.pop()
-            for source in self.of.nodes[one].inputs:
-                if source in met:
-                    continue
-                met.add(source)
-                name = self.names[source]
-                if self.of.nodes[source].unit is not None and name != self.names[node]:
-                    units.add(name)
-                    continue
-                junctions.add(name)
-                waiting.append(source)
-        return units, junctions
-
-    def origins(self, name: int) -> set[int]:
-        """The name itself where it is a unit, else the units that it joins."""
-        node = self.nodes_of[name]
-        return {name} if self.of.nodes[node].unit is not None else self.behind(node)[0]
-
-
-def _continues(of: Computation, pairs: Sequence[int | None], number: int) -> bool:
-    """Whether a unit is the rest of the one before it, as a Scale is of its BatchNorm."""
-    node = of.nodes[number]
-    before = of.nodes[node.inputs[0]] if node.inputs else None
-    if before is None or before.unit is None or node.unit is None or before.unit == node.unit:
-        return False
-    return pairs[before.unit] is not None and pairs[before.unit] == pairs[node.unit]
-
-
-def _used_twice(of: Computation, pairs: Sequence[int | None]) -> Iterator[int]:
-    seen: set[int] = set()
-    for number, node in enumerate(of.nodes):
-        pair = None if node.unit is None else pairs[node.unit]
-        if pair is None or _continues(of, pairs, number):
-            continue
-        if pair in seen:
-            yield pair
-        seen.add(pair)
-
-
-def _pairs(
-    net: Computation, model: Computation, bound: Sequence[tuple[int, str]]
-) -> tuple[list[int | None], list[int | None]]:
-    """For each unit of either side a number that those have in common whose tensors stand for each other."""
-    places: tuple[dict[object, int], dict[object, int]] = ({}, {})
-    for place, side in zip(places, (net, model), strict=True):
-        for number, unit in enumerate(side.units):
-            place.update((tensor.key, number) for tensor in unit.tensors)
-    leader: dict[tuple[str, int], tuple[str, int]] = {}
-
-    def first(one: tuple[str, int]) -> tuple[str, int]:
-        while (up := leader.get(one, one)) != one:
-            one = up
-        return one
-
-    for blob, tensor in bound:
-        if blob in places[0] and tensor in places[1]:
-            ours, theirs = ("net", places[0][blob]), ("model", places[1][tensor])
-            leader.setdefault(ours, ours)
-            leader.setdefault(theirs, theirs)
-            leader[first(ours)] = first(theirs)
-    numbers: dict[tuple[str, int], int] = {}
-    sides = []
-    for name, side in (("net", net), ("model", model)):
-        keys = [(name, number) for number in range(len(side.units))]
-        pairs = [numbers.setdefault(first(key), len(numbers)) if key in leader else None for key in keys]
-        for node in side.nodes:  # a norm whose statistics have no counterpart belongs to the scale after it
-            before = side.nodes[node.inputs[0]].unit if node.inputs else None
-            if node.unit is None or before is None or pairs[before] is not None:
-                continue
-            if (side.units[before].kind, side.units[node.unit].kind) == (UnitKind.NORM, UnitKind.SCALE):
-                pairs[before] = pairs[node.unit]
-        sides.append(pairs)
-    return sides[0], sides[1]
 
 
 def _family(operation: Operation) -> str:
@@ -516,11 +379,11 @@ def _distinct(edges: Sequence[Edge]) -> list[Chain]:
     for edge in edges:
         if edge.chain not in found:
             found.append(edge.chain)
-    return found
+    return sorted(found, key=lambda chain: [operation.kind for operation in chain])
 
 
 def _plain(chain: Chain) -> Chain:
-    """The chain without a ReLU of what is not negative anyway."""
+    """The chain without a ReLU of what is not negative anyway; a padding that nothing took up is not known."""
     return tuple(
         UNKNOWN if operation.kind == "padding" else operation
         for place, operation in enumerate(chain)
@@ -528,17 +391,17 @@ def _plain(chain: Chain) -> Chain:
     )
 
 
-def _whole(operation: Operation) -> str:
-    """An operation in a word or two."""
-    if operation.kind == "dropout":
-        return f"dropout {_text(operation.settings['ratio'])}"
-    return str(operation.settings["function"]) if operation.kind == "activation" else operation.kind
+def _paired(net: Chain, model: Chain, xs: list[int], ys: list[int]) -> list[tuple[int, int]]:
+    """Places of operations of a kind that stand for each other, in their order; if one side has more, those alike."""
+    few, many = (xs, ys) if len(xs) <= len(ys) else (ys, xs)
+    sides = (net, model) if few is xs else (model, net)
 
+    def alike(chosen: tuple[int, ...]) -> int:
+        return sum(named(sides[0][a]) == named(sides[1][b]) for a, b in zip(few, chosen, strict=True))
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float | int) and isinstance(other, float | int) and not isinstance(one, bool):
-        return isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
-    return bool(one == other)
+    best = max(combinations(many[: len(few) + _MOST_LEFT], len(few)), key=alike)
+    pairs = list(zip(few, best, strict=True))
+    return pairs if few is xs else [(x, y) for y, x in pairs]
 
 
 def _spatial(net: Shape | None, model: Shape | None) -> tuple[Shape, Shape] | None:
@@ -548,39 +411,3 @@ def _spatial(net: Shape | None, model: Shape | None) -> tuple[Shape, Shape] | No
     if len(net) == 2:
         return (1,) * (len(model) - 2), model[2:]
     return (net[2:], model[2:]) if len(net) == len(model) else None
-
-
-def _poolings(net: Operation, model: Operation) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The settings of two poolings as far as they make a difference at the net's own size.
-
-    ``None`` where that cannot be said: a pooling that adapts its windows was seen at another size.
-    """
-    ours, theirs = dict(net.settings), dict(model.settings)
-    given, output = model.input or (), model.output
-    size: Shape = given if net.input is None or None in net.input else net.input
-    if len(size) != len(given) or len(theirs["kernel"]) != len(given):
-        return None
-    if ours.get("global"):
-        ours["kernel"] = ours["stride"] = size
-        ours["padding"] = (0,) * len(size)
-    if len(ours["kernel"]) != len(size):
-        return None
-    whole = [one["kernel"] == own and not any(one["padding"]) for one, own in ((ours, size), (theirs, given))]
-    if all(whole):
-        return {"pooling": ours["pooling"]}, {"pooling": theirs["pooling"]}
-    if size != given and "rounding" not in theirs:
-        return None
-    if ours["padding"] != theirs["padding"] and "without" in theirs.get("divides by", ""):
-        del theirs["divides by"]
-    axes = list(zip(size, ours["kernel"], ours["padding"], ours["stride"], strict=True))
-    try:
-        down, up = (
-            tuple(pool_length(*axis, ceil=ceil, clip=any(ours["padding"])) for axis in axes) for ceil in (False, True)
-        )
-    except MisfitError:
-        return None
-    alike = all(ours[name] == theirs[name] for name in ("kernel", "stride", "padding", "dilation"))
-    due = up if ours["rounding"] == "up" else down
-    if down == up or (alike and size == given and due == output):
-        del ours["rounding"]
-    return ours, theirs

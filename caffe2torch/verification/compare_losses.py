@@ -21,6 +21,7 @@ from caffe2torch.verification.report import Check, Fault, FaultKind, Result
 
 __all__ = ["LossFault", "LossFinding", "compare_losses", "describe_loss", "loss_check"]
 
+_ANY = (Exception, SystemExit)  # the user's code may raise anything
 _SAME = 1e-4  # relative: float32 sums in another order, and no mistake worth a name
 _HALVED = ("ContrastiveLoss", "EuclideanLoss")
 
@@ -156,19 +157,19 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
     failure = None
     try:
         probe = _probe(recipe, terms, loss, takes)
-    except Exception as error:  # the user's code may raise anything
-        failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except _ANY as error:
+        failure = ": ".join((type(error).__name__, *str(error).strip().splitlines()[:1]))
         try:
             probe = _probe(recipe, terms, loss, takes, ignored=False)
-        except Exception:
+        except _ANY:
             return LossFinding(expected, not_seen=f"your loss fails on the net's scores and labels: {failure}")
     try:
         second = _probe(recipe, terms, loss, takes, larger=1, ignored=failure is None)
-    except Exception:  # written for one batch size
+    except _ANY:  # written for one batch size
         second = probe
     single = None
     if stated_batch(recipe, terms) == 1:
-        with suppress(Exception):  # as above
+        with suppress(*_ANY):  # as above
             single = _probe(recipe, terms, loss, takes, larger=-1, ignored=failure is None)
     sample_size = _sample_size(recipe, terms, probe)
     faults: list[LossFault] = []
@@ -193,14 +194,15 @@ def _probe(
 ) -> _Probe:
     blobs = sample(recipe, terms, larger=larger, ignored=ignored)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        given = {name: value.clone().requires_grad_(name in takes) for name, value in blobs.items()}
+        leaves = {name: value.clone().requires_grad_(name in takes) for name, value in blobs.items()}
+        given = {name: value.clone() for name, value in leaves.items()}  # which a loss may change in place
         value = call(loss, terms, given)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"it gives {shape} where a scalar is expected")
         if not value.requires_grad:
             raise ValueError("its value has no gradient")
-        wanted = [given[name] for name in takes]
+        wanted = [leaves[name] for name in takes]
         gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
     return _Probe(blobs, dict(zip(takes, gradients, strict=True)))
 
@@ -230,6 +232,9 @@ def _faults(
         if any(term.weight for term in users):
             yield LossFault(blob, layer, 0.0, message)
         return
+    if not bool(own.isfinite().all()):
+        yield LossFault(blob, layer, None, "your gradient is not finite: it has inf or nan")
+        return
     same_for_one = single is not None and _is_caffes(blob, terms, single)
     if len(users) > 1:
         ratio = _ratio(own, _gradient(NetLoss(terms), probe.blobs, blob))
@@ -251,7 +256,7 @@ def _faults(
         steady = math.isclose(
             other / term.weight if term.weight else math.inf, 1, rel_tol=max(_SAME, variant.tolerance)
         )
-        if variant.words is None and (same_for_one or (same and steady)):
+        if variant.words is None and (same_for_one or (same and (steady or not sample_size))):  # at the net's batch
             return
         words = [] if variant.words is None else [variant.words]
         if not (same and steady):
@@ -310,7 +315,13 @@ def _why(term: LossTerm, variant: Variant, first: tuple[_Probe, float], second: 
         if term.weight not in (0, 1):
             return f"yours has weight {_figure(ratio)}, Caffe's {term.weight:g}: {effect}"
         return f"yours is {_figure(factor)} times Caffe's: {effect}"
-    return f"yours divides by something else than Caffe's {own.words}: {effect}, for this batch"
+    here, there = (_compared(of, one) for of, one in ((factor, probe), (ratio_2 / (term.weight or 1), other)))
+    return f"yours divides by something else than Caffe's {own.words}: the effective lr is {here}, and {there}"
+
+
+def _compared(factor: float, probe: _Probe) -> str:
+    size = next(iter(probe.blobs.values())).shape[:1]
+    return f"{_times(factor)} for a batch of {size[0] if size else 1}"
 
 
 def _causes(term: LossTerm, own: Divisor, mine: Divisor, missing_weight: float, missing_half: float) -> str:
@@ -325,10 +336,13 @@ def _causes(term: LossTerm, own: Divisor, mine: Divisor, missing_weight: float, 
 
 
 def _effect(factor: float) -> str:
-    if factor < 0:
-        return "it goes uphill: the sign is reversed"
-    times = factor if factor >= 1 else 1 / factor
-    return f"the effective lr is {_figure(times)} times {'larger' if factor >= 1 else 'smaller'}"
+    return "training goes uphill" if factor < 0 else f"the effective lr is {_times(factor)}"
+
+
+def _times(factor: float) -> str:
+    if math.isclose(factor, 1, rel_tol=_SAME):
+        return "the same"
+    return f"{_figure(max(factor, 1 / factor))} times {'larger' if factor >= 1 else 'smaller'}"
 
 
 def _figure(value: float) -> str:

@@ -130,7 +130,8 @@ def test_the_command_line_takes_strict_and_accept(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     Path("net.prototxt").write_text(
         'input: "x" input_shape { dim: 1 dim: 3 dim: 9 dim: 9 } layer { name: "c" type: "Convolution" bottom: "x" '
-        'top: "c" convolution_param { num_output: 4 kernel_size: 3 } }'
+        'top: "c" convolution_param { num_output: 4 kernel_size: 3 } } '
+        'layer { name: "r" type: "ReLU" bottom: "c" top: "c" }'
     )
     Path("solver.prototxt").write_text(SOLVER)
     parts = ["import torch", "from torch import nn", inspect.getsource(Small), inspect.getsource(sgd)]

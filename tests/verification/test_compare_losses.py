@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -218,7 +220,14 @@ MISTAKES = {
         "yours divides by 960 elements, Caffe's by 4 images: the effective lr is 240 times smaller",
     ),
     "sigma missing": (SMOOTH, IMAGES, lambda a, b, i, o: smooth(a, b, i, o, 1.0), 1, "yours lacks sigma 3"),
-    "another sign": (SOFTMAX, FLAT, lambda x, y: -F.cross_entropy(x, y), -1, "the sign is reversed"),
+    "another sign": (
+        SOFTMAX,
+        FLAT,
+        lambda x, y: -F.cross_entropy(x, y),
+        -1,
+        "yours is -1 times Caffe's: training goes uphill",
+    ),
+    "not a number": (SOFTMAX, FLAT, lambda x, y: F.cross_entropy(x, y) * math.nan, None, "your gradient is not finite"),
 }
 
 
@@ -233,6 +242,12 @@ def test_a_planted_mistake_is_named_with_its_factor(name, tmp_path):
         assert wrong[0].factor == pytest.approx(factor, rel=1e-3)
     clean = {"ignored label out of range": 2}.get(name, 1)
     assert len(finding.faults) <= clean, str(finding)
+
+
+def test_a_constant_divisor_is_right_at_the_nets_own_batch(tmp_path):
+    assert compare_losses(recipe_of(tmp_path, BATCH, IMAGES), lambda x, y: summed(x, y) / IMAGES[0]).ok
+    (fault,) = compare_losses(read_recipe(_net_of_unknown_batch(tmp_path)), lambda x, y: summed(x, y) / 2).faults
+    assert "the effective lr is the same for a batch of 2, and 1.5 times larger for a batch of 3" in fault.message
 
 
 def summed(x, y):
@@ -303,6 +318,16 @@ def test_the_same_loss_in_other_words_is_right(name, tmp_path):
     assert str(finding).endswith("the user's loss is the same")
 
 
+def in_place(x, y):
+    x.mul_(2).div_(2)
+    y[y == 2] = -100
+    return F.cross_entropy(x, y)
+
+
+def test_a_loss_may_change_what_it_is_given(tmp_path):
+    assert compare_losses(recipe_of(tmp_path, IGNORE), in_place).ok
+
+
 def test_nothing_of_the_users_changes(tmp_path):
     class Weighed(nn.Module):
         def __init__(self):
@@ -320,9 +345,19 @@ def test_nothing_of_the_users_changes(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def raising(error):
+    def loss(*_):
+        raise error
+
+    return loss
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
+        (raising(SystemExit(3)), "scores and labels: SystemExit: 3"),
+        (raising(AssertionError()), "scores and labels: AssertionError"),
+        (raising(ValueError("\n")), "scores and labels: ValueError"),
         (lambda x, y: F.cross_entropy(x, y, reduction="none"), "it gives (4,) where a scalar is expected"),
         (lambda x, y: F.cross_entropy(x, y).item(), "it gives float where a scalar is expected"),
         (lambda x, y: F.cross_entropy(x.detach(), y), "its value has no gradient"),
@@ -333,6 +368,7 @@ def test_a_loss_that_cannot_be_run_is_not_seen(loss, words, tmp_path):
     finding = compare_losses(recipe_of(tmp_path, SOFTMAX), loss)
     assert not finding.ok
     assert words in finding.not_seen
+    assert not finding.not_seen.endswith((":", " "))
 
 
 @pytest.mark.parametrize(

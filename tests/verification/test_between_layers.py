@@ -1,0 +1,310 @@
+"""What stands between two layers, and after the last: everything that was read is held against the net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
+from nets import layer, recipe_of
+from ported_nets import conv, dropout, image, linear, pool, relu
+from torch import Tensor, nn
+
+from caffe2torch.binding.bind import bind
+from caffe2torch.verification.check_model import check_model
+from caffe2torch.verification.report import Check, Result
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+HEAD = image(3, 16) + conv("a", "data", "num_output: 4 kernel_size: 3 pad: 1")
+
+
+def tail(bottom: str) -> str:
+    return conv("b", bottom, "num_output: 4 kernel_size: 3 pad: 1")
+
+
+PLAIN = HEAD + relu("a") + tail("a")
+LABEL = 'input: "label" input_shape { dim: 2 }\n'
+
+
+class Port(nn.Module):
+    """Two layers, with whatever a test puts around them."""
+
+    def __init__(self, forward: Forward, **changed: nn.Module) -> None:
+        super().__init__()
+        self.a: nn.Module = nn.Conv2d(3, 4, 3, padding=1)
+        self.b: nn.Module = nn.Conv2d(4, 4, 3, padding=1)
+        for name, module in changed.items():
+            setattr(self, name, module)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+def found(net: str, forward: Forward, **changed: nn.Module) -> Check:
+    recipe = recipe_of(net)
+    return check_model(recipe, bind(recipe, Port(forward, **changed)))
+
+
+def said(check: Check) -> list[str]:
+    return [f"{one.yours}, {one.caffes}" for one in check.differences]
+
+
+BETWEEN = {
+    "a second activation": (lambda y: y.relu().sigmoid(), "sigmoid, none between a and b"),
+    "a pooling that keeps the size": (
+        lambda y: F.max_pool2d(y.relu(), 3, 1, 1),
+        "max pooling, none between a and b",
+    ),
+    "dropout": (lambda y: F.dropout(y.relu()), "dropout 0.5, none between a and b"),
+    "LRN": (lambda y: F.local_response_norm(y.relu(), 5), "LRN, none between a and b"),
+    "softmax": (lambda y: y.relu().softmax(1), "softmax, none between a and b"),
+    "a factor": (lambda y: y.relu() * 2, "a factor of 2, none between a and b"),
+    "a factor in two steps": (lambda y: y.relu().mul(4).div(2), "a factor of 2, none between a and b"),
+    "a sign": (lambda y: -y.relu(), "a factor of -1, none between a and b"),
+    "a shift": (lambda y: y.relu() - 0.5, "a shift of -0.5, none between a and b"),
+    "both": (lambda y: 1 - y.relu() * 2, "a factor of -2 and a shift of 1, none between a and b"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_the_net_does_not_have_between_two_layers_is_named(name: str) -> None:
+    between, expected = BETWEEN[name]
+    check = found(PLAIN, lambda m, x: m.b(between(m.a(x))))
+    assert said(check) == [expected]
+    assert "not read" not in check.effect
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: y.relu().relu(),
+        lambda y: F.dropout(y.relu(), 0.0),
+        lambda y: F.max_pool2d(y.relu(), 1),
+        lambda y: y.relu() * 2 / 2,
+        lambda y: y.relu() + 1 - 1,
+        lambda y: y.relu().permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+        lambda y: y.transpose(1, 2).relu().transpose(1, 2),
+        lambda y: F.pad(y.relu(), (2, 2, 2, 2))[:, :, 2:-2, 2:-2],
+    ],
+)
+def test_what_changes_nothing_is_no_difference(between: Callable[[Tensor], Tensor]) -> None:
+    check = found(PLAIN, lambda m, x: m.b(between(m.a(x))))
+    assert (check.result, said(check)) == (Result.OK, [])
+
+
+def test_two_dropouts_in_a_row_are_one_too_many() -> None:
+    net = HEAD + relu("a") + dropout("a", 0.5) + tail("a")
+    check = found(net, lambda m, x: m.b(F.dropout(F.dropout(m.a(x).relu(), 0.5), 0.3)))
+    assert said(check) == ["dropout 0.3, none between a and b"]
+
+
+def test_a_pooling_that_the_model_lacks_is_named() -> None:
+    net = HEAD + pool("p", "a", "kernel_size: 3 stride: 1 pad: 1") + tail("p")
+    check = found(net, lambda m, x: m.b(m.a(x)))
+    assert said(check) == ["no max pooling between a and b, max pooling"]
+
+
+def test_poolings_that_caffe_does_not_have_are_not_taken_for_those_it_has() -> None:
+    net = HEAD + pool("p", "a", "kernel_size: 2 stride: 2") + tail("p")
+    assert said(found(net, lambda m, x: m.b(F.lp_pool2d(m.a(x), 2, 2)))) == ["L2 pooling, max pooling"]
+    fractional = nn.FractionalMaxPool2d(2, output_size=8)
+    assert said(found(net, lambda m, x: m.b(m.p(m.a(x))), p=fractional)) == ["fractional max pooling, max pooling"]
+
+
+GLOBAL = image(3, 16) + conv("a", "data", "num_output: 4 kernel_size: 3 pad: 1")
+GLOBAL += pool("p", "a", "pool: AVE global_pooling: true") + linear("b", "p", 2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (lambda y: y.mean((2, 3)), []),
+        (lambda y: y.flatten(2).mean(-1), []),
+        (lambda y: y.sum((2, 3)) / 256, []),
+        (lambda y: y.sum((2, 3)), ["sum pooling, average pooling"]),
+        (lambda y: y.amax((2, 3)), ["max pooling, average pooling"]),
+    ],
+)
+def test_a_mean_is_the_pooling_over_all_and_a_sum_is_not(mean: Any, expected: list[str]) -> None:
+    check = found(GLOBAL, lambda m, x: m.b(mean(m.a(x))), b=nn.Linear(4, 2))
+    assert said(check) == expected
+    assert "not seen" not in (check.seen or check.effect)
+
+
+@pytest.mark.parametrize(
+    ("given", "padding", "expected"),
+    [
+        ({"mode": "reflect"}, 1, "padding_mode reflect, zeros"),
+        ({"mode": "circular"}, 1, "padding_mode circular, zeros"),
+        ({"mode": "replicate"}, 1, "padding_mode replicate, zeros"),
+        ({"value": 1.0}, 1, "padding with 1, zeros"),
+        ({}, (0, 2), "padding 0 before and 2 after, 1"),
+    ],
+)
+def test_a_padding_is_named_by_what_it_pads_with_and_where(given: Any, padding: Any, expected: str) -> None:
+    begin, end = (padding, padding) if isinstance(padding, int) else padding
+    own = nn.Conv2d(4, 4, 3)
+    check = found(PLAIN, lambda m, x: m.b(F.pad(m.a(x).relu(), (begin, end, begin, end), **given)), b=own)
+    assert said(check) == [expected]
+
+
+def test_a_modules_padding_mode_is_read() -> None:
+    own = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    assert said(found(PLAIN, lambda m, x: m.b(m.a(x).relu()), b=own)) == ["padding_mode reflect, zeros"]
+
+
+def test_a_pad_at_the_end_that_no_window_reaches_is_no_difference() -> None:
+    net = image(3, 16) + conv("a", "data", "num_output: 4 kernel_size: 3 pad: 1 stride: 2") + tail("a")
+    ported = nn.Conv2d(3, 4, 3, stride=2)
+    assert said(found(net, lambda m, x: m.b(m.a(F.pad(x, (1, 0, 1, 0)))), a=ported)) == []
+
+
+def test_lrn_within_a_channel_is_not_lrn_across_channels() -> None:
+    within = layer("LRN", "n", "a", "n", "lrn_param { local_size: 5 norm_region: WITHIN_CHANNEL }")
+    check = found(HEAD + within + tail("n"), lambda m, x: m.b(F.local_response_norm(m.a(x), 5)))
+    assert said(check) == ["LRN across channels, within each channel"]
+
+
+def test_the_order_counts_where_it_changes_what_is_computed() -> None:
+    """AlexNet normalizes and then pools, CaffeNet the other way round."""
+    net = (
+        HEAD
+        + layer("LRN", "n", "a", "n", "lrn_param { local_size: 5 alpha: 0.0001 }")
+        + pool("p", "n", "kernel_size: 2 stride: 2")
+        + tail("p")
+    )
+    pools_first = found(net, lambda m, x: m.b(F.local_response_norm(F.max_pool2d(m.a(x), 2), 5)))
+    assert said(pools_first) == ["max pooling before LRN, LRN before max pooling"]
+    assert pools_first.differences[0].layer == "n"
+    net = HEAD + relu("a") + pool("p", "a", "kernel_size: 2 stride: 2") + tail("p")
+    assert found(net, lambda m, x: m.b(F.max_pool2d(m.a(x), 2).relu())).result is Result.OK
+    net = net.replace("kernel_size: 2", "pool: AVE kernel_size: 2")
+    check = found(net, lambda m, x: m.b(F.avg_pool2d(m.a(x), 2).relu()))
+    assert said(check) == ["average pooling before ReLU, ReLU before average pooling"]
+
+
+FLAT = image(3, 16) + conv("a", "data", "num_output: 4 kernel_size: 3 pad: 1") + linear("b", "a", 2)
+
+
+@pytest.mark.parametrize(
+    ("flatten", "expected"),
+    [
+        (lambda y: y.flatten(1), []),
+        (lambda y: y.view(len(y), -1), []),
+        (lambda y: y.permute(0, 2, 3, 1).reshape(len(y), -1), ["0, 2, 3, 1"]),
+        (lambda y: y.transpose(2, 3).flatten(1), ["0, 1, 3, 2"]),
+    ],
+)
+def test_an_image_that_is_flattened_in_another_order_is_named(flatten: Any, expected: list[str]) -> None:
+    check = found(FLAT, lambda m, x: m.b(flatten(m.a(x))), b=nn.Linear(1024, 2))
+    orders = [f"an image that is flattened in the order {order} of its axes, 0, 1, 2, 3" for order in expected]
+    assert said(check) == orders
+
+
+def judged(kind: str) -> str:
+    label = LABEL if kind == "SoftmaxWithLoss" else 'input: "label" input_shape { dim: 2 dim: 2 }\n'
+    return label + FLAT + layer(kind, "loss", "b label")
+
+
+@pytest.mark.parametrize(
+    ("loss", "last", "expected"),
+    [
+        ("SoftmaxWithLoss", lambda y: y, []),
+        ("SoftmaxWithLoss", lambda y: y.log_softmax(1), []),
+        ("SoftmaxWithLoss", lambda y: y.softmax(1), ["softmax, none after b"]),
+        ("SoftmaxWithLoss", lambda y: y.relu(), ["ReLU, none after b"]),
+        ("SigmoidCrossEntropyLoss", lambda y: y.sigmoid(), ["sigmoid, none after b"]),
+        ("EuclideanLoss", lambda y: y.tanh(), ["tanh, none after b"]),
+        ("EuclideanLoss", lambda y: y.log_softmax(1), ["log softmax, none after b"]),
+    ],
+)
+def test_what_follows_the_last_layer_is_compared(loss: str, last: Any, expected: list[str]) -> None:
+    check = found(judged(loss), lambda m, x: last(m.b(m.a(x).flatten(1))), b=nn.Linear(1024, 2))
+    assert said(check) == expected
+    own = {"SoftmaxWithLoss": "softmax", "SigmoidCrossEntropyLoss": "sigmoid"}.get(loss)
+    applied = [
+        f"its {loss} applies one itself" if expected and expected[0].startswith(str(own)) else "" for _ in expected
+    ]
+    assert [one.effect for one in check.differences] == applied
+
+
+def test_a_softmax_or_sigmoid_that_ends_the_net_may_be_part_of_the_ports_loss() -> None:
+    for kind, function in (("Softmax", None), ("Sigmoid", None), ("Softmax", F.log_softmax)):
+        net = FLAT + layer(kind, "prob", "b")
+        last = (lambda y: y) if function is None else (lambda y: F.log_softmax(y, 1))
+        assert (
+            found(net, lambda m, x, last=last: last(m.b(m.a(x).flatten(1))), b=nn.Linear(1024, 2)).result is Result.OK
+        )
+
+
+UP = image(3, 16) + conv("a", "data", "num_output: 4 kernel_size: 3 pad: 1 stride: 2")
+UP += conv("b", "a", "num_output: 4 kernel_size: 4 stride: 2 pad: 1", "Deconvolution")
+
+
+@pytest.mark.parametrize(
+    ("crop", "expected"),
+    [
+        (lambda y: y[:, :, 1:-1, 1:-1], []),
+        (lambda y: F.pad(y, (-1, -1, -1, -1)), []),
+        (lambda y: y.narrow(2, 1, 16).narrow(3, 1, 16), []),
+        (lambda y: y[:, :, :-2, :-2], ["padding 0, 1"]),
+        (lambda y: y[:, :, 2:-2, 2:-2], ["padding 2, 1"]),
+        (lambda y: y, ["padding 0, 1"]),
+    ],
+)
+def test_a_crop_on_each_side_is_the_padding_of_a_transposed_convolution(crop: Any, expected: list[str]) -> None:
+    ported = {"a": nn.Conv2d(3, 4, 3, 2, 1), "b": nn.ConvTranspose2d(4, 4, 4, 2)}
+    check = found(UP, lambda m, x: crop(m.b(m.a(x))), **ported)
+    assert said(check) == expected
+
+
+def test_a_crop_begins_where_the_nets_does() -> None:
+    net = HEAD + tail("a") + 'input: "like" input_shape { dim: 2 dim: 4 dim: 8 dim: 8 }\n'
+    net += layer("Crop", "c", "b like", "c", "crop_param { axis: 2 offset: 3 }")
+    same = found(net, lambda m, x: m.b(m.a(x))[:, :, 3:11, 3:11])
+    assert (same.result, said(same)) == (Result.OK, [])
+    other = found(net, lambda m, x: m.b(m.a(x))[:, :, 4:12, 4:12])
+    assert said(other) == ["a crop that begins at 4, 3"]
+
+
+def test_a_power_of_one_is_a_factor_and_a_shift() -> None:
+    net = HEAD + layer("Power", "s", "a", "s", "power_param { scale: 0.5 shift: 2 }") + tail("s")
+    assert found(net, lambda m, x: m.b(m.a(x) * 0.5 + 2)).result is Result.OK
+    assert said(found(net, lambda m, x: m.b(m.a(x) * 0.25 + 2))) == ["a factor of 0.25, 0.5"]
+    assert said(found(net, lambda m, x: m.b(m.a(x)))) == ["no factor between a and b, a factor of 0.5 and a shift of 2"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: y.relu() * torch.ones(()),
+        lambda y: y.relu().roll(1, 3),
+        lambda y: y.relu().repeat_interleave(2, 3)[..., ::2],
+        lambda y: F.dropout(y.relu().exp(), 0.0),
+    ],
+)
+def test_where_something_cannot_be_read_it_says_so(between: Callable[[Tensor], Tensor]) -> None:
+    check = found(PLAIN, lambda m, x: m.b(between(m.a(x))))
+    assert check.result is Result.OK
+    assert "not read: what the model computes between a and b" in check.seen
+
+
+def test_what_a_model_does_to_its_input_is_not_held_against_the_net() -> None:
+    """The data layer may do the same."""
+    check = found(PLAIN, lambda m, x: m.b(m.a((x - 0.5) / 0.25).relu()))
+    assert check.result is Result.OK
+    assert "not read: what the model computes before a" in check.seen
+
+
+def test_a_view_of_numbers_that_are_overwritten_is_not_known() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        turned = y.transpose(2, 3)
+        y.relu_()
+        return m.b(turned.transpose(2, 3))
+
+    assert "not read: what the model computes between a and b" in found(PLAIN, forward).seen
