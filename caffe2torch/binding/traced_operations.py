@@ -310,7 +310,8 @@ _READERS: Mapping[str, Reader] = {
     "fractional_max_pool2d": _fractional,
     "fractional_max_pool3d": _fractional,
     **dict.fromkeys(
-        ("max_unpool2d", "max_unpool3d"), lambda _, x, y: Operation("unpooling", {}, "", None, _size(x), _size(y))
+        ("max_unpool2d", "max_unpool3d", "scatter"),
+        lambda _, x, y: Operation("unpooling", {}, "", None, _size(x), _size(y)),
     ),
     "mean": _over_all("average"),
     "sum": _over_all("sum"),

@@ -55,7 +55,8 @@ _JOINS = {
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
 
-_INDEXED = ("max_unpool2d", "max_unpool3d")  # what follows are the places of the largest numbers
+_INDEXED = {"max_unpool2d": 0, "max_unpool3d": 0, "scatter": -1}
+"""Operations that put numbers where indices say: which input the numbers are."""
 
 _OWN_ARITHMETIC = frozenset({"mul", "add", "sub", "div"})  # with a parameter: a scale, a shift, a bias
 
@@ -217,17 +218,18 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _computed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Chain | None:
         """The chain of what an operation gives; ``None`` where no value of the net goes into it."""
-        numbers = inputs[:1] if func.overloadpacket.__name__ in _INDEXED else inputs
+        name = func.overloadpacket.__name__.rstrip("_")
+        numbers = [inputs[_INDEXED[name]]] if name in _INDEXED else inputs
         chains = [chain for one in numbers if (chain := self._chain_of(one)) is not None]
         if not chains:
             return None
-        chain, name = merged(chains), func.overloadpacket.__name__.rstrip("_")
+        chain = merged(chains)
         if name in _OWN_ARITHMETIC and any(isinstance(self.source.get(_memory(one)), frozenset) for one in inputs):
             return chain
         operation = read_operation(func, args, kwargs, outputs[0] if outputs else None)
         if operation is None:
             return chain
-        if operation.kind not in ("linear", "embedding") and self._chain_of(inputs[0]) is None:
+        if operation.kind not in ("linear", "embedding") and self._chain_of(numbers[0]) is None:
             operation = UNKNOWN
         return extended(chain, operation if operation.kind in MAIN else replace(operation, name=self.at))
 

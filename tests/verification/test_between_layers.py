@@ -271,6 +271,25 @@ def test_a_crop_begins_where_the_nets_does() -> None:
     assert said(other) == ["a crop that begins at 4, 3"]
 
 
+@pytest.mark.parametrize("how", ["max_unpool2d", "scatter", "nearest"])
+def test_an_unpooling_is_segnets_upsample_and_an_interpolation_is_not_known(how: str) -> None:
+    net = HEAD + layer("Pooling", "p", "a", "p mask", "pooling_param { kernel_size: 2 stride: 2 }")
+    net += layer("Upsample", "u", "p mask", "u", "upsample_param { scale: 2 }") + tail("u")
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, places = F.max_pool2d(m.a(x), 2, return_indices=True)
+        if how == "max_unpool2d":
+            return m.b(F.max_unpool2d(y, places, 2))
+        if how == "scatter":
+            flat = y.new_zeros(*y.shape[:2], 256).scatter(2, places.flatten(2), y.flatten(2))
+            return m.b(flat.view(*y.shape[:2], 16, 16))
+        return m.b(F.interpolate(y, scale_factor=2))
+
+    check = found(net, forward)
+    assert check.result is Result.OK
+    assert ("not read" in check.seen, "1 not seen (u)" in check.seen) == (how == "nearest", how == "nearest")
+
+
 def test_a_power_of_one_is_a_factor_and_a_shift() -> None:
     net = HEAD + layer("Power", "s", "a", "s", "power_param { scale: 0.5 shift: 2 }") + tail("s")
     assert found(net, lambda m, x: m.b(m.a(x) * 0.5 + 2)).result is Result.OK
