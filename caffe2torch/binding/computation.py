@@ -26,6 +26,7 @@ __all__ = [
     "extended",
     "merged",
     "never_negative",
+    "scaled",
     "split_at_main",
 ]
 
@@ -80,6 +81,7 @@ class Computation:
         edges: The ways between them.
         own: What a use of a unit computes itself, by node.
         shapes: The shape of what a node gives.
+        named: The layers that compute something; empty for a model.
         judged: The types of the losses that take what a node gives; empty for a model.
         inputs: What it was run with; empty for a net.
         training: Whether it was run as in training.
@@ -91,6 +93,7 @@ class Computation:
     edges: list[Edge] = field(default_factory=list)
     own: dict[int, Operation] = field(default_factory=dict)
     shapes: dict[int, Shape | None] = field(default_factory=dict)
+    named: list[Operation] = field(default_factory=list)
     judged: dict[int, set[str]] = field(default_factory=dict)
     inputs: tuple[tuple[int, ...], ...] = ()
     training: bool = True
@@ -115,15 +118,40 @@ def extended(chain: Chain, operation: Operation) -> Chain:
     last = chain[-1] if chain else Operation("")
     if operation.kind in ("convolution", "pooling") and last.kind == "padding":
         return (*chain[:-1], _padded(chain[:-1], last, operation))
-    if operation.kind == "scaling" and last.settings.get("pooling") == "sum":
-        share = 1 / prod(last.settings["kernel"])
-        if isclose(operation.settings["factor"], share, rel_tol=1e-6) and not operation.settings["shift"]:
-            return (*chain[:-1], replace(last, settings={**last.settings, "pooling": "average"}))
+    if operation.settings.get("pooling") == "sum":
+        size = float(prod(operation.settings["kernel"]))
+        average = replace(operation, settings={**operation.settings, "pooling": "average"})
+        return (*chain, average, replace(operation, kind="scaling", settings={"factor": size, "shift": 0.0}))
+    if operation.kind == "convolution" and _takes_every_nth(last) and _looks_at_one(operation):
+        stride = _product(last.settings["stride"], operation.settings["stride"])
+        return (*chain[:-1], replace(operation, settings={**operation.settings, "stride": stride}, input=last.input))
     whole = _MERGED[last.kind](last, operation) if last.kind == operation.kind and last.kind in _MERGED else None
     if whole is not None:
         chain, operation = chain[:-1], whole
     neutral = operation.kind in _NEUTRAL and _NEUTRAL[operation.kind](operation.settings)
     return chain if neutral else (*chain, operation)
+
+
+def _takes_every_nth(operation: Operation) -> bool:
+    """Whether it is a pooling of single numbers."""
+    kernel = operation.settings.get("kernel") or ()
+    return operation.kind == "pooling" and set(kernel) == {1} and not any(operation.settings["padding"])
+
+
+def _looks_at_one(convolution: Operation) -> bool:
+    settings = convolution.settings
+    return {*settings["kernel"]} == {1} and not any(settings["padding"]) and not settings["transposed"]
+
+
+def _product(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a * b for a, b in zip(one, other, strict=True))
+
+
+def _two_poolings(first: Operation, second: Operation) -> Operation | None:
+    if not (_takes_every_nth(first) and _takes_every_nth(second)):
+        return None
+    stride = _product(first.settings["stride"], second.settings["stride"])
+    return replace(second, settings={**second.settings, "stride": stride}, input=first.input)
 
 
 def _two_scalings(first: Operation, second: Operation) -> Operation:
@@ -147,6 +175,7 @@ def _two_orders(first: Operation, second: Operation) -> Operation | None:
 
 _MERGED: Mapping[str, Callable[[Operation, Operation], Operation | None]] = {
     "scaling": _two_scalings,
+    "pooling": _two_poolings,
     "crop": _two_crops,
     "order": _two_orders,
 }
@@ -227,9 +256,15 @@ def cropped(found: Computation) -> Computation:
 def never_negative(chain: Chain) -> bool:
     """Whether what the chain gives is known not to be below 0: it is that of a ReLU, but for what keeps that."""
     for operation in reversed(chain):
-        if operation.kind not in ("pooling", "dropout", "LRN"):
+        factor, shift = (operation.settings.get(name, usual) for name, usual in (("factor", 1), ("shift", 0)))
+        if operation.kind not in ("pooling", "dropout", "LRN", "scaling") or factor < 0 or shift < 0:
             return operation.settings.get("function") in ("ReLU6", "sigmoid") or operation.settings.get("slope") == 0
     return False
+
+
+def scaled(chain: Chain, factor: float) -> Chain:
+    """The chain with a factor after it."""
+    return extended(chain, Operation("scaling", {"factor": float(factor), "shift": 0.0}))
 
 
 def split_at_main(chain: Chain) -> tuple[Chain, Operation | None, Chain]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caffe2torch.binding.computation import (
@@ -14,6 +14,7 @@ from caffe2torch.binding.computation import (
     Operation,
     extended,
     merged,
+    scaled,
 )
 from caffe2torch.binding.graph import INPUT, WiringBuilder
 from caffe2torch.binding.net_graph import place_layers
@@ -47,13 +48,19 @@ def net_computation(recipe: TrainingRecipe) -> Computation:
             found.judged.setdefault(sources[0], set()).add(layer.type)
         else:
             operation = _read(layer, bottoms, recipe) if layer.bottoms else None
+            if operation is not None and not (layer.blobs and layer.type in _SCALES):
+                found.named.append(operation)
             if len(builder.nodes) > count:
-                taken = builder.nodes[node].inputs
-                found.edges += [Edge(source, node, chain, shape) for source, chain, shape in given if source in taken]
+                taken, factors = builder.nodes[node].inputs, _factors(layer, len(given))
+                found.edges += [
+                    Edge(source, node, scaled(own, factor), shape)
+                    for (source, own, shape), factor in zip(given, factors, strict=True)
+                    if source in taken or builder.nodes[source].op is builder.nodes[node].op  # which became one with it
+                ]
                 found.shapes[node] = layer.top_shapes[0] if layer.top_shapes else None
                 if operation is not None and (operation.kind in MAIN or (layer.blobs and layer.type not in _SCALES)):
                     found.own[node] = operation
-                chain = (UNKNOWN,) if layer.type == "Eltwise" and _weighs(layer) else ()
+                chain = ()
             elif operation is not None:
                 chain = (*chain, UNKNOWN) if operation.kind in MAIN else extended(chain, operation)
             elif layer.type == "Eltwise":  # of one value with itself
@@ -72,9 +79,10 @@ def _ends(layer: Layer) -> bool:
     return judges and not layer.blobs and bool(layer.bottoms)
 
 
-def _weighs(layer: Layer) -> bool:
-    coeff = layer.settings.get("coeff", ())
-    return set(coeff if isinstance(coeff, tuple) else (coeff,)) - {1} != set()
+def _factors(layer: Layer, bottoms: int) -> Sequence[float]:
+    """What each bottom is multiplied by before they become one."""
+    coeff = layer.settings.get("coeff", ()) if layer.type == "Eltwise" else ()
+    return coeff if isinstance(coeff, tuple) and len(coeff) == bottoms else (1.0,) * bottoms
 
 
 def _read(layer: Layer, bottoms: tuple[Shape | None, ...], recipe: TrainingRecipe) -> Operation | None:
@@ -183,6 +191,8 @@ def _pooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     }
     if kind == "average":
         given["divides by"] = "the window with its padding"
+    else:
+        given["pads with"] = "nothing"
     return "pooling", given
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from caffe2torch.binding.computation import UNKNOWN, Operation
 
-__all__ = ["COMPOSITES", "batch_norm_of", "read_call", "read_operation"]
+__all__ = ["COMPOSITES", "batch_norm_of", "moves", "read_call", "read_operation"]
 
 Arguments = Mapping[str, Any]
 Reader = Callable[[Arguments, Tensor, Tensor], Operation | None]
@@ -27,12 +27,18 @@ Composite = Callable[[Arguments, bool], Whole | None]
 """Arguments by name, and whether the model trains, to how the call is read; ``None`` for its parts."""
 
 
+def moves(func: Any) -> bool:
+    """Whether an operation changes no number, only where it stands."""
+    name = func.overloadpacket.__name__
+    return name in _MOVES or _READERS.get(name) is _order or name == "expand"
+
+
 def read_operation(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor | None
 ) -> Operation | None:
     """What an operation computes of its first argument; ``None`` where it only moves numbers."""
     name = func.overloadpacket.__name__.rstrip("_")
-    if name in _MOVES:
+    if name in _MOVES or (name == "cat" and len(args[0]) == 1):
         return None
     reader = _READERS.get(name)
     if reader is None or output is None or not args or not isinstance(args[0], Tensor):
@@ -139,6 +145,8 @@ def _pool(kind: str, axes: int) -> Reader:
             "dilation": _each(given.get("dilation", 1), axes),
             "rounding": "up" if given["ceil_mode"] else "down",
         }
+        if kind == "max":
+            settings["pads with"] = "nothing"
         if kind == "average":
             divisor = given.get("divisor_override")
             whole = given["count_include_pad"] or not any(settings["padding"])
@@ -256,18 +264,31 @@ def _slice(given: Arguments, x: Tensor, y: Tensor) -> Operation | None:
     axis = given["dim"] % x.dim() - 2
     if axis < 0 or x.shape == y.shape:
         return None
-    if given["step"] != 1:
-        return UNKNOWN
-    begin = given["start"] or 0
+    begin, step = given["start"] or 0, given["step"]
+    if step != 1:
+        strides = tuple(step if k == axis else 1 for k in range(x.dim() - 2))
+        return UNKNOWN if begin else Operation("pooling", _nth(strides), input=_size(x), output=_size(y))
     if begin < 0:
         begin += x.shape[axis + 2]
     begins = tuple(begin if k == axis else 0 for k in range(x.dim() - 2))
     return Operation("crop", {"begins": begins}, input=_size(x), output=_size(y))
 
 
+def _nth(strides: tuple[int, ...]) -> dict[str, Any]:
+    """Every nth number, as a pooling of single ones takes them."""
+    one, none = (1,) * len(strides), (0,) * len(strides)
+    return {"pooling": "max", "kernel": one, "stride": strides, "padding": none, "dilation": one, "rounding": "down"}
+
+
 def _select(given: Arguments, x: Tensor, _: Tensor) -> Operation | None:
     axis = given["dim"] % x.dim()
     return UNKNOWN if axis > 1 and x.shape[axis] > 1 else None
+
+
+def _expand(_: Arguments, x: Tensor, y: Tensor) -> Operation | None:
+    """Nothing, where one number for each channel becomes an image of it."""
+    gate = x.dim() == y.dim() and x.shape[1:2] == y.shape[1:2] and set(x.shape[2:]) == {1}
+    return None if x.shape == y.shape or gate else UNKNOWN
 
 
 def _order(given: Arguments, x: Tensor, y: Tensor) -> Operation | None:
@@ -347,14 +368,26 @@ _READERS: Mapping[str, Reader] = {
     "neg": _scaling(lambda _: -1, lambda _: 0),
     "slice": _slice,
     "select": _select,
+    "expand": _expand,
     **dict.fromkeys(("permute", "transpose", "t"), _order),
 }
 
 _MOVES = frozenset(
     (
-        *("_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "chunk", "clone", "contiguous", "copy", "detach"),
-        *("expand", "narrow", "reshape", "split", "split_with_sizes", "squeeze", "stack", "unbind", "unsafe_chunk"),
-        *("unsafe_split", "unsqueeze", "view"),
+        *(
+            "_to_copy",
+            "_unsafe_view",
+            "alias",
+            "as_strided",
+            "chunk",
+            "clone",
+            "contiguous",
+            "copy",
+            "detach",
+            "narrow",
+        ),
+        *("reshape", "split", "split_with_sizes", "squeeze", "unbind", "unsafe_chunk", "unsafe_split", "unsqueeze"),
+        *("view",),
     )
 )
 """Operations that keep the order of the numbers of an image, and change none."""

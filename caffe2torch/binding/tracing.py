@@ -33,10 +33,11 @@ from caffe2torch.binding.computation import (
     Operation,
     extended,
     merged,
+    scaled,
     split_at_main,
 )
 from caffe2torch.binding.graph import INPUT, Node, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
-from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, read_call, read_operation
+from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, moves, read_call, read_operation
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
 __all__ = ["REST", "fx_wiring", "trace"]
@@ -54,6 +55,9 @@ _JOINS = {
     "maximum": Op.MAX,
 }
 _FIRST_ONLY = frozenset({"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})  # what follows are regions
+
+_FACTORS = {"sub": -1, "rsub": -1, "div": 0}
+"""By what the second of two values is multiplied (of ``rsub``, the first) when they become one; 0: by no factor."""
 
 _INDEXED = {"max_unpool2d": 0, "max_unpool3d": 0, "scatter": -1}
 """Operations that put numbers where indices say: which input the numbers are."""
@@ -116,6 +120,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.chain: dict[int, Chain] = {}  # by memory, what was computed since the node that a value comes from
         self.views: dict[int, dict[_View, Chain]] = {}  # the same of views that are not all that is in their memory
         self.within: dict[int, tuple[Tensor, Chain]] = {}  # the same inside the unit that is running
+        self.altered: set[int] = set()  # memory of what was computed from parameters alone
         self.composite = False  # whether a function runs that is read as one operation
         self.running: Unit | None = None  # the unit whose call is the outermost
         self.at = ""  # the module without tensors that is running
@@ -197,6 +202,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
             self._note_order(inputs[-1])
         if self.inside and not self.composite:
+            if moves(func) and isinstance(source := self.source.get(_memory(inputs[0])), frozenset):
+                self.know(_tensors(result)[0], source)  # a parameter in another type or order
             outputs = inputs[:1] if func._schema.is_mutable else _tensors(result)
             chain = self._computed(func, args, kwargs or {}, inputs, outputs)
             if chain is not None:
@@ -204,6 +211,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         elif not self.composite:
             self._follow(func, args, kwargs or {}, inputs, _tensors(result))
         return result
+
+    def _is_computed(self, weight: Tensor) -> bool:
+        """Whether a factor of a product is neither a value nor a parameter as it is."""
+        memory = _memory(weight)
+        return memory in self.altered or (memory not in self.source and memory not in self.within)
 
     def _chain_of(self, tensor: Tensor) -> Chain | None:
         """What was computed since the last node; ``None`` for what is no value of the net."""
@@ -229,6 +241,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         operation = read_operation(func, args, kwargs, outputs[0] if outputs else None)
         if operation is None:
             return chain
+        if operation.kind in ("convolution", "linear") and any(map(self._is_computed, inputs[1:])):
+            operation = UNKNOWN
         if operation.kind not in ("linear", "embedding") and self._chain_of(numbers[0]) is None:
             operation = UNKNOWN
         return extended(chain, operation if operation.kind in MAIN else replace(operation, name=self.at))
@@ -253,8 +267,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         chain: Chain = ()
         computed = self._computed(func, args, kwargs, inputs, outputs) or ()
         entered = [one for one in map(self._given, numbers) if one is not None]
+        if len(entered) == 2 and (factor := _FACTORS.get(name, 1) * kwargs.get("alpha", 1)) != 1:
+            place = name == "rsub"
+            source, own, shape = entered[1 - place]
+            entered[1 - place] = (source, scaled(own, factor) if factor else (*own, UNKNOWN), shape)
         if not values:
             joined: _Source = parameters
+            if not moves(func) or any(_memory(one) in self.altered for one in inputs):
+                self.altered.update(map(_memory, outputs))
         elif parameters:
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
@@ -267,7 +287,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         given = {_memory(one) for one in inputs}
         for output in outputs:
             memory = _memory(output)
-            if func._schema.is_mutable or memory not in given:
+            if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
+                self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
+            elif func._schema.is_mutable or memory not in given:
                 self.know(output, joined, chain)
             elif isinstance(joined, int) and chain != self.chain.get(memory):
                 self.views.setdefault(memory, {})[_view(output)] = chain
@@ -307,7 +329,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         """Numbers written over others: all of them, or joining those that stay."""
         target = inputs[0]
         written = self.source.get(_memory(inputs[1])) if name == "copy" else None
-        whole = target.numel() * target.element_size() == target.untyped_storage().nbytes()
+        whole = _whole(target)
         before = None if whole else self.source.get(_memory(target))
         entered = [one for one in map(self._given, inputs[:2]) if one is not None]
         if isinstance(before, int) and isinstance(written, int):
@@ -367,8 +389,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         before = merged([chain for _, chain, _ in entered]) if entered else ()
         left = self._chain_of(outputs[0]) if outputs else None
         same = left is not None and left[: len(before)] == before
-        if left is not None and not same and before and before[-1].kind == "padding":
-            same = left[: len(before) - 1] == before[:-1]  # the padding became part of a window
+        if left is not None and not same and before and before[-1].kind in ("padding", "pooling"):
+            same = left[: len(before) - 1] == before[:-1]  # what became part of a window
         if left is None or not same:
             return None, None, () if torchs else (UNKNOWN,)
         leading, own, after = split_at_main(left)
@@ -440,6 +462,11 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 def _memory(tensor: Tensor) -> int:
     address: int = tensor.untyped_storage()._cdata
     return address
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Whether it has all that is in its memory."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _view(tensor: Tensor) -> _View:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from caffe2torch.binding.computation import UNKNOWN, Computation, Edge, Operation
+from caffe2torch.binding.computation import UNKNOWN, Computation, Edge, Operation, never_negative
 from caffe2torch.binding.graph import INPUT, Op, Unit, UnitKind
 
 __all__ = ["OUTPUT", "Side", "align"]
 
 OUTPUT = -1
+Origin = int | tuple[Any, ...]
+"""The name of a unit or of the input; or an ``Op`` and the origins that it joins."""
+
 _LINEAR = ("pooling", "scaling")
 """Kinds of operations that may be the same before a sum and after it."""
 
@@ -89,20 +93,58 @@ class Side:
         return self.name_of(node) if node is not None and self.of.nodes[node].unit is not None else ""
 
     def elsewhere(self, kind: str, way: tuple[int, int]) -> bool:
-        """Whether an operation of a kind may stand on the other side of a junction, where it comes to the same."""
+        """Whether an operation of a kind may stand beside or behind a junction, where it comes to the same."""
         for end, name in enumerate(way):
-            if self.ops.get(name) in (Op.JOINT, Op.MAX) or (kind in _LINEAR and self.ops.get(name) is Op.SUM):
+            op = self.ops.get(name)
+            if op in (Op.JOINT, Op.MAX):
                 return True
-            beyond = (
+            beside = kind in _LINEAR and op in (Op.SUM, Op.PRODUCT)
+            near = (
                 operation.kind
                 for key, edges in self.edges.items()
-                if self.ops.get(name) is Op.CONCAT and key[1 - end] == name
+                if key != way and ((op is Op.CONCAT and key[1 - end] == name) or (beside and name in key))
                 for edge in edges
                 for operation in edge.chain
             )
-            if any(one in (kind, "unknown") for one in beyond):
+            if any(one in (kind, "unknown") for one in near):
                 return True
         return False
+
+    def never_negative(self, name: int) -> bool:
+        """Whether what a junction gives is known not to be below 0, since nothing that comes there is."""
+        arriving = self.into.get(name, []) if self.ops.get(name) in (Op.SUM, Op.CONCAT, Op.MAX, Op.PRODUCT) else []
+        return bool(arriving) and all(never_negative(edge.chain) for _, edge in arriving)
+
+    def origin(self, name: int) -> Origin | None:
+        """What a name stands for: itself where it is a unit or the input, else a junction of such; else not known."""
+        op = self.ops.get(name)
+        if op in (Op.UNIT, Op.INPUT):
+            return name
+        if op is None or op is Op.JOINT:
+            return None
+        parts: list[Origin] = []
+        arriving = dict(self.into.get(name, ()))
+        for source in (self.names[one] for one in self.of.nodes[self.nodes_of[name]].inputs):
+            part = self.origin(source)
+            if part is None or source not in arriving or UNKNOWN in arriving[source].chain:
+                return None
+            nested = not arriving[source].chain and isinstance(part, tuple) and part[0] is op
+            parts += part[1:] if nested and isinstance(part, tuple) else [part]
+        return (op, *(parts if op.ordered else sorted(parts, key=str)))
+
+    def told(self, origin: Origin) -> str:
+        """What it stands for in words."""
+        if isinstance(origin, tuple):
+            words = [self.told(part) for part in origin[1:]]
+            return f"the {origin[0]} of {', '.join(words[:-1])} and {words[-1]}"
+        if origin == INPUT:
+            return "the input"
+        node = self.nodes_of[origin]
+        own = self.name_of(node)
+        unit, inputs = self.of.nodes[node].unit, self.of.nodes[node].inputs
+        before = self.origin(self.names[inputs[0]]) if inputs else None
+        twice = sum(one.unit == unit for one in self.of.nodes) > 1
+        return f"{own} of {self.told(before)}" if twice and before is not None and before != origin else own
 
     def layer_at(self, key: tuple[int, int]) -> Operation:
         """The layer nearest to an edge, for its name and place."""

@@ -147,7 +147,9 @@ def _summary(found: Comparison, binding: Binding, sizes: Sizes, accepted: int) -
     if found.unseen:
         said += f"; {len(found.unseen)} not seen ({', '.join(listed(list(found.unseen), 3))})"
     if found.unread:
-        said += f"; not read: what the model computes {', '.join(listed(list(found.unread), 3))}"
+        said += f"; not read: what is computed {', '.join(listed(list(found.unread), 3))}"
+    for remark in found.remarks:
+        said += f"; {remark}"
     if accepted:
         said += f"; {accepted} accepted"
     for (yours, caffes), count in Counter(found.averages).items():

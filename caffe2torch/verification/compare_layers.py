@@ -13,7 +13,16 @@ from enum import Enum
 from itertools import combinations
 from math import prod
 
-from caffe2torch.binding.computation import UNKNOWN, Chain, Computation, Edge, Operation, cropped, never_negative
+from caffe2torch.binding.computation import (
+    UNKNOWN,
+    Chain,
+    Computation,
+    Edge,
+    Operation,
+    cropped,
+    extended,
+    never_negative,
+)
 from caffe2torch.binding.graph import INPUT
 from caffe2torch.recipe import Shape, SourceLocation
 from caffe2torch.verification.aligned_computations import OUTPUT, align
@@ -88,7 +97,8 @@ class Comparison:
         differences: What differs.
         seen: The layers that were compared.
         unseen: Those that could not be.
-        unread: Where the model computes something that could not be read, in words.
+        unread: Where something is computed that could not be read, in words.
+        remarks: What is no difference and worth knowing.
         averages: Of batch norms, how much of each batch your moving average takes, and Caffe's.
     """
 
@@ -96,6 +106,7 @@ class Comparison:
     seen: set[str] = field(default_factory=set)
     unseen: dict[str, None] = field(default_factory=dict)
     unread: dict[str, None] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
     averages: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -112,6 +123,9 @@ _APPLIES = {
     "SigmoidCrossEntropyLoss": "sigmoid",
 }
 """What a loss does to its scores itself."""
+
+_MAY_LACK = ("activation", "dropout", "LRN", "softmax")
+"""Kinds that nothing else undoes, so that what is known of one side is enough."""
 
 _MOST_LEFT = 6  # operations of a kind in one place that may be too many, before only the first ones are looked at
 
@@ -151,16 +165,19 @@ class _Comparing:
         self.sized, self.stated = sizes is not Sizes.OTHER, sizes is Sizes.STATED
         self.cancelled, self.training = cancelled, model.training
         self.net, self.model = align(cropped(net), cropped(model), bound)
+        self.bound = {blob for blob, _ in bound}
+        self.moved: set[int] = set()  # names before or after which a pooling may stand
 
     def run(self) -> Comparison:
         for pair, ours in self.net.units.items():
             self._unit(ours, self.model.units.get(pair, []))
         for key, edges in self.net.edges.items():
             self._way(key, edges, self.model.edges.get(key, []))
+        for name in self.net.single:
+            self._inputs(name)
         if self.sized:
             self._sizes()
-        every = [*self.net.of.own.values(), *(one for edge in self.net.of.edges for one in edge.chain)]
-        left = [one for one in every if one.name and one.name not in self.found.seen]
+        left = [one for one in self.net.of.named if one.name not in self.found.seen]
         for one in sorted(left, key=lambda one: (one.where.line, one.where.column) if one.where else (0, 0)):
             self.found.unseen[one.name] = None
         distinct = {(one.setting, one.layer, one.module): one for one in reversed(self.found.differences)}
@@ -177,11 +194,19 @@ class _Comparing:
             family = [one for one in owns if own is not None and _family(one) == _family(own)]
             if own is None or not family or any(one.settings != family[0].settings for one in family):
                 continue
-            lacks_bias = any(tensor.key in self.cancelled for tensor in self.net.unit_of(node).tensors)
-            self._pair(own, replace(family[0], name=module), self.net.names[node], but=("bias",) if lacks_bias else ())
+            biases = {tensor.key for tensor in self.net.unit_of(node).tensors if tensor.role == "bias"}
+            but = ("bias",) if biases & self.cancelled or biases & self.bound else ()  # bound: it is added elsewhere
+            if own.settings.get("transposed") and self._cropped_before(name := self.net.names[node]):
+                but = (*but, "padding")
+                self.moved.add(name)
+            self._pair(own, replace(family[0], name=module), self.net.names[node], but=but)
             averages = [one.settings.get("moving average") for one in (family[0], own)]
             if None not in averages and not same(*averages):
                 self.found.averages.append((averages[0], averages[1]))  # type: ignore[arg-type]  # neither is None
+
+    def _cropped_before(self, name: int) -> bool:
+        """Whether the model crops what comes to a layer, where the net may crop what it gives."""
+        return any(one.kind == "crop" for _, edge in self.model.into.get(name, ()) for one in edge.chain)
 
     def _pair(self, net: Operation, model: Operation, at: int, but: Collection[str] = ()) -> None:
         """Compare the settings that both have, ``but`` some."""
@@ -203,7 +228,7 @@ class _Comparing:
             names = tuple(name for name in names if name in ("groups", "bias"))  # the same map, otherwise written
         if not self.training:
             but = (*but, "statistics", "updates")
-        if not (any(ours.get("padding", ())) and any(theirs.get("padding", ()))):
+        if not any(theirs.get("padding", ())) or (net.kind == "convolution" and not any(ours["padding"])):
             but = (*but, "pads with")
         for name in names:
             if name in but or name not in ours or name not in theirs or same(ours[name], theirs[name]):
@@ -232,19 +257,29 @@ class _Comparing:
 
     def _chains(self, key: tuple[int, int], net: Chain, model: Chain, edge: Edge) -> None:
         net, model = _plain(net), self._flattened(key, net, _plain(model), edge)
+        if self._channels_last(key[0]):
+            model = (UNKNOWN, *model)
         known = [all(one.kind != "unknown" for one in side) for side in (net, model)]
         if not known[1]:
             self._unread(key)
         places: list[tuple[int, int]] = []
+        if any(one is UNKNOWN for one in net):
+            self._unread(key)
         for kind in dict.fromkeys(operation.kind for operation in (*net, *model)):
             if kind not in SETTINGS:
                 continue
             xs, ys = ([place for place, one in enumerate(side) if one.kind == kind] for side in (net, model))
             pairs = _paired(net, model, xs, ys) if len(xs) == len(ys) or all(known) else []
             for x, y in pairs:
-                changed = kind == "pooling" and net[x].input != model[y].input and UNKNOWN in model[:y]
-                if not changed:  # what is not known before it may have made the image another one
-                    self._pair(net[x], model[y], key[1])
+                changed = kind == "softmax" or (kind == "pooling" and net[x].input != model[y].input)
+                if changed and UNKNOWN in model[:y]:
+                    continue  # what is not known before it may have made the image another one
+                harmless = (
+                    not all(known)
+                    or not self.model.label(key[0])
+                    or any(never_negative((one,)) for one in model[y + 1 :])
+                )
+                self._pair(net[x], model[y], key[1], but=("pads with",) if kind == "pooling" and harmless else ())
             places += pairs
             left = [
                 [side[one] for one in own if one not in of]
@@ -252,18 +287,20 @@ class _Comparing:
                     (net, model), (xs, ys), zip(*pairs, strict=True) if pairs else ((), ()), strict=True
                 )
             ]
-            if not (xs and ys and not pairs) and (kind != "scaling" or all(known)):  # what is not known may undo it
+            if not (xs and ys and not pairs) and (kind in _MAY_LACK or all(known)):  # what is not known may undo it
                 self._lacks(kind, key, left[0] if known[1] else [], left[1] if known[0] else [])
         if all(known):
             self._order(key, net, model, sorted(places))
 
     def _lacks(self, kind: str, key: tuple[int, int], xs: list[Operation], ys: list[Operation]) -> None:
         """Say that one side has none of a kind, where that is certain."""
-        if kind == "crop" or not (xs or ys) or any(side.elsewhere(kind, key) for side in (self.net, self.model)):
+        if not (xs or ys) or any(side.elsewhere(kind, key) for side in (self.net, self.model)):
             return
         if kind == "dropout" and not self.training:
             return
-        if INPUT in key and kind in ("activation", "scaling"):  # the data layer may do the same
+        by_data = INPUT in key and kind in ("activation", "scaling")  # the data layer may do the same
+        by_size = kind == "pooling" and (not self.sized or self._moved(key, xs, ys))
+        if kind == "crop" or by_data or by_size:
             self._unread(key)
             return
         place = self._between(key)
@@ -277,9 +314,53 @@ class _Comparing:
             own = [loss for loss in losses if named(y).removeprefix("log ") == _APPLIES.get(loss)]
             if own and named(y).startswith("log "):
                 continue  # the softmax of a log softmax is that softmax
+            if own and named(y) == "sigmoid":
+                self.found.remarks[
+                    f"it ends in a sigmoid, and {own[0]} applies one itself: right for a loss of "
+                    "probabilities as BCELoss, wrong for one of scores as BCEWithLogitsLoss"
+                ] = None
+                continue
+            if never_negative((y,)) and y.settings.get("slope") == 0 and self.model.never_negative(key[0]):
+                continue
             layer = replace(self.net.layer_at(key), kind=y.kind)
             applied = f"its {own[0]} applies one itself" if own else ""
             self._differs(y.kind, described(y), f"none{place}", layer, y, key[1], applied)
+
+    def _moved(self, key: tuple[int, int], xs: list[Operation], ys: list[Operation]) -> bool:
+        """Whether an average comes before a map of single numbers on one side and after it on the other."""
+        ends = [(self.model, key[1], 0)] if xs else [(self.net, key[0], 1)] if ys else []
+        for side, name, end in ends:
+            near = (
+                one.kind
+                for way, edges in side.edges.items()
+                if way[end] == name
+                for edge in edges
+                for one in edge.chain
+            )
+            if "pooling" in near and {named(one) for one in (*xs, *ys)} == {"average pooling"}:
+                self.moved.add(name)
+                return True
+        return False
+
+    def _inputs(self, name: int) -> None:
+        """Say that a layer takes another value, where all that the value is made of is known."""
+        ours, theirs = ({source for source, _ in side.into.get(name, ())} for side in (self.net, self.model))
+        if not self.model.label(name) or not ours or not theirs or ours == theirs:
+            return
+        sides = ((self.net, ours), (self.model, theirs))
+        net, model = (side.origin(min(sources)) if len(sources) == 1 else None for side, sources in sides)
+        if net is None or model is None or any(UNKNOWN in e.chain for side, _ in sides for _, e in side.into[name]):
+            self._unread((INPUT, name))
+        elif net != model:
+            module = Operation("input", name=self.model.label(name))
+            yours, caffes = f"{self.model.told(model)} as the input", self.net.told(net)
+            self._differs("input", yours, caffes, self.net.layer_at((name, name)), module, name)
+
+    def _channels_last(self, name: int) -> bool:
+        """Whether a model's node gives images whose channels are its last axis, as a linear layer may."""
+        node = self.model.nodes_of.get(name)
+        own = None if node is None else self.model.of.own.get(node)
+        return own is not None and own.kind == "linear" and len(self.model.of.shapes.get(node or 0) or ()) > 2
 
     def _order(self, key: tuple[int, int], net: Chain, model: Chain, places: list[tuple[int, int]]) -> None:
         for (x, y), (later, earlier) in combinations(places, 2):
@@ -332,6 +413,8 @@ class _Comparing:
             own = self.net.of.own.get(node)
             if other is None or own is None or own.kind not in ("convolution", "linear", "batch norm"):
                 continue
+            if self._channels_last(name) or name in self.moved:
+                continue
             sizes = _spatial(self.net.of.shapes.get(node), self.model.of.shapes.get(other))
             if sizes is None or sizes[0] == sizes[1]:
                 continue
@@ -342,6 +425,9 @@ class _Comparing:
         for key, edges in self.net.edges.items():
             theirs = self.model.edges.get(key, [])
             if key[1] != OUTPUT or len(edges) != 1 or len(theirs) != 1:
+                continue
+            orders = any(one.kind in ("order", "unknown") for one in theirs[0].chain)
+            if orders or self._channels_last(key[0]) or key[0] in self.moved:
                 continue
             sizes = _spatial(edges[0].shape, theirs[0].shape)
             if sizes is None or sizes[0] == sizes[1] or self.net.origins(key[0]) & wrong.keys():
@@ -383,12 +469,17 @@ def _distinct(edges: Sequence[Edge]) -> list[Chain]:
 
 
 def _plain(chain: Chain) -> Chain:
-    """The chain without a ReLU of what is not negative anyway; a padding that nothing took up is not known."""
-    return tuple(
-        UNKNOWN if operation.kind == "padding" else operation
-        for place, operation in enumerate(chain)
-        if operation.settings.get("slope") != 0 or not never_negative(chain[:place])
-    )
+    """The chain with factors as late as they may come, and without a ReLU of what is not negative anyway."""
+    found: Chain = ()
+    for operation in chain:
+        if operation.settings.get("slope") == 0 and never_negative(found):
+            continue
+        one = UNKNOWN if operation.kind == "padding" else operation  # a padding that nothing took up
+        if found and found[-1].kind == "scaling" and one.kind not in ("scaling", "unknown") and commute(found[-1], one):
+            found = (*extended(found[:-1], one), found[-1])
+        else:
+            found = extended(found, one)
+    return found
 
 
 def _paired(net: Chain, model: Chain, xs: list[int], ys: list[int]) -> list[tuple[int, int]]:

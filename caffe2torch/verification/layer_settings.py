@@ -91,6 +91,8 @@ def named(operation: Operation) -> str:
     match operation.kind:
         case "activation" | "softmax":
             return str(operation.settings["function"])
+        case "pooling" if set(operation.settings.get("kernel") or ()) == {1}:
+            return "subsampling"
         case "pooling":
             return f"{operation.settings['pooling']} pooling"
         case "scaling":
