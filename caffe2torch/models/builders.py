@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from caffe2torch.models import functions, layers
+from caffe2torch.models import fork_layers, fork_losses, functions, layers
+from caffe2torch.models.meanfield import MultiStageMeanfield
 from caffe2torch.models.segnet_basic import BN
 from caffe2torch.net.blob_rules import kernel
 from caffe2torch.net.forks import Dialect
@@ -26,7 +27,7 @@ from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
 __all__ = ["BUILDERS", "METRICS", "Site", "Spec", "blob_shapes", "spec", "spec_of"]
 
-METRICS = frozenset({"Accuracy", "SegAccuracy"})
+METRICS = frozenset({"Accuracy", "LabelsequenceAccuracy", "SegAccuracy"})
 """Layers that judge what a net computes, and from which no gradient comes."""
 
 
@@ -173,7 +174,7 @@ def _batch_norm(site: Site) -> Spec:
     channels, eps = max(site.shapes["mean"]), site.number("eps", 1e-5)
     fraction = site.number("moving_average_fraction", 0.999)
     if "factor" not in site.shapes:  # Tongcheng's, by cuDNN
-        return spec(nn.BatchNorm2d, channels, eps=eps, momentum=round(1 - fraction, 9))
+        return spec(nn.BatchNorm2d, channels, eps=eps, momentum=fraction)
     stated = site.settings.get("use_global_stats")
     affine = "scale" in site.shapes
     return spec(layers.BatchNorm, channels, eps=eps, fraction=fraction, use_global_stats=stated, affine=affine)
@@ -198,12 +199,78 @@ def _scale(site: Site) -> Spec:
 def _recurrent(target: type[nn.Module], gates: int) -> Builder:
     def build(site: Site) -> Spec:
         if list(site.shapes)[:2] != ["input_weight", "bias"]:
-            raise MisfitError("junhyukoh's Lstm is not built")
+            return _lstm(site)
         wide, inputs = site.shapes["input_weight"]
         static = site.shapes.get("static_weight", (0, None))[1]
         return spec(target, inputs, wide // gates, static=static, expose_hidden=flag(site.settings, "expose_hidden"))
 
     return build
+
+
+def _lstm(site: Site) -> Spec:
+    """junhyukoh's."""
+    if len(site.node.bottoms) > 2:
+        raise MisfitError("junhyukoh's Lstm takes a sequence and its indicators, no third bottom")
+    wide, inputs = site.shapes["input_weight"]
+    return spec(fork_layers.Lstm, inputs, wide // 4, **_given(site, "batch_size", "clipping_threshold"))
+
+
+def _margin_inner_product(site: Site) -> Spec:
+    if integer(site.settings, "axis", 1) != 1 or len(site.node.top_names) != 2:
+        raise MisfitError("MarginInnerProduct is built for axis 1 and two tops")
+    outputs, inputs = site.shapes["weight"]
+    margin = ("SINGLE", "DOUBLE", "TRIPLE", "QUADRUPLE").index(text(site.settings, "type") or "SINGLE") + 1
+    given = _given(site, "base", "gamma", "power", "lambda_min", "iteration")
+    return spec(fork_layers.MarginInnerProduct, inputs, outputs, margin=margin, **given)
+
+
+def _inner_distance(site: Site) -> Spec:
+    _refuse(site, "update_center_only", "normalize", "transpose")
+    kind = text(site.settings, "distance_type") or "L2"
+    if kind not in ("L1", "L2") or integer(site.settings, "axis", 1) != 1:
+        raise MisfitError("InnerDistance is built for L1 and L2, from axis 1 on")
+    return spec(fork_layers.InnerDistance, site.shapes.get("centers"), distance_type=kind)
+
+
+def _dense_block(site: Site) -> Spec:
+    sizes = (integer(site.settings, name) for name in ("numTransition", "initChannel", "growthRate"))
+    given = _given(site, "moving_average_fraction", *["dropout_amount"] * flag(site.settings, "use_dropout"))
+    return spec(fork_layers.DenseBlock, *sizes, bottleneck=flag(site.settings, "use_BC"), **given)
+
+
+def _general_contrastive(site: Site) -> Spec:
+    _refuse(site, "max_negative_only", "max_positive_only", "positive_first", "exp_negative_weight", "add_intra_mae")
+    if "normalize_negative" in site.settings or len(site.node.bottoms) != 2 or len(site.node.top_names) != 2:
+        raise MisfitError("GeneralContrastiveLoss is built for two bottoms and two tops, without normalize_negative")
+    names = ("positive_margin", "negative_margin", "positive_weight", "negative_weight", "positive_outlier_thresh")
+    return spec(fork_losses.general_contrastive_loss, **_given(site, *names))
+
+
+def _triplet(site: Site) -> Spec:
+    """cherrm's of three bottoms, or Bin Wang's of sets in one."""
+    if len(site.node.bottoms) == 3:
+        return spec(fork_losses.triplet_loss, **_given(site, "margin"))
+    if len(site.node.bottoms) == 2 and site.settings.get("losstype") == 0 and "num_triplets" in site.settings:
+        return spec(fork_losses.triplet_sets_loss, **_given(site, "margin", "num_triplets"))
+    raise MisfitError(
+        f"no public source of a TripletLoss of {len(site.node.bottoms)} bottoms with these settings is known"
+    )
+
+
+def _meanfield(site: Site) -> Spec:
+    thetas = (site.number(f"theta_{name}", 10.0) for name in ("alpha", "beta", "gamma"))
+    classes = site.shapes["compatibility"][-1]
+    return spec(MultiStageMeanfield, classes, integer(site.settings, "num_iterations", 1), *thetas)
+
+
+def _given(site: Site, *names: str) -> dict[str, object]:
+    """The settings of these names that the file states."""
+    return {name: site.settings[name] for name in names if name in site.settings}
+
+
+def _refuse(site: Site, *switches: str) -> None:
+    if on := [name for name in switches if flag(site.settings, name)]:
+        raise MisfitError(f"{', '.join(on)} is not built")
 
 
 def _normalize(site: Site) -> Spec:
@@ -236,6 +303,8 @@ def _pooling(site: Site) -> Spec:
             return spec(target, _short(sizes), **step, padding=_short(pad), ceil_mode=ceil)
         case "MAX", True if not wide and count == 2:
             return spec(functions.max_pool_with_mask, kernel_size=sizes, stride=stride, padding=pad, ceil_mode=ceil)
+        case "MIN", False if not any(pad) and count == 2:
+            return spec(functions.min_pool, kernel_size=sizes, stride=stride, ceil_mode=ceil)
         case "STOCHASTIC", False if ceil and not any(pad) and count == 2:
             return Spec(layers.StochasticPool, (sizes, stride))
     raise MisfitError(f"{pool} pooling over {count} axes with these settings is not built")
@@ -301,7 +370,7 @@ def _reshape(site: Site) -> Spec:
 
 
 def _accuracy(site: Site) -> Spec:
-    given = _settings(functions.accuracy, "top_k", "axis", "ignore_label")(site).kwargs
+    given = _given(site, "top_k", "axis", "ignore_label", "min_is_better")
     return spec(functions.accuracy, **given, by_class=len(site.node.top_names) > 1)
 
 
@@ -315,32 +384,46 @@ BUILDERS: Mapping[str, Builder] = {
     "BatchNorm": _batch_norm,
     "BatchReindex": _plain(functions.batch_reindex),
     "Bias": lambda site: spec(layers.Bias, site.shapes.get("bias"), axis=integer(site.settings, "axis", 1)),
+    "CenterLoss": lambda site: Spec(fork_losses.CenterLoss, site.shapes["centers"]),
     "ChannelShuffle": lambda site: Spec(nn.ChannelShuffle, (integer(site.settings, "group"),)),
     "Clip": lambda site: Spec(torch.clamp, (), {"min": site.number("min", 0.0), "max": site.number("max", 0.0)}),
     "Concat": lambda site: spec(functions.concat, axis=_axis(site, "concat_dim")),
+    "ContinuationIndicator": lambda site: Spec(
+        fork_layers.ContinuationIndicator, (integer(site.settings, "time_step"), integer(site.settings, "batch_size"))
+    ),
     "Convolution": _convolution,
     "ConvolutionDepthwise": _convolution,
     "Crop": _settings(functions.crop, "axis", "offset"),
+    "CtcLoss": _settings(fork_losses.ctc_loss, "time_step", "blank_label"),
     "Deconvolution": lambda site: _convolution(site, _DECONVOLUTIONS),
+    "DenseBlock": _dense_block,
     "DepthwiseConvolution": _convolution,
     "Dropout": lambda site: Spec(nn.Dropout, (site.number("dropout_ratio", 0.5),)),
     "ELU": _settings(nn.ELU, "alpha"),
     "Eltwise": _eltwise,
     "Embed": lambda site: spec(layers.Embed, *site.shapes["weight"], bias="bias" in site.shapes),
+    "EuclideanLossWithTV": _settings(fork_losses.euclidean_loss_with_tv, weight="lambda"),
     "Exp": _settings(functions.exponential, "base", "scale", "shift"),
     "Filter": _plain(functions.filtered),
     "Flatten": _settings(nn.Flatten, start_dim="axis", end_dim="end_axis"),
     "Gather": _plain(functions.gather),
+    "GeneralContrastiveLoss": _general_contrastive,
     "GlobalSumPooling": _plain(functions.global_sum_pool),
     "HardSwish": _plain(nn.Hardswish),
     "Im2col": _im2col,
+    "InnerDistance": _inner_distance,
     "InnerProduct": _inner_product,
     "Interp": _settings(functions.interp, "height", "width", "shrink_factor", "zoom_factor", "pad_beg", "pad_end"),
     "LRN": _lrn,
     "LSTM": _recurrent(layers.LSTM, 4),
+    "LabelsequenceAccuracy": _settings(fork_layers.label_sequence_accuracy, "blank_label"),
+    "LiftedStructSimilaritySoftmaxLoss": _settings(fork_losses.lifted_struct_loss, "margin"),
     "Log": _settings(functions.logarithm, "base", "scale", "shift"),
+    "Lstm": _lstm,
     "MVN": _settings(functions.mvn, "normalize_variance", "across_channels", "eps"),
+    "MarginInnerProduct": _margin_inner_product,
     "Mish": _plain(nn.Mish),
+    "MultiStageMeanfield": _meanfield,
     "Normalize": _normalize,
     "PReLU": lambda site: spec(nn.PReLU, num_parameters=max(site.shapes["slope"], default=1)),
     "Parameter": lambda site: Spec(layers.Parameter, (site.shapes["weight"],)),
@@ -354,7 +437,11 @@ BUILDERS: Mapping[str, Builder] = {
     "Reorg": _settings(functions.reorg, "stride", "reverse"),
     "Reshape": _reshape,
     "SPP": _settings(functions.spp, "pyramid_height", "pool"),
+    "SVRLoss": _plain(fork_losses.svr_loss),
     "Scale": _scale,
+    "SegAccuracy": lambda site: spec(
+        fork_layers.SegAccuracy, integers(site.settings, "ignore_label"), **_given(site, "reset")
+    ),
     "ShuffleChannel": lambda site: Spec(nn.ChannelShuffle, (integer(site.settings, "group"),)),
     "Sigmoid": _plain(nn.Sigmoid),
     "Silence": _plain(functions.silence),
@@ -366,6 +453,8 @@ BUILDERS: Mapping[str, Builder] = {
     "TanH": _plain(nn.Tanh),
     "Threshold": _settings(functions.threshold, "threshold"),
     "Tile": _settings(functions.tile, "tiles", "axis"),
+    "TripletLoss": _triplet,
     "Upsample": _upsample,
+    "XCovLoss": _plain(fork_losses.xcov_loss),
 }
 """One row a layer type; what has none (Python layers, detection heads) is known by its parameters alone."""

@@ -31,8 +31,14 @@ INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
     **{name: {"label": PIXELS} for name in ("fcn-alexnet-voc", "fcn8s-atonce-voc", "vdsr")},
     **{name: {"pair_data": (2, 2, 28, 28)} for name in ("bvlc-rc-siamese-v1", "bvlc-siamese-mnist")},
     **{name: {"data": (2, 3, 360, 480), "label": (2, 1, 360, 480)} for name in ("segnet", "segnet-basic-bayesian")},
+    "colorization-fuse": {"label": (2, 2, 224, 224)},
+    "deeplab-context-vgg128": {"label": (2, 1, 65, 65)},
     "digits-lenet-stages": {"scaled": (2, 1, 28, 28), "label": (2,)},
+    "pr-crfasrnn-train": {"data": (1, 3, 24, 32), "label": (1, 1, 24, 32)},
+    "pr-crnn-warpctc": {"data": (64, 3, 224, 224), "label": (64, 5)},
     "pr-iqa-momentum-ramp": {"data": (2, 1, 32, 32)},
+    "pr-triplet-3d": {"data": (5, 3, 64, 64), "sim": (5,)},
+    "pr-xcov-autoencoder": {"data": (2, 1, 28, 28)},
     "fcn32s-nyud-color-hha": {"color": IMAGE, "hha": IMAGE, "label": PIXELS},
     "inception-v3-dhruv-train": {"data": (2, 3, 299, 299)},
     "lrcn-activity-lstm-flow": {"data": (384, 3, 227, 227), "label": (384,), "clip_markers": (384,)},
@@ -42,6 +48,9 @@ INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
 """Sizes that a net does not state, where the usual ones do not fit it."""
 STAGES = {"digits-lenet-stages": ("train",), "lrcn-coco-caffenet": ("2-layer", "factored")}
 """Stages of nets that are whole in a stage alone, where no record states them."""
+
+ON_CPU = {"pr-crfasrnn-train"}
+"""Nets with layers that must see numbers."""
 
 UNKNOWN = {
     *("Python", "PriorBox", "MultiBoxLoss", "ROIPooling", "PSROIPooling", "BoxAnnotatorOHEM"),  # Python and detection
@@ -87,7 +96,7 @@ def built(name: str) -> tuple[CaffeNet, dict[str, tuple[int, ...]]]:
             for i, (top, shape) in enumerate(zip(layer.tops, layer.top_shapes, strict=True)):
                 shapes[top] = given.get(top) or usual(shape, i == 0)
     recipe = read_recipe(NETS[name], stages=stages, inputs=shapes)
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+    with torch.device("cpu" if name in ON_CPU else "meta"), warnings.catch_warnings(action="ignore"):
         return build_model(recipe), shapes
 
 
@@ -117,7 +126,8 @@ def translates(name: str) -> None:
 
 def runs(model: CaffeNet, shapes: dict[str, tuple[int, ...]]) -> None:
     """It runs forward and backward, and its blobs have the shapes that reading said."""
-    inputs = {blob: torch.zeros(shapes.get(blob, IMAGE), device="meta") for blob in model.input_names}
+    device = next(model.parameters()).device
+    inputs = {blob: torch.zeros(shapes.get(blob, IMAGE), device=device) for blob in model.input_names}
     blobs = model.blobs(**inputs)
     said = {
         top: shape
