@@ -188,8 +188,6 @@ def _recurrent(target: type[nn.Module], gates: int) -> Builder:
 
 def _lstm(site: Site) -> Spec:
     """junhyukoh's."""
-    if len(site.bottoms) > 2:
-        raise MisfitError("junhyukoh's Lstm takes a sequence and its indicators, no third bottom")
     wide, inputs = site.shapes["input_weight"]
     return spec(fork_layers.Lstm, inputs, wide // 4, **_given(site, "batch_size", "clipping_threshold"))
 

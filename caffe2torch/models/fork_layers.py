@@ -105,7 +105,7 @@ class Lstm(LSTM):
     """junhyukoh's ``lstm_layer.cu``: ``(T * N, ...)`` and indicators ``clip``, ``(T * N,)``, to ``(T * N, hidden)``.
 
     The same arithmetic as BVLC's LSTM, except that gradients at the gates are kept within ``clipping_threshold``.
-    Without ``clip`` every batch begins new sequences.
+    Without ``clip`` every batch begins new sequences. A third bottom is not looked at.
     """
 
     def __init__(self, inputs: int, hidden: int, batch_size: int = 1, clipping_threshold: float = 0.0) -> None:

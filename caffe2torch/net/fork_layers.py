@@ -104,6 +104,11 @@ def _lstm_blobs(node: Node) -> tuple[BlobRule, ...]:
     if node.type == "LSTM":
         clue = node.dialect.of("junhyukoh")
         node.assumptions.append(f"read as junhyukoh's Lstm, whose bias comes last, because of {clue}")
+    if len(node.bottoms) > 2:
+        second = node.bottom_names[1]
+        node.assumptions.append(
+            f"its second bottom, {second!r}, is taken for the indicators, and no further one counts"
+        )
     hidden, bottom = blobs.outputs(node), node.bottom()
     wide = product((4, hidden))
     inputs = None if bottom is None else product(bottom[1:])

@@ -56,7 +56,6 @@ UNKNOWN = {
     *("Python", "PriorBox", "MultiBoxLoss", "ROIPooling", "PSROIPooling", "BoxAnnotatorOHEM"),  # Python and detection
     *("SmoothL1LossOHEM", "SoftmaxWithLossOHEM", "RegionLoss", "Yolov3", "YoloSeg", "DetectNetTransformation"),
     *("L1Loss", "MulticlassCrossEntropyLoss", "WeightedSoftmaxWithLoss"),  # in nets that have those
-    "Lstm",  # one of three bottoms, whose source is not public
 }
 """Types of which a net of the corpus has a layer that is not built."""
 

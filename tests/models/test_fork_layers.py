@@ -297,12 +297,14 @@ def test_junhyukohs_lstm_begins_anew_without_indicators_and_goes_on_with_them() 
         close(module(x, clip), wanted.detach().numpy().reshape(6, 2))
 
 
-def test_an_lstm_of_three_bottoms_is_refused() -> None:
-    net = inputs(data="6 4", other="6 4", clip="6") + layer(
-        "Lstm", "l", "data other clip", "", "lstm_param { num_output: 2 }"
-    )
-    with pytest.warns(UserWarning, match="no third bottom"):
-        assert "l" in build_model(recipe_of(net)).missing
+def test_an_lstm_takes_its_second_bottom_for_the_indicators_and_looks_at_no_third() -> None:
+    net = inputs(data="6 4", other="6", clip="6")
+    recipe = recipe_of(net, layer("Lstm", "l", "data other clip", "", f"lstm_param {{ num_output: 2 {FILL} }}"))
+    model = build_model(recipe, generator=torch.Generator().manual_seed(0)).double()
+    x, clip = numbers(6, 4), torch.tensor([0.0, 1, 1, 0, 1, 1])
+    assert torch.equal(model(x, clip, torch.zeros(6)), model(x, clip, torch.ones(6)))
+    assert not torch.equal(model(x, clip, clip), model(x, torch.ones(6), clip))
+    assert "its second bottom, 'other', is taken for the indicators" in messages(recipe.notes)
 
 
 def test_a_dense_block_convolves_with_turned_filters_and_keeps_its_input() -> None:
