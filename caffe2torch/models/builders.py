@@ -161,13 +161,13 @@ def _batch_norm(site: Site) -> Spec:
 
 def _bn(site: Site) -> Spec:
     """SegNet's, or another fork's with statistics among its blobs."""
-    channels = max(site.shapes["scale"])
+    channels, eps = max(site.shapes["scale"]), number(site.settings, "eps", 1e-5)
     if "mean" not in site.shapes:
         return Spec(BN, (channels,))
     if flag(site.settings, "frozen"):
-        return spec(layers.FrozenBatchNorm, channels, eps=number(site.settings, "eps", 1e-5))
-    momentum = round(1 - number(site.settings, "momentum", number(site.settings, "decay", 0.9)), 9)
-    return spec(nn.BatchNorm2d, channels, eps=number(site.settings, "eps", 1e-5), momentum=momentum)
+        return spec(layers.FrozenBatchNorm, channels, eps=eps)
+    kept = number(site.settings, "momentum", number(site.settings, "decay", 0.9))
+    return spec(nn.BatchNorm2d, channels, eps=eps, momentum=round(1 - kept, 9))
 
 
 def _scale(site: Site) -> Spec:
@@ -193,12 +193,11 @@ def _lstm(site: Site) -> Spec:
 
 
 def _margin_inner_product(site: Site) -> Spec:
-    if integer(site.settings, "axis", 1) != 1 or len(site.top_names) != 2:
-        raise MisfitError("MarginInnerProduct is built for axis 1 and two tops")
-    outputs, inputs = site.shapes["weight"]
-    margin = ("SINGLE", "DOUBLE", "TRIPLE", "QUADRUPLE").index(text(site.settings, "type") or "SINGLE") + 1
+    margin = {"SINGLE": 1, "DOUBLE": 2, "TRIPLE": 3, "QUADRUPLE": 4}.get(text(site.settings, "type") or "SINGLE")
+    if integer(site.settings, "axis", 1) != 1 or len(site.top_names) != 2 or margin is None:
+        raise MisfitError("MarginInnerProduct is built for axis 1, two tops and its own four types")
     given = _given(site, "base", "gamma", "power", "lambda_min", "iteration")
-    return spec(fork_layers.MarginInnerProduct, inputs, outputs, margin=margin, **given)
+    return spec(fork_layers.MarginInnerProduct, *site.shapes["weight"][::-1], margin=margin, **given)
 
 
 def _inner_distance(site: Site) -> Spec:
@@ -245,10 +244,8 @@ def _refuse(site: Site, *switches: str) -> None:
 
 def _normalize(site: Site) -> Spec:
     """SSD's with its learned scale, or NormFace's without."""
-    across = bool(site.shapes) and flag(site.settings, "across_spatial", True)
-    return spec(
-        layers.Normalize, site.shapes.get("scale"), across_spatial=across, eps=number(site.settings, "eps", 1e-10)
-    )
+    across, eps = bool(site.shapes) and flag(site.settings, "across_spatial", True), number(site.settings, "eps", 1e-10)
+    return spec(layers.Normalize, site.shapes.get("scale"), across_spatial=across, eps=eps)
 
 
 # Windows over images.
@@ -292,11 +289,8 @@ def _im2col(site: Site) -> Spec:
 def _lrn(site: Site) -> Spec:
     if text(site.settings, "norm_region") == "WITHIN_CHANNEL":
         return _settings(functions.within_channel_lrn, "local_size", "alpha", "beta")(site)
-    numbers = {
-        "alpha": number(site.settings, "alpha", 1.0),
-        "beta": number(site.settings, "beta", 0.75),
-        "k": number(site.settings, "k", 1.0),
-    }
+    usual = {"alpha": 1.0, "beta": 0.75, "k": 1.0}
+    numbers = {name: number(site.settings, name, value) for name, value in usual.items()}
     return Spec(nn.LocalResponseNorm, (integer(site.settings, "local_size", 5),), numbers)
 
 
@@ -367,7 +361,9 @@ BUILDERS: Mapping[str, Builder] = {
     "Convolution": _convolution,
     "ConvolutionDepthwise": _convolution,
     "Crop": _settings(functions.crop, "axis", "offset"),
-    "CtcLoss": _settings(fork_losses.ctc_loss, "time_step", "blank_label"),
+    "CtcLoss": lambda site: spec(
+        fork_losses.ctc_loss, time_step=integer(site.settings, "time_step"), **_given(site, "blank_label")
+    ),
     "Deconvolution": lambda site: _convolution(site, _DECONVOLUTIONS),
     "DenseBlock": _dense_block,
     "DepthwiseConvolution": _convolution,
