@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 __all__ = ["MultiStageMeanfield", "lattice_filter", "permutohedral_lattice"]
 
-Lattice = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
-"""Each point's vertices (P, d + 1), from 1 on, and their weights; for each axis both neighbours of each vertex."""
+Lattice = tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]
+"""Each point's vertices (P, d + 1) and their weights; the same pairs ordered by vertex, and where each vertex begins
+among them; for each axis both neighbours of each vertex, from 1 on, 0 for none."""
 
 
 class MultiStageMeanfield(nn.Module):
@@ -49,9 +50,8 @@ class MultiStageMeanfield(nn.Module):
 
 def _normalized(lattice: Lattice, like: Tensor) -> tuple[Lattice, Tensor]:
     """A lattice in the type of ``like``, and what its filter's values are multiplied with."""
-    vertices, weights, neighbours = lattice
-    lattice = vertices, weights.to(like.dtype), neighbours
-    return lattice, 1 / (lattice_filter(like.new_ones(1, len(vertices)), lattice) + 1e-20)
+    lattice = lattice[0], lattice[1].to(like.dtype), *lattice[2:]
+    return lattice, 1 / (lattice_filter(like.new_ones(1, len(lattice[0])), lattice) + 1e-20)
 
 
 def permutohedral_lattice(features: Tensor) -> Lattice:
@@ -80,7 +80,9 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     codes, vertices = torch.unique(((keys - low) * strides).sum(2), return_inverse=True)
     shifts = (d + 1) * F.pad(strides, (0, 1)) - strides.sum()
     neighbours = [(_places(codes, codes + shift), _places(codes, codes - shift)) for shift in shifts]
-    return vertices + 1, weights, neighbours
+    order = vertices.flatten().argsort(stable=True)
+    starts = torch.searchsorted(vertices.flatten()[order], torch.arange(len(codes), device=codes.device))
+    return vertices, weights, order, starts, neighbours
 
 
 def _places(codes: Tensor, wanted: Tensor) -> Tensor:
@@ -91,9 +93,11 @@ def _places(codes: Tensor, wanted: Tensor) -> Tensor:
 
 def lattice_filter(values: Tensor, lattice: Lattice) -> Tensor:
     """``modified_permutohedral.cpp``, ``compute``: values ``(C, P)`` to the vertices, blurred by axis, and back."""
-    vertices, weights, neighbours = lattice
-    cells = values.new_zeros(len(values), len(neighbours[0][0]) + 1)
-    cells = cells.index_add(1, vertices.flatten(), (values.unsqueeze(2) * weights).flatten(1))
+    vertices, weights, order, starts, neighbours = lattice
+    points, by_vertex = order // vertices.shape[1], weights.flatten()[order]
+    cells = F.embedding_bag(points, values.T.contiguous(), starts, mode="sum", per_sample_weights=by_vertex)
     for before, after in neighbours:
-        cells = F.pad(cells[:, 1:] + 0.5 * (cells[:, before] + cells[:, after]), (1, 0))
-    return (cells[:, vertices] * weights).sum(2) / (1 + 2.0 ** -(vertices.shape[1] - 1))
+        padded = F.pad(cells, (0, 0, 1, 0))
+        cells = cells + 0.5 * (F.embedding(before, padded) + F.embedding(after, padded))
+    sliced = F.embedding_bag(vertices, cells, mode="sum", per_sample_weights=weights)
+    return sliced.T / (1 + 2.0 ** -(vertices.shape[1] - 1))
