@@ -20,9 +20,9 @@ from caffe2torch.binding.graph import INPUT, WiringBuilder
 from caffe2torch.binding.net_graph import place_layers
 from caffe2torch.net.blob_rules import kernel
 from caffe2torch.net.forks import Dialect
-from caffe2torch.net.layer_rules import Node, flag, integer, integers, text
+from caffe2torch.net.layer_rules import Node, flag, integer, integers, number, text
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
-from caffe2torch.net.top_rules import per_axis
+from caffe2torch.net.top_rules import per_axis, pool_window
 from caffe2torch.recipe import Layer, Shape, TrainingRecipe
 
 __all__ = ["net_computation"]
@@ -114,13 +114,6 @@ Reader = Callable[[Node, list[str]], tuple[str, Mapping[str, Any]] | None]
 """The layer and the roles of its blobs to the kind and the settings; ``None`` where it does nothing."""
 
 
-def _number(node: Node, name: str, default: float) -> float:
-    value = node.settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MisfitError(f"{name} should be a number, not {value!r}")
-    return value
-
-
 def _convolution(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     sizes = kernel(node)
     axes, settings = len(sizes), node.settings
@@ -147,9 +140,10 @@ def _inner_product(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]
 def _batch_norm(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     by_batch = not flag(node.settings, "use_global_stats")
     settings: dict[str, Any] = {"statistics": "the batch's" if by_batch else "kept", "updates": by_batch}
-    settings["eps"] = _number(node, "eps", 1e-5)
+    settings["eps"] = number(node.settings, "eps", 1e-5)
     if by_batch and "mean" in roles:
-        settings["moving average"] = round(1 - _number(node, "moving_average_fraction", 0.999), 9)
+        fraction = number(node.settings, "moving_average_fraction", 0.999)
+        settings["moving average"] = round(1 - fraction, 9) if "factor" in roles else fraction  # Tongcheng's, by cuDNN
     return "batch norm", settings
 
 
@@ -160,8 +154,10 @@ def _bn(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     by_batch = not flag(node.settings, "frozen")
     settings: dict[str, Any] = {"statistics": "the batch's" if by_batch else "kept", "updates": by_batch}
     if by_batch:
-        settings["moving average"] = round(1 - _number(node, "momentum", _number(node, "decay", 0.9)), 9)
-    return "batch norm", settings | {"eps": _number(node, "eps", 1e-5)}
+        settings["moving average"] = round(
+            1 - number(node.settings, "momentum", number(node.settings, "decay", 0.9)), 9
+        )
+    return "batch norm", settings | {"eps": number(node.settings, "eps", 1e-5)}
 
 
 def _pooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
@@ -176,18 +172,14 @@ def _pooling(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
         none, one = (0,) * axes, (1,) * axes
         given = {"pooling": kind, "kernel": size, "stride": size, "padding": none, "dilation": one}
         return "pooling", given | {"rounding": "down", "global": True}
-    sizes = integers(settings, "kernel_size")
-    if "kernel_h" in settings or "kernel_w" in settings:
-        sizes = (integer(settings, "kernel_h"), integer(settings, "kernel_w"))
-    axes = max(2, len(sizes))
-    ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)
+    window = pool_window(node)
     given = {
         "pooling": kind,
-        "kernel": broadcast(sizes, axes, 0, "kernel_size"),
-        "stride": per_axis(node, "stride", axes, 1),
-        "padding": per_axis(node, "pad", axes, 0),
-        "dilation": (1,) * axes,
-        "rounding": "up" if ceil else "down",
+        "kernel": window.kernel,
+        "stride": window.stride,
+        "padding": window.pad,
+        "dilation": (1,) * len(window.kernel),
+        "rounding": "up" if window.ceil else "down",
     }
     if kind == "average":
         given["divides by"] = "the window with its padding"
@@ -201,13 +193,15 @@ def _lrn(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     within = text(node.settings, "norm_region") == "WITHIN_CHANNEL"
     given: dict[str, Any] = {"region": "within each channel" if within else "across channels"}
     given["size"] = integer(node.settings, "local_size", 5)
-    return "LRN", given | {name: _number(node, name, usual) for name, usual in (("alpha", 1), ("beta", 0.75), ("k", 1))}
+    return "LRN", given | {
+        name: number(node.settings, name, usual) for name, usual in (("alpha", 1), ("beta", 0.75), ("k", 1))
+    }
 
 
 def _dropout(drops: str) -> Reader:
     def read(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]] | None:
         del roles
-        ratio = _number(node, "dropout_ratio", 0.5)
+        ratio = number(node.settings, "dropout_ratio", 0.5)
         return ("dropout", {"ratio": ratio, "drops": drops}) if ratio else None
 
     return read
@@ -218,7 +212,7 @@ def _activation(function: str, **named: tuple[str, float]) -> Reader:
 
     def read(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
         del roles
-        settings = {ours: float(_number(node, *caffes)) for ours, caffes in named.items()}
+        settings = {ours: float(number(node.settings, *caffes)) for ours, caffes in named.items()}
         return "activation", {"function": function, **settings}
 
     return read
@@ -234,9 +228,12 @@ def _softmax(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
 
 def _power(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]]:
     del roles
-    if _number(node, "power", 1) != 1:
+    if number(node.settings, "power", 1) != 1:
         raise MisfitError("a power")
-    return "scaling", {"factor": float(_number(node, "scale", 1)), "shift": float(_number(node, "shift", 0))}
+    return "scaling", {
+        "factor": float(number(node.settings, "scale", 1)),
+        "shift": float(number(node.settings, "shift", 0)),
+    }
 
 
 def _crop(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]] | None:

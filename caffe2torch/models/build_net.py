@@ -394,8 +394,7 @@ def _attributes(recipe: TrainingRecipe, layer: Layer, module: nn.Module) -> list
     if isinstance(module, MissingLayer):
         return [(number, f"blob_{index}") for index, number in enumerate(layer.blobs)]
     found = []
-    for number in layer.blobs:
-        role = recipe.blobs[number].role
+    for number, role in zip(layer.blobs, blob_shapes(recipe, layer), strict=True):
         attribute = _ATTRIBUTES.get(role, role)
         if isinstance(getattr(module, attribute, None), Tensor):
             found.append((number, attribute))

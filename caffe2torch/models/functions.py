@@ -58,6 +58,11 @@ def wide_pool(
     return pooled[:, :, : sizes[0], : sizes[1]]
 
 
+def min_pool(x: Tensor, kernel_size: Sizes, stride: Sizes, ceil_mode: bool = True) -> Tensor:
+    """``pooling_layer.cpp`` of the pull request with ``IQA_CNN``, ``MIN``: the least number of each window."""
+    return -F.max_pool2d(-x, kernel_size, stride, ceil_mode=ceil_mode)
+
+
 def spp(x: Tensor, pyramid_height: int, pool: str = "MAX") -> Tensor:
     """``spp_layer.cpp``: pooling to 1, 2 x 2, 4 x 4, ... windows, side by side; one level alone keeps its 4 axes."""
     levels = []
@@ -276,9 +281,13 @@ def accuracy(
     axis: int = 1,
     ignore_label: int | None = None,
     by_class: bool = False,
+    min_is_better: bool = False,
 ) -> Tensor | Tops:
-    """``accuracy_layer.cpp``: the share of labels among the ``top_k`` largest scores; a second top has it by class."""
-    scores = scores.detach().movedim(axis, -1)
+    """``accuracy_layer.cpp``: the share of labels among the ``top_k`` largest scores; a second top has it by class.
+
+    happynear's knows ``min_is_better``: the least scores count.
+    """
+    scores = (-scores if min_is_better else scores).detach().movedim(axis, -1)
     classes = scores.shape[-1]
     scores, labels = scores.reshape(-1, classes), labels.reshape(-1).long()
     kept = labels == labels if ignore_label is None else labels != ignore_label

@@ -45,6 +45,14 @@ class Normalization(StrEnum):
     NONE = "NONE"  # 1
 
 
+class _Loss(nn.Module):
+    """A loss that shows what it is made with."""
+
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        return ", ".join(f"{k}={v}" for k, v in vars(self).items() if not k.startswith("_") and k != "training")
+
+
 class CaffeSoftmaxLoss(nn.Module):
     """The layer ``SoftmaxWithLoss`` (``softmax_loss_layer.cpp``), with the SegNet fork's class weights.
 
@@ -116,7 +124,7 @@ class CaffeSoftmaxLoss(nn.Module):
         return f"class_weights={weights}, ignore_label={self.ignore_label}, normalization={self.normalization}{axis}"
 
 
-class SigmoidCrossEntropyLoss(nn.Module):
+class SigmoidCrossEntropyLoss(_Loss):
     """The layer ``SigmoidCrossEntropyLoss`` (``sigmoid_cross_entropy_loss_layer.cpp``).
 
     ``F.binary_cross_entropy_with_logits``, summed and divided by N: for 256x256 scores a gradient 65,536 times that
@@ -156,10 +164,6 @@ class SigmoidCrossEntropyLoss(nn.Module):
             costs = costs.where(kept, 0)
         return costs.sum() / _divisor(self.normalization, kept, scores.shape[0])
 
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        return f"ignore_label={self.ignore_label}, normalization={self.normalization}"
-
 
 class EuclideanLoss(nn.Module):
     """The layer ``EuclideanLoss`` (``euclidean_loss_layer.cpp``): ``F.mse_loss(a, b, reduction="sum") / (2 * N)``.
@@ -178,7 +182,7 @@ class EuclideanLoss(nn.Module):
         return F.mse_loss(a, b, reduction="sum") / (2 * a.shape[0])
 
 
-class HingeLoss(nn.Module):
+class HingeLoss(_Loss):
     """The layer ``HingeLoss`` (``hinge_loss_layer.cpp``), one against all: no torch call is the same.
 
     Every score costs ``max(0, 1 - score)`` for the label's class and ``max(0, 1 + score)`` for any other, or the
@@ -213,12 +217,8 @@ class HingeLoss(nn.Module):
         margins = F.relu(1 + sign * scores)
         return (margins if self.norm == "L1" else margins.square()).sum() / scores.shape[0]
 
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        return f"norm={self.norm}"
 
-
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(_Loss):
     """The layer ``ContrastiveLoss`` (``contrastive_loss_layer.cpp``): no torch call is the same.
 
     With the distance d of a pair, a similar one costs d^2 and another one ``max(margin - d, 0)^2``, with
@@ -252,12 +252,8 @@ class ContrastiveLoss(nn.Module):
         similar = class_numbers(similar, (a.shape[0],))
         return contrastive_loss(a.flatten(1), b, similar, self.margin, self.legacy_version)
 
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        return f"margin={self.margin}, legacy_version={self.legacy_version}"
 
-
-class InfogainLoss(nn.Module):
+class InfogainLoss(_Loss):
     """The layer ``InfogainLoss`` (``infogain_loss_layer.cpp``): no torch call is the same.
 
     The loss is the sum over the labels of ``-H[label] @ log(p)``, with p the softmax of the scores, divided as for
@@ -315,10 +311,6 @@ class InfogainLoss(nn.Module):
         total = infogain_sum(scores, labels, matrix, self.ignore_label)
         return total / _divisor(self.normalization, kept, outer)
 
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        return f"ignore_label={self.ignore_label}, normalization={self.normalization}, axis={self.axis}"
-
 
 class MultinomialLogisticLoss(nn.Module):
     """The layer ``MultinomialLogisticLoss`` (``multinomial_logistic_loss_layer.cpp``), which takes probabilities.
@@ -349,7 +341,7 @@ class MultinomialLogisticLoss(nn.Module):
         return F.nll_loss(log_p, labels, ignore_index=_NOTHING_IGNORED, reduction="sum") / p.shape[0]
 
 
-class SmoothL1Loss(nn.Module):
+class SmoothL1Loss(_Loss):
     """The layer ``SmoothL1Loss`` of the Fast R-CNN fork (``smooth_L1_loss_layer.cu``).
 
     With ``d = inside * (a - b)`` the sum of ``outside * smooth_l1(d)`` divided by N, where ``smooth_l1`` is torch's
@@ -386,10 +378,6 @@ class SmoothL1Loss(nn.Module):
         if outside is not None:
             costs = shaped(no_gradient(outside, "outside weights"), shape, "outside weights") * costs
         return costs.sum() / a.shape[0]
-
-    def extra_repr(self) -> str:
-        """What the loss is made with, for ``print``."""
-        return f"sigma={self.sigma}"
 
 
 def _divisor(normalization: Normalization, kept: Tensor, outer: int) -> Tensor | int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +21,7 @@ from caffe2torch.models.loss_modules import (
     SigmoidCrossEntropyLoss,
     SmoothL1Loss,
 )
+from caffe2torch.net.layer_rules import nested
 from caffe2torch.recipe import Layer
 
 __all__ = [
@@ -50,19 +52,10 @@ def loss_weights(layer: Layer) -> tuple[float, ...]:
     >>> loss_weights(layer)
     (1.0,)
     """
-    stated = layer.settings.get("loss_weight", ())
-    weights = stated if isinstance(stated, tuple) else (stated,)
     tops = max(len(layer.tops), is_loss(layer))  # Caffe makes a loss layer's top where the file names none
-    if not weights:
-        return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
-    if len(weights) != tops:
-        raise NetError(
-            f"layer {layer.name!r} states loss_weight for some of its tops",
-            where=layer.where,
-            found=f"{len(weights)} weights, {tops} tops",
-            expected="none, or one per top",
-        )
-    return tuple(float(weight) for weight in weights)
+    if weights := _stated(layer, "loss_weight", tops, "tops"):
+        return tuple(float(weight) for weight in weights)
+    return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
 
 
 def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
@@ -71,18 +64,22 @@ def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
     Raises:
         NetError: It states some of them, but not one per bottom.
     """
-    stated = layer.settings.get("propagate_down", ())
-    flags = stated if isinstance(stated, tuple) else (stated,)
-    if not flags:
-        return (None,) * len(layer.bottoms)
-    if len(flags) != len(layer.bottoms):
-        raise NetError(
-            f"layer {layer.name!r} states propagate_down for some of its bottoms",
-            where=layer.where,
-            found=f"{len(flags)} values, {len(layer.bottoms)} bottoms",
-            expected="none, or one per bottom",
-        )
-    return tuple(bool(flag) for flag in flags)
+    flags = _stated(layer, "propagate_down", len(layer.bottoms), "bottoms")
+    return tuple(bool(flag) for flag in flags) or (None,) * len(layer.bottoms)
+
+
+def _stated(layer: Layer, setting: str, count: int, of: str) -> tuple[Any, ...]:
+    """What a layer states for each of its tops or bottoms; empty if it states nothing."""
+    stated = layer.settings.get(setting, ())
+    values = stated if isinstance(stated, tuple) else (stated,)
+    if len(values) not in (0, count):
+        what = f" states {setting} for some of its {of}"
+        raise _refused(layer, what, found=f"{len(values)} values, {count} {of}", expected=f"none, or one per {of[:-1]}")
+    return values
+
+
+def _refused(layer: Layer, what: str, **sides: str) -> NetError:
+    return NetError(f"layer {layer.name!r}{what}", where=layer.where, **sides)
 
 
 def is_loss(layer: Layer) -> bool:
@@ -92,7 +89,7 @@ def is_loss(layer: Layer) -> bool:
 
 def normalization(layer: Layer) -> Normalization:
     """The divisor that a layer's ``loss_param`` asks for; ``normalization``, where stated, wins over ``normalize``."""
-    settings = _loss_param(layer)
+    settings = nested(layer.settings, "loss_param")
     if (stated := settings.get("normalization")) is not None:
         try:
             return Normalization(str(stated))
@@ -106,11 +103,8 @@ def normalization(layer: Layer) -> Normalization:
 
 def _softmax(layer: Layer) -> Spec:
     if len(layer.tops) > 1:
-        raise NetError(
-            f"layer {layer.name!r}: Caffe cannot build SoftmaxWithLoss with two tops",
-            where=layer.where,
-            hint="give the probabilities by a layer of type Softmax",
-        )
+        hint = "give the probabilities by a layer of type Softmax"
+        raise _refused(layer, ": Caffe cannot build SoftmaxWithLoss with two tops", hint=hint)
     return spec(
         CaffeSoftmaxLoss,
         class_weights=class_weights(layer),
@@ -121,18 +115,10 @@ def _softmax(layer: Layer) -> Spec:
 
 
 def _infogain(layer: Layer) -> Spec:
-    if "normalize" in _loss_param(layer):
-        raise NetError(
-            f"layer {layer.name!r}: Caffe refuses `normalize` for InfogainLoss",
-            where=layer.where,
-            hint="use `normalization`",
-        )
+    if "normalize" in nested(layer.settings, "loss_param"):
+        raise _refused(layer, ": Caffe refuses `normalize` for InfogainLoss", hint="use `normalization`")
     if len(layer.bottoms) == 2 and not layer.settings.get("source"):
-        raise NetError(
-            f"layer {layer.name!r}: InfogainLoss needs a matrix",
-            where=layer.where,
-            expected="a third bottom or `source`",
-        )
+        raise _refused(layer, ": InfogainLoss needs a matrix", expected="a third bottom or `source`")
     ignored, divided = ignore_label(layer), normalization(layer)
     return spec(InfogainLoss, ignore_label=ignored, normalization=divided, axis=class_axis(layer))
 
@@ -165,20 +151,13 @@ class LossLayer:
         """The module's class and arguments. Raises ``NetError`` for what Caffe refuses."""
         few, many = self.bottoms
         if not few <= len(layer.bottoms) <= many:
-            raise NetError(
-                f"layer {layer.name!r}: wrong number of bottoms for {layer.type}",
-                where=layer.where,
-                found=str(len(layer.bottoms)),
-                expected=str(few) if few == many else f"{few} to {many}",
-            )
+            found, expected = str(len(layer.bottoms)), str(few) if few == many else f"{few} to {many}"
+            raise _refused(layer, f": wrong number of bottoms for {layer.type}", found=found, expected=expected)
         flags = propagate_down(layer)
         for bottom, flag in list(zip(layer.bottoms, flags, strict=True))[self.learns :]:
             if flag is True:
-                raise NetError(
-                    f"layer {layer.name!r}: Caffe gives {bottom!r} no gradient, and propagate_down asks for one",
-                    where=layer.where,
-                    hint="state propagate_down: false for it",
-                )
+                what = f": Caffe gives {bottom!r} no gradient, and propagate_down asks for one"
+                raise _refused(layer, what, hint="state propagate_down: false for it")
         return self.module(layer)
 
 
@@ -227,21 +206,16 @@ def stock_call(layer: Layer) -> str | None:
     return f"torch.nn.CrossEntropyLoss({', '.join(arguments)})"
 
 
-def _loss_param(layer: Layer) -> Mapping[str, object]:
-    value = layer.settings.get("loss_param")
-    return value if isinstance(value, Mapping) else {}
-
-
 def class_weights(layer: Layer) -> tuple[float, ...] | None:
     """The SegNet fork's class weights; stated alone, without ``weight_by_label_freqs``, they do not count."""
-    settings = _loss_param(layer)
+    settings = nested(layer.settings, "loss_param")
     weights = settings.get("class_weighting", ())
     return weights if settings.get("weight_by_label_freqs") and isinstance(weights, tuple) else None
 
 
 def ignore_label(layer: Layer) -> int | None:
     """The label that costs nothing, if there is one."""
-    value = _loss_param(layer).get("ignore_label")
+    value = nested(layer.settings, "loss_param").get("ignore_label")
     return value if isinstance(value, int) else None
 
 
@@ -255,5 +229,5 @@ def number(layer: Layer, name: str, default: float) -> float:
     """A setting that is a number."""
     value = layer.settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise NetError(f"layer {layer.name!r}: {name} should be a number", where=layer.where, found=repr(value))
+        raise _refused(layer, f": {name} should be a number", found=repr(value))
     return float(value)

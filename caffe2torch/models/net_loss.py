@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
+from caffe2torch.models.builders import BUILDERS
 from caffe2torch.models.losses import LOSSES, is_loss, loss_weights, propagate_down
 from caffe2torch.recipe import Layer, TrainingRecipe
 
@@ -52,6 +53,7 @@ def loss_terms(recipe: TrainingRecipe) -> tuple[LossTerm, ...]:
                 f"layer {term.layer.name!r}: the loss {term.layer.type} is not translated",
                 where=term.layer.where,
                 expected=", ".join(LOSSES),
+                hint="build_model(recipe).loss computes it" if term.layer.type in BUILDERS else None,
             )
     return tuple(counted)
 

@@ -17,8 +17,12 @@ from caffe2torch.recipe import Layer
 
 __all__ = ["Program", "Step", "Trace", "is_input", "overwriting", "program", "trace"]
 
-_OWN_TOPS = frozenset({"Parameter"})
+_OWN_TOPS = frozenset({"ContinuationIndicator", "Parameter"})
 """Layers without bottoms that compute their tops, instead of bringing them in."""
+
+
+_ONE_RESULT = frozenset({"MarginInnerProduct", "Pooling"})
+"""Layers whose second top, a weight or a mask, is no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def _predictions(steps: Sequence[Step], learned: Collection[int]) -> tuple[int, 
             (into_losses if loss else into_metrics).update(step.inputs)
         elif step.layer.type != "Silence":
             used.update(step.inputs)
-            made.update(step.outputs[:1] if step.layer.type == "Pooling" else step.outputs)  # a mask is no result
+            made.update(step.outputs[:1] if step.layer.type in _ONE_RESULT else step.outputs)
     ends = made - used - into_metrics if into_losses else made - used
     found = sorted((into_losses | ends) - judged)
     return tuple([value for value in found if value in learned] or [value for value in found if value in made])

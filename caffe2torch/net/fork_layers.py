@@ -104,6 +104,11 @@ def _lstm_blobs(node: Node) -> tuple[BlobRule, ...]:
     if node.type == "LSTM":
         clue = node.dialect.of("junhyukoh")
         node.assumptions.append(f"read as junhyukoh's Lstm, whose bias comes last, because of {clue}")
+    if len(node.bottoms) > 2:
+        second = node.bottom_names[1]
+        node.assumptions.append(
+            f"its second bottom, {second!r}, is taken for the indicators, and no further one counts"
+        )
     hidden, bottom = blobs.outputs(node), node.bottom()
     wide = product((4, hidden))
     inputs = None if bottom is None else product(bottom[1:])
@@ -155,6 +160,15 @@ def _meanfield(node: Node) -> tuple[BlobRule, ...]:
 def _none(node: Node) -> tuple[BlobRule, ...] | None:
     """No blobs, unless the file has ``param`` blocks: then it is another fork's layer of this name."""
     return None if node.param_blocks else ()
+
+
+def _triplet(node: Node) -> tuple[BlobRule, ...] | None:
+    """Two pull requests' and many forks'."""
+    if len(node.bottoms) == 3:
+        node.assumptions.append(
+            "read as the TripletLoss of cherrm's pull request: the mean over the batch; some forks' is half of that"
+        )
+    return _none(node)
 
 
 def _centers(node: Node) -> tuple[BlobRule, ...]:
@@ -328,6 +342,20 @@ def _inner_distance_tops(node: Node) -> tuple[Shape | None, ...]:
     return ((node.size(0), blobs.outputs(node)),)
 
 
+def _general_contrastive(_: Node) -> tuple[Shape | None, ...]:
+    """The loss, and the mean distances to the label's center and to the others."""
+    return (), (2,)
+
+
+def _seg_accuracy(_: Node) -> tuple[Shape | None, ...]:
+    """DeepLab's three shares."""
+    return ((1, 1, 1, 3),)
+
+
+def _continuation(node: Node) -> tuple[Shape | None, ...]:
+    return ((integer(node.settings, "time_step"), integer(node.settings, "batch_size")),)
+
+
 def _gather(node: Node) -> tuple[Shape | None, ...]:
     """yjxiong's Gather: the batches of all processes as one."""
     return tuple(None if bottom is None else (None, *bottom[1:]) for bottom in node.bottoms)
@@ -352,18 +380,19 @@ FORK_LAYERS: Mapping[str, LayerType] = {
     "BoxAnnotatorOHEM": LayerType(_none),
     "CenterLoss": LayerType(_centers),
     "ChannelShuffle": LayerType(_none, same),
-    "ContinuationIndicator": LayerType(_none),
+    "ContinuationIndicator": LayerType(_none, _continuation),
     "Convolution3D": LayerType(_volume_blobs, _volume_tops, "convolution"),
     "ConvolutionDepthwise": LayerType(_depthwise, tops.convolution, "convolution"),
-    "CtcLoss": LayerType(_none),
+    "CtcLoss": LayerType(_none, losses),
     "DeformableConvolution": LayerType(blobs.convolution, tops.convolution),
     "DenseBlock": LayerType(_dense_block_blobs, _dense_block_tops),
     "DenseImageData": LayerType(_none, data.dense),
     "DepthwiseConvolution": LayerType(blobs.convolution, tops.convolution, "convolution", counts_outputs=True),
     "DetectionEvaluate": LayerType(_none),
     "DetectionOutput": LayerType(_none),
-    "EuclideanLossWithTV": LayerType(_none),
+    "EuclideanLossWithTV": LayerType(_none, losses, "euclideanwithtv"),
     "Gather": LayerType(_none, _gather),
+    "GeneralContrastiveLoss": LayerType(_none, _general_contrastive),
     "GlobalSumPooling": LayerType(_none),
     "HardSwish": LayerType(tops=same),
     "ImageLabelmapData": LayerType(_none, data.dense),
@@ -371,7 +400,8 @@ FORK_LAYERS: Mapping[str, LayerType] = {
     "InnerDistance": LayerType(_inner_distance_blobs, _inner_distance_tops),
     "Interp": LayerType(_none, _interp),
     "LargeMarginInnerProduct": LayerType(_margin_weight, _margin_inner_product),
-    "LiftedStructSimilaritySoftmaxLoss": LayerType(_none),
+    "LabelsequenceAccuracy": LayerType(_none, losses),
+    "LiftedStructSimilaritySoftmaxLoss": LayerType(_none, losses, "liftedstructsimsoftmaxloss"),
     "Lstm": LayerType(_lstm_blobs, _lstm_tops),
     "MarginInnerProduct": LayerType(_margin_weight, _margin_inner_product),
     "Mish": LayerType(tops=same),
@@ -391,17 +421,18 @@ FORK_LAYERS: Mapping[str, LayerType] = {
     "ROIAlign": LayerType(_none, _rois),
     "ROIPooling": LayerType(_none, _rois),
     "RReLU": LayerType(tops=same),
-    "SegAccuracy": LayerType(_none, losses),
+    "SegAccuracy": LayerType(_none, _seg_accuracy),
     "ShuffleChannel": LayerType(_none, same),
     "SmoothL1Loss": LayerType(_none),
     "SmoothL1LossOHEM": LayerType(_none, losses),
     "SoftmaxWithLossOHEM": LayerType(_none),
     "SpatialDropout": LayerType(tops=same),
-    "TripletLoss": LayerType(_none),
+    "SVRLoss": LayerType(_none, losses),
+    "TripletLoss": LayerType(_triplet, losses),
     "Upsample": LayerType(_none, _upsample),
     "VideoData": LayerType(_none, data.video),
     "WeightedSoftmaxWithLoss": LayerType(_none),
-    "XCovLoss": LayerType(_none),
+    "XCovLoss": LayerType(_none, losses),
     "YoloSeg": LayerType(_none, losses),
     "Yolov3": LayerType(_none, losses),
 }

@@ -25,6 +25,7 @@ __all__ = [
     "losses",
     "nested",
     "no_blobs",
+    "number",
     "same",
     "text",
 ]
@@ -154,6 +155,14 @@ def integers(settings: Settings, name: str) -> tuple[int, ...]:
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
         raise MisfitError(f"{name} should be whole numbers, not {value!r}")
     return tuple(values)
+
+
+def number(settings: Settings, name: str, default: float) -> float:
+    """A number of any kind."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MisfitError(f"{name} should be a number, not {value!r}")
+    return value
 
 
 def flag(settings: Settings, name: str, default: bool = False) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
+from typing import NamedTuple
 
 from caffe2torch.net.blob_rules import kernel, outputs
 from caffe2torch.net.layer_rules import Node, flag, integer, integers, nested, text
@@ -26,8 +27,10 @@ from caffe2torch.net.shape_arithmetic import (
 from caffe2torch.recipe import Shape
 
 __all__ = [
+    "PoolWindow",
     "accuracy",
     "arg_max",
+    "axis_of",
     "batch_reindex",
     "concat",
     "convolution",
@@ -41,6 +44,7 @@ __all__ = [
     "inner_product",
     "lrn",
     "per_axis",
+    "pool_window",
     "pooling",
     "recurrent",
     "reduction",
@@ -110,24 +114,41 @@ def im2col(node: Node) -> tuple[Shape | None, ...]:
     return (replace_axis(shape, axis, product((node.size(axis), *kernel(node)))),)
 
 
-def pooling(node: Node) -> tuple[Shape | None, ...]:
-    """Pooling, rounding up; a second top is the mask. Over more axes where a fork's file lists its sizes."""
+class PoolWindow(NamedTuple):
+    """The windows of a pooling, a number an axis, and whether their number rounds up."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    ceil: bool
+
+
+def pool_window(node: Node, axes: int | None = None) -> PoolWindow:
+    """The windows over so many axes; over two, or more where a fork's file lists its sizes, if that is not known."""
     settings = node.settings
     sizes = integers(settings, "kernel_size")
     if "kernel_h" in settings or "kernel_w" in settings:
         sizes = (integer(settings, "kernel_h"), integer(settings, "kernel_w"))
-    bottom = known(node.bottom(), 2 + max(2, len(sizes)))
-    axes = len(bottom) - 2
-    if axes < 2:
-        raise MisfitError(f"Pooling needs a bottom of 4 axes; this one has {len(bottom)}")
-    if flag(settings, "global_pooling"):
-        return ((*bottom[:2], *(1,) * axes),) * len(node.top_names)
     if not sizes:
         raise MisfitError("kernel_size is missing")
-    pads, strides = per_axis(node, "pad", axes, 0), per_axis(node, "stride", axes, 1)
+    axes = max(2, len(sizes)) if axes is None else axes
     ceil = text(settings, "round_mode") != "FLOOR" and flag(settings, "ceil_mode", True)  # ceil_mode: some forks
-    windows = zip(bottom[2:], broadcast(sizes, axes, 0, "kernel_size"), pads, strides, strict=True)
-    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pads)) for step in windows))
+    pad, stride = per_axis(node, "pad", axes, 0), per_axis(node, "stride", axes, 1)
+    return PoolWindow(broadcast(sizes, axes, 0, "kernel_size"), stride, pad, ceil)
+
+
+def pooling(node: Node) -> tuple[Shape | None, ...]:
+    """Pooling, rounding up; a second top is the mask. Over more axes where a fork's file lists its sizes."""
+    bottom = node.bottom()
+    if bottom is not None and len(bottom) < 4:
+        raise MisfitError(f"Pooling needs a bottom of 4 axes; this one has {len(bottom)}")
+    if flag(node.settings, "global_pooling"):
+        bottom = known(bottom, 4)
+        return ((*bottom[:2], *(1,) * (len(bottom) - 2)),) * len(node.top_names)
+    kernel, stride, pad, ceil = pool_window(node, None if bottom is None else len(bottom) - 2)
+    bottom = known(bottom, 2 + len(kernel))
+    steps = zip(bottom[2:], kernel, pad, stride, strict=True)
+    shape = (*bottom[:2], *(pool_length(*step, ceil=ceil, clip=any(pad)) for step in steps))
     return (shape,) * len(node.top_names)
 
 
@@ -159,7 +180,7 @@ def concat(node: Node) -> tuple[Shape | None, ...]:
     stated = [bottom for bottom in node.bottoms if bottom is not None]
     if not stated:
         return (None,)
-    axis = canonical(_axis(node, "concat_dim"), len(stated[0]))
+    axis = canonical(axis_of(node, "concat_dim"), len(stated[0]))
     if any(len(bottom) != len(stated[0]) for bottom in stated):
         raise MisfitError("its bottoms have different numbers of axes")
     frame = reduce(_agreed, (replace_axis(bottom, axis, None) for bottom in stated))
@@ -173,7 +194,7 @@ def _agreed(first: Shape, second: Shape) -> Shape:
     return result
 
 
-def _axis(node: Node, old_name: str) -> int:
+def axis_of(node: Node, old_name: str) -> int:
     """``axis``, or its old spelling; the schema's default of the old one is not a statement."""
     old = integer(node.settings, old_name, 1)
     return old if old != 1 else integer(node.settings, "axis", 1)
@@ -184,7 +205,7 @@ def slice_(node: Node) -> tuple[Shape | None, ...]:
     bottom, count = node.bottom(), len(node.top_names)
     if bottom is None or not count:
         return (None,) * count
-    axis, points = canonical(_axis(node, "slice_dim"), len(bottom)), integers(node.settings, "slice_point")
+    axis, points = canonical(axis_of(node, "slice_dim"), len(bottom)), integers(node.settings, "slice_point")
     size = bottom[axis]
     if points:
         if len(points) != count - 1:

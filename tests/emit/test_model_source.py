@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fork_nets import NETS, feed
 from net_goldens import file_errors
 from nets import IMAGE, conv, layer, linear, norm, recipe_of
 from places import REPOSITORY
@@ -34,7 +36,7 @@ def written(model: CaffeNet, **how: Any) -> nn.Module:
     finally:
         del sys.modules["model"]
     classes = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == "model"]
-    net = classes[-1]().to(next(model.parameters()).dtype)
+    net = classes[-1]().to(next(model.parameters(), torch.zeros(())).dtype)
     net.load_state_dict({name: t for name, t in model.state_dict().items() if name in net.state_dict()})
     return net.train(model.training)
 
@@ -174,3 +176,25 @@ def test_the_file_of_a_public_net_computes_and_learns_what_caffe_recorded(shared
     assert any(key.startswith("blob") for key in errors)
     assert any(key.startswith("gradient") for key in errors)
     assert {key: error for key, error in errors.items() if not error <= 1e-6} == {}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_file_carries_the_layers_of_forks(kind: str) -> None:
+    """With all that they use: functions, their base classes, gradients of their own."""
+    torch.manual_seed(0)
+    model = build_model(recipe_of(NETS[kind]), generator=torch.Generator().manual_seed(0))
+    assert not model.missing
+    loss = bool(model._phase().trace.losses)
+    inputs = feed(model)
+    net, twin = written(model, loss=loss), copy.deepcopy(model)
+    needed = [name for name, _ in model._phase().forward.inputs]
+    found, wanted = net(*(inputs[name] for name in needed)), twin(*(inputs[name] for name in needed))
+    same(found, wanted)
+    if loss:
+        found, wanted = net.loss(*inputs.values()), twin.loss(*inputs.values())
+        same(found, wanted)
+    if wanted.requires_grad:
+        found.sum().backward()
+        wanted.sum().backward()
+        for (name, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6, msg=name)

@@ -112,8 +112,10 @@ def test_what_caffe_refuses_is_refused_by_name(words, tmp_path):
 
 
 def test_a_forks_loss_is_refused_by_name(tmp_path):
-    with pytest.raises(UnsupportedError, match="'loss': the loss TripletLoss is not translated"):
-        build_loss(recipe_of(tmp_path, one("TripletLoss", "", "a p n")))
+    for kind, computed in (("TripletLoss", True), ("MultiBoxLoss", False)):
+        with pytest.raises(UnsupportedError, match=f"'loss': the loss {kind} is not translated") as caught:
+            build_loss(recipe_of(tmp_path, one(kind, "", "a p n")))
+        assert ("build_model(recipe).loss computes it" in str(caught.value)) == computed
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,8 @@ def test_a_bvlc_layer_shapes_its_top_as_its_reshape_does(
             (2, 18, 5, 7),
         ),
         ("MarginInnerProduct", "margin_inner_product_param { num_output: 9 }", ["2 6", "2"], (2, 9)),
+        ("SegAccuracy", "", ["2 6 5 7", "2 1 5 7"], (1, 1, 1, 3)),
+        ("ContinuationIndicator", "continuation_indicator_param { time_step: 8 batch_size: 2 }", [], (8, 2)),
         ("Pooling", "pooling_param { kernel_size: [3, 2, 2] stride: [2, 2, 2] }", ["2 6 9 4 4"], (2, 6, 4, 2, 2)),
         ("Convolution", CONV + " hole: 2 }", ["2 6 9 9"], (2, 8, 5, 5)),
         (

@@ -525,3 +525,19 @@ def test_what_is_no_kind_and_no_pattern_cannot_be_accepted() -> None:
         read_accepted(["modle"])
     with pytest.raises(Caffe2TorchError, match="no regular expression"):
         read_accepted(["model:("])
+
+
+def test_tongchengs_batch_norm_states_the_share_of_the_batch_in_its_average() -> None:
+    data = 'layer { name: "d" type: "Data" top: "data" data_param { random_order: true } }\n'
+    norm = "batch_norm_param { engine: CUDNN moving_average_fraction: 0.25 }"
+    recipe = recipe_of(
+        data, conv("c", "data", "num_output: 4 kernel_size: 3 pad: 1"), layer("BatchNorm", "b", "c", "b", norm)
+    )
+    for momentum, words in (
+        (0.25, ""),
+        (0.75, "1 batch norm keeps a moving average of 0.75 of each batch, Caffe of 0.25"),
+    ):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum))
+        check = check_model(recipe, bind(recipe, model))
+        assert words in check.seen
+        assert ("moving average" in check.seen) == bool(words)
