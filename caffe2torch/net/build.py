@@ -57,10 +57,12 @@ def read_layers(
     for note in (*upgraded.notes, *(note for note in parsed.notes if note.where not in renamed)):
         notes.add(note)
     names: dict[str, SourceLocation] = {}
-    unknown_names(parsed.block, "net", names)
-    dialect = read_dialect([(layer.type, layer.where) for layer in upgraded.layers], names)
+    has_unknown = parsed.block.has_unknown
+    if has_unknown:
+        unknown_names(parsed.block, "net", names)
+    dialect = read_dialect(((layer.type, layer.where) for layer in upgraded.layers), names)
     drafts = [
-        _Draft(layer, layer_settings(layer.message, layer.type, layer.block if names else None))
+        _Draft(layer, layer_settings(layer.message, layer.type, layer.block if has_unknown else None))
         for layer in upgraded.layers
         if included(layer.message, layer.where, state)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
+from itertools import chain
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -47,7 +48,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
             if descriptor.name == "loss_param" and not value.HasField("normalization"):
                 del stated[descriptor.name]["normalization"]  # what it is then depends on the layer, and on `normalize`
     if block is not None:
-        for name, value in plain_fields(block.unknown).items():
+        for name, value in plain_fields(block.each_unknown()).items():
             if name.endswith("_param") and isinstance(value, dict):
                 stated.setdefault(name, value)
             else:
@@ -92,20 +93,18 @@ def plain(message: Message, block: Block | None = None) -> dict[str, object]:
 
 def plain_fields(fields: Iterable[Field]) -> dict[str, object]:
     """Fields without a schema as plain Python: a name that stands more than once, or as a list, gives a tuple."""
-    groups: dict[str, list[Field]] = {}
+    groups: dict[str, list[object]] = {}
+    lists = set()
     for one in fields:
-        groups.setdefault(one.name, []).append(one)
-    return {
-        name: _token(group[0].value)
-        if len(group) == 1 and not group[0].listed
-        else tuple(_token(f.value) for f in group)
-        for name, group in groups.items()
-    }
+        groups.setdefault(one.name, []).append(_token(one.value))
+        if one.listed:
+            lists.add(one.name)
+    return {name: group[0] if len(group) == 1 and name not in lists else tuple(group) for name, group in groups.items()}
 
 
 def _token(value: str | Block) -> object:
     if isinstance(value, Block):
-        return plain_fields((*value.fields, *value.unknown))
+        return plain_fields(chain(value.each(), value.each_unknown()))
     if (string := unquote(value)) is not None:
         return string
     if value in ("true", "True", "t", "false", "False", "f"):

@@ -17,12 +17,13 @@ from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_types import misspelt_type, own_field
 from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
-from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.prototxt.parser import Block, Field, parse
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Note, Severity
 
 __all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
 
+_NO_TEXT = parse("", "")
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
@@ -201,7 +202,7 @@ def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
     for i in range(len(net.input)):
         sizes = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
         layer.input_param.shape.add().dim.extend(sizes)
-    yield UpgradedLayer(layer, "Input", Block(()), where, ())
+    yield UpgradedLayer(layer, "Input", _NO_TEXT, where, ())
 
 
 def _freeze_statistics(layer: UpgradedLayer) -> UpgradedLayer:
@@ -297,7 +298,7 @@ def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, 
     maker: dict[str, Any] = dict.fromkeys(net.input)  # blob to the layer that made it last
     for connection, field in connections:
         assert isinstance(field.value, Block)
-        inner = next((one.value for one in field.value.all("layer") if isinstance(one.value, Block)), Block(()))
+        inner = next((one.value for one in field.value.all("layer") if isinstance(one.value, Block)), _NO_TEXT)
         old = connection.layer
         bottoms, pad = list(connection.bottom), None
         for i, name in enumerate(bottoms):
