@@ -119,7 +119,7 @@ class _Separation:
         self.last = begin
 
     def _own_type(self, block: int, name: str) -> str:
-        """The layer type that a field ``TYPE_param`` is named after, if the block is a layer of that type; else empty."""
+        """The type that a field ``TYPE_param`` is named after, if the block is a layer of that type; else empty."""
         if not name.endswith("_param"):
             return ""
         if block not in self.types:
