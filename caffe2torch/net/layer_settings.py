@@ -23,7 +23,7 @@ _LONGEST = 24  # characters of a whole number that may be one of 64 bits
 _INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
-def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, object]:
+def layer_settings(layer: Message, kind: str, block: Block | None) -> Mapping[str, object]:
     """The settings of a layer.
 
     Args:
@@ -35,7 +35,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
         Its own parameter message flattened, any other one under its name, and ``loss_weight`` and ``propagate_down``
         where the layer states them. Scalars that the layer does not state have the schema's default where the schema
         declares one, and are absent where not; repeated fields are tuples, enum values names, floats the shortest
-        decimals of their float32.
+        decimals of their float32. Layers of one type that state nothing share one mapping.
     """
     result: dict[str, object] = {}
     own = own_field(kind)
@@ -63,9 +63,9 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
             result.update(values)
         else:
             result[name] = values
-    if own is not None and own not in stated:
-        result.update(_defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type))
-    return result
+    if own in stated:
+        return result
+    return {**result, **_defaults_of(own)} if result else _defaults_of(own)
 
 
 def plain(message: Message, block: Block | None = None) -> dict[str, object]:
@@ -124,6 +124,14 @@ def _scalar(value: object, enum: Mapping[str, int] | None) -> object:
 
 
 _shortest = lru_cache(maxsize=4096)(shortest)
+
+
+@cache
+def _defaults_of(own: str | None) -> Mapping[str, object]:
+    """What a layer without its own parameter message has in it; nothing where its type has none."""
+    if own is None:
+        return {}
+    return _defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type)
 
 
 @cache
