@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -64,9 +65,10 @@ def parse_net(source: Source) -> Parsed:
     block = prototxt.parse(source.text, source.file)
     if not _is_rather(_SOLVER, _NET, block):
         return _read(source, block, _NET)
+    swapped = _swapped(_SOLVER, _NET, block)  # shows fields that reading takes out, too
     net = inline_net(_read(source, block, _SOLVER))
     if net is None:
-        raise _swapped(_SOLVER, _NET, block)
+        raise swapped
     return net
 
 
@@ -119,10 +121,11 @@ def _is_rather(other: str, wanted: str, block: Block) -> bool:
 
 
 def _swapped(got: str, wanted: str, block: Block) -> PrototxtError:
+    first = list(islice(block.each(), 4))
     return PrototxtError(
         f"this is a {_KINDS[got]}, not a {_KINDS[wanted]}",
-        where=block.fields[0].where,
-        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in block.fields[:4]))}",
+        where=first[0].where,
+        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in first))}",
         expected=f"fields of {wanted}",
         hint="the net is named first, the solver second: are the two swapped?",
     )

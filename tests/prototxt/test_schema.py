@@ -764,6 +764,13 @@ def test_strings_that_never_end_cost_no_more_than_their_length() -> None:
     assert seconds(read) < 2
 
 
+def test_a_solver_in_place_of_a_net_is_shown_as_it_begins_unknown_fields_included() -> None:
+    with pytest.raises(PrototxtError) as error:
+        net('test_intervall: 1 net: "net.prototxt" base_lr: 1')
+    assert str(error.value.where) == "net.prototxt:1:1"
+    assert error.value.found == "fields of SolverParameter: test_intervall, net, base_lr"
+
+
 def test_of_many_unknown_fields_the_first_are_noted_and_the_rest_are_counted() -> None:
     text = "".join(f"frobnicate{i}: 1\n" for i in range(1500))
     parsed = net(text)
