@@ -1,4 +1,4 @@
-"""Memory in proportion to the text: above import at most 60 times its size, whatever a file of a megabyte holds.
+"""Memory in proportion to the text: above import at most 60 times its size, for files of a megabyte.
 
 ``make test`` reads a few kinds of text, chosen by a seed; ``make memory`` reads all.
 """
@@ -62,8 +62,8 @@ KINDS = {
     "unknown fields of a layer": repeated("y{{z:1}}", before='layer{name:"a" type:"ReLU" ', after="}"),
     "unknown values": repeated("include{{phase:A{}}}", before='layer{name:"a" type:"ReLU" ', after="}"),
 }
-"""Kind of text to one. Layers of fewer than some 20 characters are none of them: protobuf's own message takes 540 bytes
-for each, 79 times the size of ``layer{}``.
+"""Kind of text to one. Not among them: nothing but layers of fewer than 30 characters, which may take more. protobuf's
+own message takes 540 bytes for each layer, 79 times the size of ``layer{}``.
 """
 
 SEED = int(os.environ.get("MEMORY_SEED", "15"))
