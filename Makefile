@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test trainers fuzz grid check lint types contract proto docs wheel format clean
+.PHONY: help demo test trainers fuzz grid memory check lint types contract proto docs wheel format clean
 
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 1,000 with planted m
 
 ports: $(VENV)/.installed-dev ## bind 600 edited ports and compare with every way to lay net onto port, a minute
 	PORTS_CASES=600 $(PY) -m pytest tests/binding/test_port_family.py -s
+
+memory: $(VENV)/.installed-dev ## read a megabyte of every kind of text in at most 60 times its size, a minute
+	MEMORY_KINDS=all $(PY) -m pytest tests/prototxt/test_memory.py -s
 
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check

@@ -57,16 +57,15 @@ def read_layers(
     for note in (*upgraded.notes, *(note for note in parsed.notes if note.where not in renamed)):
         notes.add(note)
     names: dict[str, SourceLocation] = {}
-    unknown_names(parsed.block, "net", names)
-    dialect = read_dialect([(layer.type, layer.where) for layer in upgraded.layers], names)
-    drafts = [
-        _Draft(layer, layer_settings(layer.message, layer.type, layer.block if names else None))
-        for layer in upgraded.layers
-        if included(layer.message, layer.where, state)
-    ]
-    built = _build(drafts, dialect, BlobShapes(inputs))
+    has_unknown = parsed.block.has_unknown
+    if has_unknown:
+        unknown_names(parsed.block, "net", names)
+    dialect = read_dialect(((layer.type, layer.where) for layer in upgraded.layers), names)
+    drafts = [layer for layer in upgraded.layers if included(layer.message, layer.where, state)]
+    settings = [layer_settings(one.message, one.type, one.block if has_unknown else None) for one in drafts]
+    built = _build(drafts, settings, dialect, BlobShapes(inputs))
     while built.shapes.learned:
-        built = _build(drafts, dialect, built.shapes.again())
+        built = _build(drafts, settings, dialect, built.shapes.again())
     layers = tuple(built.layers)
     _check_made(layers, inputs, parsed.source.file)
     for note in built.notes.finish():
@@ -172,12 +171,6 @@ class BlobShapes:
         return kept
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    layer: UpgradedLayer
-    settings: Mapping[str, object]
-
-
 @dataclass(slots=True)
 class _Built:
     """What one pass over the layers gives."""
@@ -189,19 +182,24 @@ class _Built:
     notes: Notes = field(default_factory=Notes)
 
 
-def _build(drafts: Sequence[_Draft], dialect: Dialect, shapes: BlobShapes) -> _Built:
+def _build(
+    drafts: Sequence[UpgradedLayer], settings: Sequence[Mapping[str, object]], dialect: Dialect, shapes: BlobShapes
+) -> _Built:
     built, forks = _Built(shapes), tuple(dialect.clues)
-    for draft in drafts:
-        layer, message = draft.layer, draft.layer.message
+    for layer, own in zip(drafts, settings, strict=True):
+        message = layer.message
         bottoms, tops = tuple(message.bottom), tuple(message.top)
         absent = dict.fromkeys(name for name in bottoms if name not in shapes.shapes)
         built.missing += [(name, message.name, layer.where) for name in absent]
         sizes, count = shapes.bottoms(bottoms), len(message.param)
-        node = Node(message.name, layer.type, draft.settings, sizes, bottoms, tops, count, dialect)
+        node = Node(message.name, layer.type, own, sizes, bottoms, tops, count, dialect)
         blobs = append_blobs(built.learnables, built.notes, node, layer)
-        twice = [
-            name for i, name in enumerate(tops) if name not in bottoms and (name in shapes.shapes or name in tops[:i])
-        ]
+        own_tops: set[str] = set()
+        twice = []
+        for name in tops:
+            if (name in shapes.shapes or name in own_tops) and name not in bottoms:
+                twice.append(name)
+            own_tops.add(name)
         found = _shape_tops(built, node, layer)
         for text in dict.fromkeys(node.assumptions):
             built.notes.info(layer.where, text)

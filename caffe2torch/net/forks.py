@@ -51,6 +51,8 @@ CLUES: Mapping[str, tuple[str, ...]] = {
 }
 """Fork to what no other Caffe has: a layer type, or a field (by its message's field in the layer, and its name)."""
 
+_SIGNS = frozenset(sign for signs in CLUES.values() for sign in signs)
+
 
 @dataclass(frozen=True, slots=True)
 class Clue:
@@ -92,7 +94,8 @@ def read_dialect(types: Iterable[tuple[str, SourceLocation]], unknown: Mapping[s
     """
     marks = dict(unknown)
     for kind, where in types:
-        marks.setdefault(f"type {kind}", where)
+        if (mark := f"type {kind}") in _SIGNS:
+            marks.setdefault(mark, where)
     clues = {
         fork: Clue(min(found, key=marks.__getitem__), marks[min(found, key=marks.__getitem__)])
         for fork, signs in CLUES.items()
@@ -102,11 +105,12 @@ def read_dialect(types: Iterable[tuple[str, SourceLocation]], unknown: Mapping[s
 
 
 def unknown_names(block: Block, path: str, names: dict[str, SourceLocation]) -> None:
-    """Collect the fields that the schema did not know, and where: ``path.name``, and ``path.name=value`` of scalars."""
-    for one in block.unknown:
-        names.setdefault(f"{path}.{one.name}", one.where)
-        if isinstance(one.value, str):
-            names.setdefault(f"{path}.{one.name}={one.value.strip(chr(34) + chr(39))}", one.where)
-    for one in block.fields:
+    """Collect the signs among the fields that the schema did not know: ``path.name``, and ``path.name=value``."""
+    for one in block.each_unknown():
+        name = f"{path}.{one.name}"
+        value = one.value.strip("\"'") if isinstance(one.value, str) else ""
+        for sign in _SIGNS.intersection((name, f"{name}={value}")):
+            names.setdefault(sign, one.where)
+    for one in block.each():
         if isinstance(one.value, Block):
             unknown_names(one.value, "layer" if one.name in ("layer", "layers") else one.name, names)

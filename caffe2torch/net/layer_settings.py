@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
+from itertools import chain
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -22,7 +23,7 @@ _LONGEST = 24  # characters of a whole number that may be one of 64 bits
 _INT = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 
 
-def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, object]:
+def layer_settings(layer: Message, kind: str, block: Block | None) -> Mapping[str, object]:
     """The settings of a layer.
 
     Args:
@@ -34,7 +35,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
         Its own parameter message flattened, any other one under its name, and ``loss_weight`` and ``propagate_down``
         where the layer states them. Scalars that the layer does not state have the schema's default where the schema
         declares one, and are absent where not; repeated fields are tuples, enum values names, floats the shortest
-        decimals of their float32.
+        decimals of their float32. Layers of one type that state nothing share one mapping.
     """
     result: dict[str, object] = {}
     own = own_field(kind)
@@ -47,7 +48,7 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
             if descriptor.name == "loss_param" and not value.HasField("normalization"):
                 del stated[descriptor.name]["normalization"]  # what it is then depends on the layer, and on `normalize`
     if block is not None:
-        for name, value in plain_fields(block.unknown).items():
+        for name, value in plain_fields(block.each_unknown()).items():
             if name.endswith("_param") and isinstance(value, dict):
                 stated.setdefault(name, value)
             else:
@@ -62,9 +63,9 @@ def layer_settings(layer: Message, kind: str, block: Block | None) -> dict[str, 
             result.update(values)
         else:
             result[name] = values
-    if own is not None and own not in stated:
-        result.update(_defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type))
-    return result
+    if own in stated:
+        return result
+    return {**result, **_defaults_of(own)} if result else _defaults_of(own)
 
 
 def plain(message: Message, block: Block | None = None) -> dict[str, object]:
@@ -92,20 +93,18 @@ def plain(message: Message, block: Block | None = None) -> dict[str, object]:
 
 def plain_fields(fields: Iterable[Field]) -> dict[str, object]:
     """Fields without a schema as plain Python: a name that stands more than once, or as a list, gives a tuple."""
-    groups: dict[str, list[Field]] = {}
+    groups: dict[str, list[object]] = {}
+    lists = set()
     for one in fields:
-        groups.setdefault(one.name, []).append(one)
-    return {
-        name: _token(group[0].value)
-        if len(group) == 1 and not group[0].listed
-        else tuple(_token(f.value) for f in group)
-        for name, group in groups.items()
-    }
+        groups.setdefault(one.name, []).append(_token(one.value))
+        if one.listed:
+            lists.add(one.name)
+    return {name: group[0] if len(group) == 1 and name not in lists else tuple(group) for name, group in groups.items()}
 
 
 def _token(value: str | Block) -> object:
     if isinstance(value, Block):
-        return plain_fields((*value.fields, *value.unknown))
+        return plain_fields(chain(value.each(), value.each_unknown()))
     if (string := unquote(value)) is not None:
         return string
     if value in ("true", "True", "t", "false", "False", "f"):
@@ -125,6 +124,14 @@ def _scalar(value: object, enum: Mapping[str, int] | None) -> object:
 
 
 _shortest = lru_cache(maxsize=4096)(shortest)
+
+
+@cache
+def _defaults_of(own: str | None) -> Mapping[str, object]:
+    """What a layer without its own parameter message has in it; nothing where its type has none."""
+    if own is None:
+        return {}
+    return _defaults(message_class("LayerParameter").DESCRIPTOR.fields_by_name[own].message_type)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -25,6 +25,7 @@ _DEFAULT = 1.0
 _READABLE = 10**20
 _PERMISSIVE = 1  # ParamSpec.DimCheckMode
 _shortest = lru_cache(maxsize=4096)(shortest)
+_stated = cache(Stated)  # a few pairs, of many thousand blobs
 _SOUNDS_LEARNED = re.compile(
     "conv|innerproduct|norm|lstm|gru|rnn|embed|scale|bias|prelu|dense|linear|bn|fc", re.IGNORECASE
 )
@@ -70,7 +71,7 @@ class Learnables:
         if owner is None:
             if name:
                 self._owners[name] = len(self._blobs)
-            stated = Stated(lr_mult.stated, decay_mult.stated)
+            stated = _stated(lr_mult.stated, decay_mult.stated)
             self._blobs.append(
                 LearnableBlob(
                     use.layer,
@@ -97,7 +98,7 @@ class Learnables:
             shape=shape,
             lr_mult=lr_mult.value,
             decay_mult=decay_mult.value,
-            stated=Stated(lr_mult.stated, decay_mult.stated),
+            stated=_stated(lr_mult.stated, decay_mult.stated),
             shared_with=(*blob.shared_with, replace(use, lr_mult=own)),
         )
         return owner

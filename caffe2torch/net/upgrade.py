@@ -7,8 +7,9 @@ become an Input layer, and a BatchNorm with three ``param`` blocks gets (0,0) fo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -17,12 +18,13 @@ from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_types import misspelt_type, own_field
 from caffe2torch.prototxt.descriptors import facts, todays_type
 from caffe2torch.prototxt.descriptors import message as message_class
-from caffe2torch.prototxt.parser import Block, Field
+from caffe2torch.prototxt.parser import Block, Field, parse
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Note, Severity
 
 __all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
 
+_NO_TEXT = parse("", "")
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
@@ -30,14 +32,21 @@ _TRANSFORMED = ("Data", "ImageData", "WindowData")
 class UpgradedLayer:
     """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written.
 
+    ``messages[index]`` is its message, made when asked for: protobuf's object for it takes more than a short layer.
     ``params`` has the place of each of the message's ``param``: of the block, or in an old net of its ``blobs_lr``.
     """
 
-    message: Any
+    messages: Any
+    index: int
     type: str
     block: Block
     where: SourceLocation
     params: tuple[SourceLocation, ...]
+
+    @property
+    def message(self) -> Any:
+        """The layer as today's ``LayerParameter``."""
+        return self.messages[self.index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +78,20 @@ def upgrade(parsed: Parsed) -> Upgraded:
     """
     notes: list[Note] = []
     message: Any = parsed.message
-    old = [field for field in parsed.block.all("layers") if isinstance(field.value, Block)]
+    new: Any = message_class("NetParameter")()
+    old = parsed.block.all("layers")
     if not old:
-        layers = [_today(*pair) for pair in zip(message.layer, parsed.block.all("layer"), strict=True)]
+        layers = [_today(message.layer, *pair) for pair in enumerate(parsed.block.all("layer"))]
     else:
         if ignored := parsed.block.all("layer"):
             notes.append(Note(ignored[0].where, Severity.WARNING, _MIXED.format(len(ignored))))
         if is_v0(message):
-            layers = [
-                UpgradedLayer(new, new.type, block, where, _stated(new, block, where))
-                for new, block, where in upgrade_v0(parsed, notes)
-            ]
+            layers = [_added(new.layer, *pair) for pair in upgrade_v0(parsed, new.layer, notes)]
         else:
-            layers = [_from_v1(*pair, notes) for pair in zip(message.layers, old, strict=True)]
+            layers = [_from_v1(*pair, new.layer, notes) for pair in zip(message.layers, old, strict=True)]
             _upgrade_transforms(layers)
-    layers[:0] = _input_layer(parsed)
-    return Upgraded(_net(parsed.message), tuple(_freeze_statistics(layer) for layer in layers), tuple(notes))
+    layers[:0] = _input_layer(parsed, new.layer)
+    return Upgraded(_net(parsed.message), tuple(_freeze_statistics(layer, new.layer) for layer in layers), tuple(notes))
 
 
 def _net(old: Any) -> Any:
@@ -104,17 +111,25 @@ _MIXED = (
 )
 
 
-def _today(message: Any, field: Field) -> UpgradedLayer:
-    assert isinstance(field.value, Block)
-    params = tuple(one.where for one in field.value.all("param"))
-    return UpgradedLayer(message, message.type, field.value, field.where, params)
+def _today(messages: Any, index: int, field: Field) -> UpgradedLayer:
+    block = field.value
+    assert isinstance(block, Block)
+    params = tuple(one.where for one in block.all("param"))
+    return UpgradedLayer(messages, index, sys.intern(messages[index].type), block, field.where, params)
 
 
-def _from_v1(old: Any, field: Field, notes: list[Note]) -> UpgradedLayer:
+def _added(messages: Any, block: Block, where: SourceLocation) -> UpgradedLayer:
+    """An old layer, of which the last one of ``messages`` was made."""
+    last = len(messages) - 1
+    new = messages[last]
+    return UpgradedLayer(messages, last, sys.intern(new.type), block, where, _stated(new, block, where))
+
+
+def _from_v1(old: Any, field: Field, messages: Any, notes: list[Note]) -> UpgradedLayer:
     """``UpgradeV1LayerParameter``: today's messages, multipliers and names gathered into ``param`` blocks."""
     assert isinstance(field.value, Block)
     block = field.value
-    new: Any = message_class("LayerParameter")()
+    new = messages.add()
     for descriptor, value in old.ListFields():
         name = descriptor.name
         if name.endswith("_param"):
@@ -123,8 +138,7 @@ def _from_v1(old: Any, field: Field, notes: list[Note]) -> UpgradedLayer:
             getattr(new, name).extend(value)
     if old.HasField("name"):
         new.name = old.name
-    kind = _v1_type(old, block, field.where, notes)
-    new.type = kind
+    new.type = _v1_type(old, block, field.where, notes)
     counts = (len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
     for i in range(max(counts)):
         spec = new.param.add()
@@ -136,7 +150,7 @@ def _from_v1(old: Any, field: Field, notes: list[Note]) -> UpgradedLayer:
             spec.lr_mult = old.blobs_lr[i]
         if i < counts[3]:
             spec.decay_mult = old.weight_decay[i]
-    return UpgradedLayer(new, kind, block, field.where, _stated(new, block, field.where))
+    return _added(messages, block, field.where)
 
 
 def _stated(message: Any, block: Block, layer: SourceLocation) -> tuple[SourceLocation, ...]:
@@ -181,7 +195,7 @@ def _own(message: Any) -> Any:
     return getattr(message, own_field(message.type) or "")
 
 
-def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
+def _input_layer(parsed: Parsed, messages: Any) -> Iterator[UpgradedLayer]:
     """``UpgradeNetInput``: ``input`` fields and their sizes as a layer at the front; without sizes Caffe drops them."""
     block = parsed.block
     net: Any = parsed.message
@@ -197,22 +211,22 @@ def _input_layer(parsed: Parsed) -> Iterator[UpgradedLayer]:
             found=str(got),
             hint="give one input_shape for each input, or four input_dim",
         )
-    layer: Any = message_class("LayerParameter")(name="input", type="Input", top=net.input)
+    layer = messages.add(name="input", type="Input", top=net.input)
     for i in range(len(net.input)):
         sizes = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
         layer.input_param.shape.add().dim.extend(sizes)
-    yield UpgradedLayer(layer, "Input", Block(()), where, ())
+    yield UpgradedLayer(messages, len(messages) - 1, "Input", _NO_TEXT, where, ())
 
 
-def _freeze_statistics(layer: UpgradedLayer) -> UpgradedLayer:
+def _freeze_statistics(layer: UpgradedLayer, messages: Any) -> UpgradedLayer:
     """``UpgradeNetBatchNorm``: three ``param`` blocks were once how one wrote that the statistics do not learn."""
     if layer.type != "BatchNorm" or len(layer.message.param) != 3:
         return layer
-    frozen: Any = message_class("LayerParameter")()
+    frozen = messages.add()
     frozen.CopyFrom(layer.message)
     for spec in frozen.param:
         spec.lr_mult = spec.decay_mult = 0.0
-    return UpgradedLayer(frozen, layer.type, layer.block, layer.where, layer.params)
+    return replace(layer, messages=messages, index=len(messages) - 1)
 
 
 # The oldest nets, ``layers { layer { type: "conv" ... } }``, as today's layers (``util/upgrade_proto.cpp``).
@@ -286,18 +300,17 @@ def is_v0(net: Any) -> bool:
     return any(layer.HasField("layer") for layer in net.layers)
 
 
-def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, SourceLocation]]:
-    """Today's message of each layer, with its text and place; ``padding`` layers go into the layer after them.
+def upgrade_v0(parsed: Parsed, messages: Any, notes: list[Note]) -> Iterator[tuple[Block, SourceLocation]]:
+    """Add today's message of each layer, whose text and place are given back; ``padding`` goes into the next layer.
 
     Raises:
         NetError: a type that Caffe's upgrade does not know, or a padding layer that does not pad one conv or pool.
     """
     net: Any = parsed.message
-    connections = list(zip(net.layers, parsed.block.all("layers"), strict=True))
     maker: dict[str, Any] = dict.fromkeys(net.input)  # blob to the layer that made it last
-    for connection, field in connections:
+    for connection, field in zip(net.layers, parsed.block.all("layers"), strict=True):
         assert isinstance(field.value, Block)
-        inner = next((one.value for one in field.value.all("layer") if isinstance(one.value, Block)), Block(()))
+        inner = next((one.value for one in field.value.all("layer") if isinstance(one.value, Block)), _NO_TEXT)
         old = connection.layer
         bottoms, pad = list(connection.bottom), None
         for i, name in enumerate(bottoms):
@@ -308,12 +321,12 @@ def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Any, Block, 
         maker.update(dict.fromkeys(connection.top, connection))
         if old.type == "padding":
             continue
-        new = _layer(old, inner, field.where, notes)
+        new = _layer(old, inner, field.where, messages, notes)
         new.bottom.extend(bottoms)
         new.top.extend(connection.top)
         if pad is not None:
             _set(_own(new), "pad", pad)
-        yield new, inner, field.where
+        yield inner, field.where
 
 
 def _check_padding(connection: Any, source: Any, where: SourceLocation) -> None:
@@ -326,7 +339,7 @@ def _check_padding(connection: Any, source: Any, where: SourceLocation) -> None:
         )
 
 
-def _layer(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> Any:
+def _layer(old: Any, block: Block, where: SourceLocation, messages: Any, notes: list[Note]) -> Any:
     kind = old.type
     if kind not in _TYPES:
         raise NetError(
@@ -334,7 +347,7 @@ def _layer(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> 
             where=where,
             expected="one of " + ", ".join(sorted(_TYPES)),
         )
-    new: Any = message_class("LayerParameter")(type=_TYPES[kind])
+    new = messages.add(type=_TYPES[kind])
     if old.HasField("name"):
         new.name = old.name
     for descriptor, value in old.ListFields():

@@ -8,13 +8,11 @@ is one clear error, and the cost grows with the length of the text.
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from array import array
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from google.protobuf import text_encoding
@@ -83,66 +81,165 @@ MAX_DEPTH = 64
 """Blocks inside blocks, at most. Caffe's own messages nest seven deep."""
 
 _CLOSERS = {"{": "}", "<": ">", "[": "]"}
+_SEPARATORS = (",", ";")
 _EXTENSION = re.compile(r"\[\s*+[A-Za-z_][\w.]*+(?:/[A-Za-z_][\w.]*+)?\s*+\]")
 
 
-class Field(NamedTuple):
-    """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``.
+class Table:
+    """The fields of a text in the order in which they begin, each block before its inner fields: one column for each
+    fact. Text has far more fields than anyone asks for, and an object for each would take a hundred times its size.
 
-    ``value`` is a ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string; between
-    a minus sign and its number no space is left). ``start`` is the offset of the name; of a list's element, its own.
-    Text has far more fields than anyone asks the place of: a field keeps offsets alone.
+    Row 0 is the file itself.
+
+    Attributes:
+        names: Of the fields.
+        starts: Where each name begins; of a list's element, the element.
+        begins: Where the whole field begins: the elements of a list share it, and their end.
+        ends: Where it ends, with the separator that may follow it.
+        values: Where a scalar's value begins; a block has ``BLOCK`` there.
+        stops: Where a scalar's value ends; of a block, the first row that is no longer inside it.
+        marks: ``LISTED``; ``LEFT_OUT`` and ``UNKNOWN`` are a schema's (``unknown_fields.py``).
     """
 
-    name: str
-    value: str | Block
-    places: Places
-    start: int
-    begin: int
-    end: int
-    listed: bool = False
+    def __init__(self, text: str, file: str) -> None:
+        offsets = "I" if len(text) < BLOCK else "Q"
+        self.text = text
+        self.places = Places(text, file)
+        self.names: list[str] = []
+        self.starts, self.begins, self.ends, self.values, self.stops = (array(offsets) for _ in range(5))
+        self.marks = bytearray()
+        self._named: tuple[int, str, Sequence[int]] = (0, "", ())
+
+    def add(self, name: str, start: int, begin: int, value: int, stop: int, mark: int = 0) -> int:
+        """Append a row, which is given back. It ends where its value does."""
+        self.names.append(name)
+        self.starts.append(start)
+        self.begins.append(begin)
+        self.ends.append(stop)
+        self.values.append(value)
+        self.stops.append(stop)
+        self.marks.append(mark)
+        return len(self.names) - 1
+
+    def value(self, row: int) -> str:
+        """A scalar's source text."""
+        value = self.text[self.values[row] : self.stops[row]]
+        return f"-{next(tokens(value[1:]))[1]}" if DETACHED_SIGN.match(value) else value
+
+    def inside(self, row: int) -> Iterator[int]:
+        """The rows of a block's fields."""
+        values, stops = self.values, self.stops
+        stop, row = stops[row], row + 1
+        while row < stop:
+            yield row
+            row = stops[row] if values[row] == BLOCK else row + 1
+
+    def named(self, row: int, name: str) -> Sequence[int]:
+        """The rows of a block's fields of one name, as far as a schema knows them."""
+        if self._named[:2] == (row, name):
+            return self._named[2]
+        names, marks = self.names, self.marks
+        rows = [one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED]
+        if self.stops[row] - row > _FEW:  # kept, so that a loop over a net's layers by index stays linear
+            self._named = row, name, array(self.starts.typecode, rows)
+        return rows
+
+
+_FEW = 64  # rows of a block that is searched each time
+BLOCK = 0xFFFFFFFF
+LISTED, LEFT_OUT, UNKNOWN = 1, 2, 4
+DETACHED_SIGN = re.compile(r"-[\s#]")
+
+
+class Field(NamedTuple):
+    """A field as it is written. A list ``[a, b]`` gives one Field per element, an empty one a Field of value ``""``."""
+
+    table: Table
+    row: int
+
+    @property
+    def name(self) -> str:
+        """Its name; of an extension, with the brackets."""
+        return self.table.names[self.row]
+
+    @property
+    def value(self) -> str | Block:
+        """A ``Block``, or a scalar's source text, quotes and escapes and all (``unquote`` reads a string; between a
+        minus sign and its number no space is left).
+        """
+        return Block(self.table, self.row) if self.table.values[self.row] == BLOCK else self.table.value(self.row)
 
     @property
     def where(self) -> SourceLocation:
         """The place of the name; of a list's element, its own."""
-        return self.places.at(self.start)
+        return self.table.places.at(self.table.starts[self.row])
 
     @property
     def span(self) -> tuple[int, int]:
         """The whole field in the text, from its name to its separator; the elements of a list share it."""
-        return self.begin, self.end
+        return self.table.begins[self.row], self.table.ends[self.row]
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is an element of a list, or an empty list."""
+        return bool(self.table.marks[self.row] & LISTED)
 
 
-_FEW = 16  # fields that are searched one by one
+class Block(NamedTuple):
+    """The fields between a pair of braces, or of a whole file, in the order in which they stand."""
 
+    table: Table
+    row: int
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The fields between a pair of braces, or of a whole file, in the order in which they stand.
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What a schema knows; fresh from ``parse`` that is every field."""
+        return tuple(self.each())
 
-    ``unknown`` holds what a schema did not know and took out (``schema.py``); fresh from ``parse`` it is empty.
-    """
+    @property
+    def unknown(self) -> tuple[Field, ...]:
+        """What a schema did not know and took out (``schema.py``)."""
+        return tuple(self.each_unknown())
 
-    fields: tuple[Field, ...]
-    unknown: tuple[Field, ...] = ()
-    _by_name: dict[str, tuple[Field, ...]] | None = field(default=None, init=False, repr=False, compare=False)
+    @property
+    def has_unknown(self) -> bool:
+        """Whether there is such a field anywhere in the text."""
+        return max(self.table.marks, default=0) >= UNKNOWN
 
-    def all(self, name: str) -> tuple[Field, ...]:
+    def each(self) -> Iterator[Field]:
+        """``fields``, one after the other."""
+        table = self.table
+        return (Field(table, row) for row in table.inside(self.row) if table.marks[row] <= LISTED)
+
+    def each_unknown(self) -> Iterator[Field]:
+        """``unknown``, one after the other."""
+        table = self.table
+        return (Field(table, row) for row in table.inside(self.row) if table.marks[row] & UNKNOWN)
+
+    def all(self, name: str) -> Fields:
         """Every field of this name, in order.
 
         >>> block = parse('layer { name: "a" } layer { name: "b" }', "net.prototxt")
         >>> [layer.value.all("name")[0].value for layer in block.all("layer")]
         ['"a"', '"b"']
         """
-        if len(self.fields) <= _FEW:
-            return tuple(one for one in self.fields if one.name == name)
-        if self._by_name is None:  # kept, so that a loop over a net's layers by index stays linear
-            groups: defaultdict[str, list[Field]] = defaultdict(list)
-            for one in self.fields:
-                groups[one.name].append(one)
-            object.__setattr__(self, "_by_name", {key: tuple(group) for key, group in groups.items()})
-            assert self._by_name is not None
-        return self._by_name.get(name, ())
+        return Fields(self.table, self.table.named(self.row, name))
+
+
+class Fields:
+    """Some fields of a text, each made when it is asked for."""
+
+    def __init__(self, table: Table, rows: Sequence[int]) -> None:
+        self.table, self.rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Field:
+        return Field(self.table, self.rows[index])
+
+    def __iter__(self) -> Iterator[Field]:
+        return (Field(self.table, row) for row in self.rows)
 
 
 def parse(text: str, file: str) -> Block:
@@ -184,15 +281,14 @@ def unquote(value: str) -> str | None:
 
 @dataclass(slots=True)
 class _Frame:
-    """A block or list that is still open: the field that it is the value of, and what it holds so far."""
+    """A block or list that is still open: the field that it is the value of, and its first row."""
 
     name: str
     start: int  # of the field's name; of a list's element, its own
     opener: int
     closer: str
+    row: int  # of a block, its own; of a list, that of its first element
     takes_scalars: bool = False  # of a list: one without ':' before it holds blocks only
-    fields: list[Field] = field(default_factory=list)
-    elements: list[tuple[str | Block, int]] = field(default_factory=list)
 
 
 class _Reader:
@@ -200,11 +296,12 @@ class _Reader:
 
     def __init__(self, text: str, file: str) -> None:
         self.text = text
-        self.places = Places(text, file)
+        self.table = Table(text, file)
         self.tokens = tokens(text)
+        self.names: dict[str, str] = {}  # few stand in a file, and often
         self.end = 0  # of the last token that was read
         self.kind, self.word, self.start = next(self.tokens)  # of the next one
-        self.stack = [_Frame("", 0, 0, closer="")]
+        self.stack = [_Frame("", 0, 0, closer="", row=self.table.add("", 0, 0, BLOCK, 0))]
 
     def read(self) -> Block:
         while True:
@@ -216,7 +313,8 @@ class _Reader:
             elif len(self.stack) > 1:
                 self._close_block(frame)
             else:
-                return Block(tuple(frame.fields))
+                self.table.stops[0] = len(self.table.names)
+                return Block(self.table, 0)
 
     def _advance(self) -> None:
         self.end = self.start + len(self.word)
@@ -229,10 +327,11 @@ class _Reader:
         if colon:
             self._advance()
         if self.word in _CLOSERS:
-            self._open(name, start, takes_scalars=colon)
+            self._open(name, start, start, takes_scalars=colon)
         elif colon and self.kind in _SCALARS:
-            value = self._read_scalar()
-            frame.fields.append(Field(name, value, self.places, start, start, self._end_of_field()))
+            row = self.table.add(name, start, start, self.start, self._end_of_scalar())
+            if self.word in _SEPARATORS:
+                self.table.ends[row] = self._end_of_field()
         else:
             raise self._wrong(f"a value for '{name}'" if colon else f"':' or '{{' after '{name}'")
 
@@ -246,70 +345,69 @@ class _Reader:
             while self.word != "]":
                 self._advance()
         self._advance()
-        return sys.intern(name)
+        return self.names.setdefault(name, name)
 
-    def _read_scalar(self) -> str:
-        """A scalar's source text: one token, a minus and a number, or several strings side by side, which make one."""
+    def _end_of_scalar(self) -> int:
+        """Read a scalar: one token, a minus and a number, or several strings side by side, which make one."""
         kind, word, start = self.kind, self.word, self.start
         self._advance()
         if word == "-":  # C++'s parser lets it stand apart from its number
             if self.kind not in (WORD, NUMBER) or self.word[0] == "-":
                 raise self._wrong("a number after '-'", start)
-            word = f"-{self.word}"
             self._advance()
         elif kind == STRING:
             while self.kind == STRING:
                 self._advance()
-            word = self.text[start : self.end]
-        return sys.intern(word)  # few words and numbers stand in a file, and often
+        return self.end
 
     def _read_element(self, frame: _Frame) -> None:
         """The next element of a list with the comma before it, or the list's end."""
         if self.word == "]":
             self._close_list(frame)
             return
-        if frame.elements:
+        if len(self.table.names) > frame.row:
             if self.word != ",":
                 raise self._wrong("',' or ']'")
             self._advance()
-        start = self.start
         if self.word in ("{", "<"):
-            self._open(frame.name, start)
+            self._open(frame.name, self.start, frame.start, LISTED)
         elif frame.takes_scalars and self.kind in _SCALARS:
-            frame.elements.append((self._read_scalar(), start))
+            self.table.add(frame.name, self.start, frame.start, self.start, self._end_of_scalar(), LISTED)
         else:
             raise self._wrong("a value" if frame.takes_scalars else f"'{{', or ':' between '{frame.name}' and '['")
 
-    def _open(self, name: str, start: int, *, takes_scalars: bool = False) -> None:
+    def _open(self, name: str, start: int, begin: int, mark: int = 0, *, takes_scalars: bool = False) -> None:
         if len(self.stack) > MAX_DEPTH:
-            raise too_deep(self.places.at(self.start), MAX_DEPTH, self.places.at(self.stack[1].opener))
-        self.stack.append(_Frame(name, start, self.start, _CLOSERS[self.word], takes_scalars))
+            place = self.table.places.at
+            raise too_deep(place(self.start), MAX_DEPTH, place(self.stack[1].opener))
+        row = len(self.table.names) if self.word == "[" else self.table.add(name, start, begin, BLOCK, 0, mark)
+        self.stack.append(_Frame(name, start, self.start, _CLOSERS[self.word], row, takes_scalars))
         self._advance()
 
     def _close_block(self, frame: _Frame) -> None:
         self._advance()
         self.stack.pop()
-        block, parent = Block(tuple(frame.fields)), self.stack[-1]
-        if parent.closer == "]":
-            parent.elements.append((block, frame.start))
-        else:
-            end = self._end_of_field()
-            parent.fields.append(Field(frame.name, block, self.places, frame.start, frame.start, end))
+        self.table.stops[frame.row] = len(self.table.names)
+        if self.stack[-1].closer != "]":
+            self.table.ends[frame.row] = self._end_of_field()
 
     def _close_list(self, frame: _Frame) -> None:
         self._advance()
         self.stack.pop()
-        end = self._end_of_field()
-        for value, start in frame.elements or [("", frame.start)]:
-            self.stack[-1].fields.append(Field(frame.name, value, self.places, start, frame.start, end, listed=True))
+        table, row, end = self.table, frame.row, self._end_of_field()
+        if row == len(table.names):
+            table.add(frame.name, frame.start, frame.start, frame.start, frame.start, LISTED)
+        while row < len(table.names):
+            table.ends[row] = end
+            row = table.stops[row] if table.values[row] == BLOCK else row + 1
 
     def _end_of_field(self) -> int:
         """Where a field ends, with the comma or semicolon that may follow it."""
-        if self.word in (",", ";"):
+        if self.word in _SEPARATORS:
             self._advance()
         return self.end
 
     def _wrong(self, expected: str, at: int | None = None) -> PrototxtError:
-        place = self.places.at
+        place = self.table.places.at
         opened = [Open(frame.name, self.text[frame.opener], place(frame.opener)) for frame in self.stack[1:]]
         return diagnose(self.text, place, self.start if at is None else at, expected, opened)

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -19,7 +20,7 @@ from caffe2torch.errors import PrototxtError, SourceLocation
 from caffe2torch.prototxt import parser as prototxt
 from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.prototxt.diagnosis import shown
-from caffe2torch.prototxt.parser import Block, Field, Places
+from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.unknown_fields import expected, mixed_formats, parse_warnings, separate_unknown
 from caffe2torch.recipe import Note, Source
 
@@ -64,9 +65,10 @@ def parse_net(source: Source) -> Parsed:
     block = prototxt.parse(source.text, source.file)
     if not _is_rather(_SOLVER, _NET, block):
         return _read(source, block, _NET)
+    swapped = _swapped(_SOLVER, _NET, block)  # shows fields that reading takes out, too
     net = inline_net(_read(source, block, _SOLVER))
     if net is None:
-        raise _swapped(_SOLVER, _NET, block)
+        raise swapped
     return net
 
 
@@ -105,7 +107,7 @@ def inline_net(solver: Parsed) -> Parsed | None:
     for name in ("net_param", "train_net_param"):
         for field in solver.block.all(name):
             if isinstance(field.value, Block):
-                end = Places(solver.source.text, solver.source.file).at(field.span[1])
+                end = field.table.places.at(field.span[1])
                 notes = tuple(note for note in solver.notes if note.where and field.where <= note.where < end)
                 return Parsed(getattr(solver.message, name), field.value, notes, solver.source)
     return None
@@ -113,30 +115,30 @@ def inline_net(solver: Parsed) -> Parsed | None:
 
 def _is_rather(other: str, wanted: str, block: Block) -> bool:
     """Whether more of the names are known to the other kind of file alone than to the kind that is wanted."""
-    names = {field.name for field in block.fields}
+    names = {field.name for field in block.each()}
     known = names & facts(wanted).keys()
     return len(names & facts(other).keys() - known) > len(known)
 
 
 def _swapped(got: str, wanted: str, block: Block) -> PrototxtError:
+    first = list(islice(block.each(), 4))
     return PrototxtError(
         f"this is a {_KINDS[got]}, not a {_KINDS[wanted]}",
-        where=block.fields[0].where,
-        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in block.fields[:4]))}",
+        where=first[0].where,
+        found=f"fields of {got}: {', '.join(dict.fromkeys(field.name for field in first))}",
         expected=f"fields of {wanted}",
         hint="the net is named first, the solver second: are the two swapped?",
     )
 
 
 def _read(source: Source, block: Block, root: str) -> Parsed:
-    known = separate_unknown(block, root, source.text)
+    text, notes = separate_unknown(block, root)
     result = message(root)()
     try:
-        _merge(known.text, result)
+        _merge(text, result)
     except text_format.ParseError as error:
-        raise _refusal(error, known.block, root, source) from None
-    notes = (*known.notes, *parse_warnings(known.block, result, known.text))
-    return Parsed(result, known.block, notes, source)
+        raise _refusal(error, block, root, source) from None
+    return Parsed(result, block, (*notes, *parse_warnings(block, result, text)), source)
 
 
 _LARGE = 1 << 18  # characters
@@ -188,7 +190,7 @@ def _unfit(field: Field, message_name: str) -> PrototxtError:
 
 def _scalars(block: Block, name: str) -> Iterator[tuple[str, Field]]:
     known = facts(name)
-    for field in block.fields:
+    for field in block.each():
         inner = known[field.name].message
         if inner is None or isinstance(field.value, str):
             yield name, field

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from caffe2torch.errors import PrototxtError, close_name
 from caffe2torch.prototxt.descriptors import Fact, facts
-from caffe2torch.prototxt.parser import Block, Field, unquote
+from caffe2torch.prototxt.parser import BLOCK, DETACHED_SIGN, LEFT_OUT, LISTED, UNKNOWN, Block, Field, Table, unquote
 from caffe2torch.recipe import Note, Severity
 
 __all__ = ["LISTED_IN_FORKS", "expected", "forks_with", "mixed_formats", "parse_warnings", "separate_unknown"]
@@ -24,8 +23,6 @@ LISTED_IN_FORKS = {("SolverParameter", "device_id")} | {
 """Single for BVLC and repeated in yjxiong's forks (pooling in OpenCL's too): a list there is a fork's, no mistake."""
 
 _MOST_NOTES = 1000
-
-_DETACHED_SIGN = re.compile(r"-[\s#]")
 
 _TAKES = {
     "float": "a number",
@@ -40,34 +37,24 @@ _TAKES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Separated:
-    """``block`` with the unknown moved to each block's ``unknown``; ``text`` without it, for protobuf's own parser."""
-
-    block: Block
-    text: str
-    notes: tuple[Note, ...]
-
-
-def separate_unknown(block: Block, message: str, text: str) -> Separated:
-    """Separate what a message's schema knows from what it does not.
+def separate_unknown(block: Block, message: str) -> tuple[str, tuple[Note, ...]]:
+    """Separate what a message's schema knows from what it does not: that is marked, and found in ``Block.unknown``.
 
     Args:
-        block: The fields of ``text``.
-        message: The name of the message that the text is.
-        text: The whole text.
+        block: A whole file.
+        message: The name of the message that it is.
 
     Returns:
-        The two parts, and a note for each field that is unknown.
+        The text without what is unknown, for protobuf's own parser, and a note for each field that is.
 
     Raises:
         PrototxtError: a single field is stated twice or as a list, a block stands where a value belongs or the other
             way round. protobuf's parsers, C++'s and Python's, refuse these too. So is a field of the old format in
             today's ``layer``, where Caffe has none of the name.
     """
-    separation = _Separation(text)
-    kept = separation.keep(block, message)
-    return Separated(kept, _cut(text, separation.cuts), separation.all_notes())
+    separation = _Separation(block.table)
+    separation.mark(block.row, message)
+    return _known_text(block.table), separation.all_notes()
 
 
 def expected(fact: Fact) -> str:
@@ -80,60 +67,66 @@ def expected(fact: Fact) -> str:
 
 
 class _Separation:
-    """One pass over the blocks: collects notes, and the spans to cut with what takes their place."""
+    """One pass over the blocks: marks what is unknown and collects the notes."""
 
-    def __init__(self, text: str) -> None:
-        self.notes: dict[tuple[tuple[int, int], str], Note] = {}  # once per list, not once per element
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.notes: dict[tuple[int, str], Note] = {}  # once per list, not once per element
         self.first_left_out: Field | None = None
         self.left_out = 0
-        self.cuts: dict[tuple[int, int], str] = {}
-        self.has_detached_signs = _DETACHED_SIGN.search(text) is not None
+        self.last = -1  # where the last unknown field begins
+        self.types: dict[int, tuple[str, ...]] = {}  # stated by a block
 
-    def keep(self, block: Block, message: str) -> Block:
-        """The block without what ``message`` does not know; the very same one where it knows everything."""
-        known = facts(message)
-        kept: list[Field] = []
-        unknown: list[Field] = []
-        singles: dict[str, Field] = {}
-        for field in block.fields:
-            fact = known.get(field.name)
-            if fact is None:
-                _check_format(field, message)
-                note = _unknown_field(message, field.name, _own_type(block, field.name))
-            else:
-                note = _unknown_use(field, fact, message)
-            if fact is None or note:
-                unknown.append(field)
-                self._note(field, note)
+    def mark(self, row: int, message: str) -> None:
+        """Mark what ``message`` does not know of a block."""
+        table, known = self.table, facts(message)
+        names, values, marks = table.names, table.values, table.marks
+        singles: dict[str, int] = {}
+        for one in table.inside(row):
+            name = names[one]
+            fact = known.get(name)
+            if fact is None or ((fact.values or marks[one]) and _is_unknown_use(Field(table, one), fact, message)):
+                marks[one] |= UNKNOWN
+                self._note(one, row, message, fact)
                 continue
             if not fact.repeated:
-                _check_single(field, fact, message, singles.get(field.name))
-                singles[field.name] = field
-            elif field.listed and field.value == "":
-                continue  # an empty list is nothing
-            if isinstance(field.value, str):
-                if fact.message is not None:
-                    raise _misfit(field, fact, message, f"the value {field.value}")
-                kept.append(field)
-            else:
+                if marks[one] or name in singles:
+                    raise _not_single(Field(table, one), fact, message, singles.get(name))
+                singles[name] = one
+            elif marks[one] and table.begins[one] == table.stops[one]:
+                marks[one] |= LEFT_OUT  # an empty list is nothing
+                continue
+            if values[one] == BLOCK:
                 if fact.message is None:
-                    raise _misfit(field, fact, message, "a block")
-                inner = self.keep(field.value, fact.message)
-                kept.append(field if inner is field.value else field._replace(value=inner))
-        if self.has_detached_signs:
-            self._attach_signs(kept)
-        if len(kept) == len(block.fields) and all(map(operator.is_, kept, block.fields)):
-            return block
-        self._cut_out(unknown, kept)
-        return Block(tuple(kept), tuple(unknown))
+                    raise _misfit(Field(table, one), fact, message, "a block")
+                self.mark(one, fact.message)
+            elif fact.message is not None:
+                raise _misfit(Field(table, one), fact, message, f"the value {table.value(one)}")
 
-    def _note(self, field: Field, note: str) -> None:
-        key = (field.span, note)
+    def _note(self, row: int, block: int, message: str, fact: Fact | None) -> None:
+        field, begin = Field(self.table, row), self.table.begins[row]
+        if fact is None:
+            _check_format(field, message)
         if len(self.notes) < _MOST_NOTES:
-            self.notes.setdefault(key, Note(field.where, Severity.WARNING, note))
-        elif key not in self.notes:
+            if fact is None:
+                text = _unknown_field(message, field.name, self._own_type(block, field.name))
+            else:
+                text = _unknown_use(field, fact, message)
+            self.notes.setdefault((begin, text), Note(field.where, Severity.WARNING, text))
+        elif begin != self.last:
             self.first_left_out = self.first_left_out or field
             self.left_out += 1
+        self.last = begin
+
+    def _own_type(self, block: int, name: str) -> str:
+        """The type that a field ``TYPE_param`` is named after, if the block is a layer of that type; else empty."""
+        if not name.endswith("_param"):
+            return ""
+        if block not in self.types:
+            stated = (field.value for field in Block(self.table, block).each() if field.name == "type")
+            self.types[block] = tuple(unquote(value) or "" for value in stated if isinstance(value, str))
+        own = name.removesuffix("_param").replace("_", "")
+        return next((kind for kind in self.types[block] if kind.casefold() == own), "")
 
     def all_notes(self) -> tuple[Note, ...]:
         """The notes in their order; of a text with more than anyone reads, the first ones and a count of the rest."""
@@ -143,53 +136,57 @@ class _Separation:
         rest = f"{self.left_out} more unknown fields from here on: is this a net or a solver of Caffe?"
         return (*notes, Note(self.first_left_out.where, Severity.WARNING, rest))
 
-    def _cut_out(self, unknown: list[Field], kept: list[Field]) -> None:
-        """In place of an unknown field stands nothing; of a list, its known values."""
-        left: dict[tuple[int, int], list[str]] = {field.span: [] for field in unknown if field.listed}
-        for field in kept:
-            if field.listed and field.span in left:
-                left[field.span].append(str(field.value))
-        for field in unknown:
-            values = left.get(field.span)
-            self.cuts[field.span] = f"{field.name}:[{','.join(values)}]" if values else ""
 
-    def _attach_signs(self, kept: list[Field]) -> None:
-        """``- 2``, which C++'s parser reads and Python's does not, as ``-2``."""
-        lists: dict[tuple[int, int], list[str]] = {}
-        for field in kept:
-            if isinstance(field.value, str) and not field.listed and field.value.startswith("-"):
-                self.cuts[field.span] = f"{field.name}:{field.value}"
-            elif isinstance(field.value, str) and field.listed:
-                lists.setdefault(field.span, [field.name]).append(field.value)
-        for span, (name, *values) in lists.items():
-            if any(value.startswith("-") for value in values):
-                self.cuts[span] = f"{name}:[{','.join(values)}]"
-
-
-def _cut(text: str, cuts: Mapping[tuple[int, int], str]) -> str:
-    """Replace spans by what is left of them, padded with blanks: all the rest keeps its line and column."""
-    parts: list[str] = []
-    at = 0
-    for (start, end), left in sorted(cuts.items()):
-        parts += text[at:start], left, re.sub(r"[^\n]", " ", text[start + len(left) : end])
+def _known_text(table: Table) -> str:
+    """The text with blanks in place of what is unknown (all the rest keeps its line and column), and with ``- 2``,
+    which C++'s parser reads and Python's does not, as ``-2``.
+    """
+    text = table.text
+    signs = DETACHED_SIGN.search(text) is not None
+    if not signs and max(table.marks) < UNKNOWN:
+        return text
+    known, at, row, seen = StringIO(), 0, 1, -1
+    while row < len(table.names):
+        begin, end = table.begins[row], table.ends[row]
+        left = None if begin == seen else _left(table, row, signs=signs)
+        seen = begin
+        if left is None:
+            row += 1
+            continue
+        known.write(text[at:begin] + left + _MARKS.sub(" ", text[begin + len(left) : end]))
         at = end
-    return "".join(parts) + text[at:]
+        while row < len(table.names) and table.begins[row] == begin:
+            row = table.stops[row] if table.values[row] == BLOCK else row + 1
+    known.write(text[at:])
+    return known.getvalue()
 
 
-@cache
+_MARKS = re.compile(r"[^\n]")
+
+
+def _left(table: Table, row: int, *, signs: bool) -> str | None:
+    """What is left of a field, of a list's values at their first one; ``None`` where it can stay as it is."""
+    if table.values[row] == BLOCK:
+        return "" if table.marks[row] & UNKNOWN else None
+    begin, rows = table.begins[row], [row]
+    while table.marks[row] & LISTED and (row := row + 1) < len(table.names) and table.begins[row] == begin:
+        rows.append(row)
+    as_it_is = not any(table.marks[one] & UNKNOWN for one in rows)
+    if as_it_is and not (signs and any(DETACHED_SIGN.match(table.text, table.values[one]) for one in rows)):
+        return None
+    values = [table.value(one) for one in rows if not table.marks[one] & UNKNOWN]
+    if not values:
+        return ""
+    listed = table.marks[rows[0]] & LISTED
+    return f"{table.names[rows[0]]}:" + (f"[{','.join(values)}]" if listed else values[0])
+
+
+@lru_cache(maxsize=_MOST_NOTES)
 def _unknown_field(message: str, name: str, kind: str) -> str:
     """The note on a field that is unknown; ``kind`` is the type of the layer whose own settings it holds."""
     if kind and not forks_with(message, name):
         return f"unknown field {name!r} in {message}: the settings of a fork's {kind} layer"
     return f"unknown field {name!r} in {message}{_whose(message, message, name, facts(message), 'a field')}"
-
-
-def _own_type(block: Block, name: str) -> str:
-    """The layer type that a field ``TYPE_param`` is named after, if the block is a layer of that type; else empty."""
-    if not name.endswith("_param"):
-        return ""
-    kinds = (unquote(field.value) or "" for field in block.all("type") if isinstance(field.value, str))
-    return next((kind for kind in kinds if kind.casefold() == name.removesuffix("_param").replace("_", "")), "")
 
 
 def _check_format(field: Field, message: str) -> None:
@@ -205,12 +202,16 @@ def _check_format(field: Field, message: str) -> None:
         )
 
 
-def _unknown_use(field: Field, fact: Fact, message: str) -> str:
-    """What the schema does not know about the way in which a known field is used; empty if there is nothing."""
+def _is_unknown_use(field: Field, fact: Fact, message: str) -> bool:
+    """Whether the schema does not know the way in which a known field is used."""
     if field.listed and not fact.repeated and (message, field.name) in LISTED_IN_FORKS:
+        return True
+    return fact.values is not None and not _may_be_known(field.value, fact.values)
+
+
+def _unknown_use(field: Field, fact: Fact, message: str) -> str:
+    if fact.enum is None or fact.values is None:
         return f"a list for {field.name!r} in {message}, which takes one value in BVLC's Caffe; {_fate(message)}"
-    if fact.enum is None or fact.values is None or _may_be_known(field.value, fact.values):
-        return ""
     whose = _whose(message, fact.enum, str(field.value), fact.values, "a value")
     return f"unknown value {field.value} of {field.name!r} in {message}{whose}"
 
@@ -240,17 +241,17 @@ def _fate(message: str) -> str:
     return "kept as written" if in_settings else "ignored"
 
 
-def _check_single(field: Field, fact: Fact, message: str, first: Field | None) -> None:
-    if field.listed:
-        raise _misfit(field, fact, message, "a list")
-    if first is not None:
-        raise PrototxtError(
-            f"{field.name!r} is stated twice in the same {message}",
-            where=field.where,
-            found=f"the first one at {first.where.line}:{first.where.column}",
-            expected=f"one {field.name!r}",
-            hint="Caffe refuses this too: delete one of them",
-        )
+def _not_single(field: Field, fact: Fact, message: str, first: int | None) -> PrototxtError:
+    if field.listed or first is None:
+        return _misfit(field, fact, message, "a list")
+    where = Field(field.table, first).where
+    return PrototxtError(
+        f"{field.name!r} is stated twice in the same {message}",
+        where=field.where,
+        found=f"the first one at {where.line}:{where.column}",
+        expected=f"one {field.name!r}",
+        hint="Caffe refuses this too: delete one of them",
+    )
 
 
 def _misfit(field: Field, fact: Fact, message: str, found: str) -> PrototxtError:
@@ -321,7 +322,7 @@ def _odd_strings(block: Block) -> Iterator[Note]:
 
     protobuf's Python parser keeps an unknown escape (``"C:\\data"``); that of C++, and so Caffe, refuses it.
     """
-    for field in block.fields:
+    for field in block.each():
         if isinstance(field.value, Block):
             yield from _odd_strings(field.value)
         elif (odd := _ODD.search(field.value)) is not None:

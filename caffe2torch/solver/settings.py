@@ -100,7 +100,7 @@ class _Stated:
 
     @classmethod
     def of(cls, parsed: Parsed) -> _Stated:
-        fields = sorted((*parsed.block.fields, *parsed.block.unknown), key=lambda field: field.where, reverse=True)
+        fields = sorted((*parsed.block.fields, *parsed.block.unknown), key=lambda field: field.row, reverse=True)
         return cls(parsed.source.file, {field.name: field for field in fields})
 
     def error(self, text: str, name: str, *, because: str = "", expected: str = "", hint: str = "") -> SolverError:

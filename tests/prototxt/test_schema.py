@@ -764,27 +764,11 @@ def test_strings_that_never_end_cost_no_more_than_their_length() -> None:
     assert seconds(read) < 2
 
 
-def test_a_net_of_a_megabyte_is_read_in_sixty_times_its_size(tmp_path: Path) -> None:
-    layers = (
-        f'layer {{\n  name: "conv{i}"\n  type: "Convolution"\n  bottom: "b{i}"\n  top: "b{i + 1}"\n'
-        "  param { lr_mult: 1 decay_mult: 1 }\n  param { lr_mult: 2 decay_mult: 0 }\n"
-        '  convolution_param { num_output: 8 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } }\n}\n'
-        for i in range(4000)
-    )
-    small, large = tmp_path / "small.prototxt", tmp_path / "large.prototxt"
-    small.write_text('input: "b0" input_shape { dim: 1 dim: 8 dim: 8 dim: 8 }\n' + next(layers))
-    large.write_text(small.read_text() + "".join(layers))
-    code = (
-        f"import sys; sys.path.append({str(SUPPORT)!r})\n"
-        "from memory import peak_bytes\nfrom caffe2torch.reading import read_recipe\n"
-        "read_recipe(sys.argv[1]); before = peak_bytes()\n"
-        "assert len(read_recipe(sys.argv[2]).blobs) == 8000\n"
-        "print(peak_bytes() - before)"
-    )
-    run = [sys.executable, "-c", code, str(small), str(large)]
-    result = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
-    assert large.stat().st_size > 1_000_000
-    assert int(result.stdout) < 60 * large.stat().st_size
+def test_a_solver_in_place_of_a_net_is_shown_as_it_begins_unknown_fields_included() -> None:
+    with pytest.raises(PrototxtError) as error:
+        net('test_intervall: 1 net: "net.prototxt" base_lr: 1')
+    assert str(error.value.where) == "net.prototxt:1:1"
+    assert error.value.found == "fields of SolverParameter: test_intervall, net, base_lr"
 
 
 def test_of_many_unknown_fields_the_first_are_noted_and_the_rest_are_counted() -> None:
