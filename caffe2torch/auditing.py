@@ -96,7 +96,9 @@ def audit(
     """
     accepted, settings = read_accepted(accept)
     if loss is not None and not callable(loss):
-        raise ModelError(f"the loss is a {type(loss).__name__}", expected="a callable, loss(scores, labels)")
+        raise ModelError(
+            f"the loss is an object of type {type(loss).__name__}", expected="a callable, loss(scores, labels)"
+        )
     optimizer, scheduler = _one(model, optimizer, scheduler)
     if isinstance(recipe, Lock):
         if names or skip or unclaimed or reshaped or finetune or without or by_role:

@@ -12,7 +12,7 @@ from math import isfinite
 
 from torch import nn
 
-from caffe2torch.binding.forward_pass import InputShapes
+from caffe2torch.binding.forward_pass import InputShapes, check_input_shapes
 from caffe2torch.binding.matching import find_counterparts
 from caffe2torch.binding.messages import Leftovers, binding_error, binding_notes, tie_error
 from caffe2torch.binding.model_graph import ModelGraph, model_graph
@@ -77,6 +77,8 @@ def bind(
     >>> [(bound.blob.name, bound.name, bound.how) for bound in bind(read_recipe(net), model).blobs[:2]]
     [('a/0', '0.weight', 'structure'), ('a/1', '0.bias', 'structure')]
     """
+    if input_shapes is not None:
+        check_input_shapes(input_shapes)
     built = getattr(bare(model), "binding", None)  # a model that was built from this net knows
     stated_by_user = names or skip or reshaped or unclaimed
     if isinstance(built, Binding) and not stated_by_user and tuple(b.blob for b in built.blobs) == recipe.blobs:

@@ -19,7 +19,7 @@ from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "meta_copy", "real_copy"]
+__all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "check_input_shapes", "meta_copy", "real_copy"]
 
 # Copies of a model to run in its place: same modules, other tensors, nothing of the user's model touched.
 
@@ -214,6 +214,17 @@ def candidate_inputs(
                 yield [torch.empty(shape or (), dtype=dtype, device="meta") for shape in shapes], {}
     for shape, dtype in _typical(layers):
         yield [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)], {}
+
+
+def check_input_shapes(input_shapes: Any) -> None:
+    """Raise ``ModelError`` for what is not a shape for each input, by name or in order."""
+    shapes = list(input_shapes.values()) if isinstance(input_shapes, Mapping) else input_shapes
+    listed = isinstance(shapes, Sequence) and all(isinstance(shape, Sequence) for shape in shapes)
+    if not listed or not all(isinstance(size, int) for shape in shapes for size in shape):
+        raise ModelError(
+            f"input_shapes is {input_shapes!r}",
+            expected="a shape for each input: [(2, 3, 224, 224)] or {'data': (2, 3, 224, 224)}",
+        )
 
 
 def _stated(input_shapes: InputShapes, accepted: list[str], inputs: list[str]) -> Feed:

@@ -113,7 +113,7 @@ def command(
             None if scheduler is None else call_factory(scheduler, theirs),
             names=named,
             finetune=dict(finetune),
-            loss=None if loss is None else call_factory(loss),
+            loss=None if loss is None else _loss(loss),
             **choices,
         )
     written: dict[str, str | bytes] = {}
@@ -135,3 +135,13 @@ def command(
     outputs.write(written)
     show_report(report, style)
     click.get_current_context().exit(0 if report.ok else 1)
+
+
+def _loss(text: str) -> Any:
+    from caffe2torch.cli.loading import call_factory
+    from caffe2torch.errors import ModelError
+
+    given = call_factory(text)
+    if given is None:
+        raise ModelError(f"{text} returns nothing", expected="a loss: something to call with scores and labels")
+    return given

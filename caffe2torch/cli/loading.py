@@ -51,7 +51,9 @@ def call_factory(text: str, *args: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's function raises, SystemExit included
-        raise ModelError(f"{text} raises {describe(error)}", where=_line(error)) from error
+        takes = f"it is called with {len(args)} arguments" if args else "it is called without arguments"
+        hint = f"{takes}, and gives what the option is about" if isinstance(error, TypeError) else None
+        raise ModelError(f"{text} raises {describe(error)}", where=_line(error), hint=hint) from error
 
 
 def load_model(text: str) -> nn.Module:
@@ -116,7 +118,7 @@ def _find(spec: Spec) -> Any:
     found: Any = _imported(spec)
     for part in spec.factory.split("."):
         if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_")]
+            public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
             raise ModelError(f"{spec.module} has no {part!r}", hint=did_you_mean(part, public))
         found = getattr(found, part)
     return found

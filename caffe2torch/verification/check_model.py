@@ -75,6 +75,9 @@ def check_model(
     if not found.seen:
         return _not_seen(f"none of {len(found.unseen)} layers could be compared")
     left = [one for one in found.differences if not any(one.matches(pattern) for pattern in accepted)]
+    for pattern in accepted:
+        if not any(one.matches(pattern) for one in found.differences):
+            found.remarks[f"no difference matches --accept {_PREFIX}{pattern}"] = None
     summary = _summary(found, binding, sizes, len(found.differences) - len(left) if left else 0)
     if not found.differences:
         return Check("model", Result.OK, _EXPECTED, seen=summary, counts=strict)

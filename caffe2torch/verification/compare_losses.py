@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caffe2torch.errors import NetError, UnsupportedError
+from caffe2torch.errors import ModelError, NetError, UnsupportedError
 from caffe2torch.models.losses import stock_call
 from caffe2torch.models.net_loss import LossTerm, NetLoss, loss_terms
 from caffe2torch.recipe import TrainingRecipe
@@ -44,12 +44,14 @@ class LossFault:
 class LossFinding:
     """What came of comparing: the net's own loss in one line, and what is wrong with the user's.
 
-    ``not_seen`` says why nothing could be compared; ``ok`` is then false.
+    ``not_seen`` says why nothing could be compared; ``ok`` is then false. ``failed`` where it is the user's loss that
+    does not run.
     """
 
     expected: str
     faults: tuple[LossFault, ...] = ()
     not_seen: str | None = None
+    failed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -100,6 +102,7 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
     Raises:
         NetError: A loss was given, and the net has none, or one that Caffe refuses.
         UnsupportedError: A loss was given, and the net's is not translated.
+        ModelError: The loss that was given does not run, or a lock, which has none, was given with it.
     """
     if loss is None:
         try:
@@ -111,8 +114,14 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
         seen = f"{expected}; translate gives it (t.loss, build_loss()), audit --loss checks yours"
         return Check("loss", Result.NOT_SEEN, expected, seen=seen)
     if not recipe.layers:
-        return Check("loss", Result.NOT_SEEN, "", seen="a lock does not have the net's loss")
+        raise ModelError("a lock does not have the net's loss, to compare yours with", hint="give the prototxts")
     finding = compare_losses(recipe, loss)
+    if finding.failed:
+        bottoms = ", ".join(name for term in loss_terms(recipe) for name in term.blobs)
+        raise ModelError(
+            str(finding.not_seen),
+            expected=f"loss(scores, labels) or loss({{blob: tensor, ...}}), a scalar, of {bottoms}",
+        )
     if finding.not_seen is not None:
         return Check("loss", Result.NOT_SEEN, finding.expected, seen=finding.not_seen)
     if finding.ok:
@@ -162,7 +171,8 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
         try:
             probe = _probe(recipe, terms, loss, takes, ignored=False)
         except _ANY:
-            return LossFinding(expected, not_seen=f"your loss fails on the net's scores and labels: {failure}")
+            why = f"your loss fails on the net's scores and labels: {failure}"
+            return LossFinding(expected, not_seen=why, failed=True)
     try:
         second = _probe(recipe, terms, loss, takes, larger=1, ignored=failure is None)
     except _ANY:  # written for one batch size

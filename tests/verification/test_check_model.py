@@ -15,6 +15,7 @@ from torch import nn
 
 import caffe2torch
 from caffe2torch.cli import main
+from caffe2torch.errors import ModelError
 from caffe2torch.lock import lock_of
 from caffe2torch.report import render
 from caffe2torch.testing import assert_optimizer_matches
@@ -156,3 +157,16 @@ def test_a_model_whose_layers_are_not_bound_is_not_compared(files: tuple[str, st
         caffe2torch.read_recipe(*files), model, torch.optim.SGD(model.parameters(), 0.01, 0.9), by_role=True
     )
     assert model_check(report).text == "the model's layers are not bound to the net's"
+
+
+def test_a_pattern_that_accepts_nothing_is_mentioned(files: tuple[str, str]) -> None:
+    report = caffe2torch.translate(*files, port(bn1_eps=1e-5), accept=["model:nothing", "model:bn1.eps"]).report
+    (check,) = (check for check in report.checks if check.name == "model")
+    assert "no difference matches --accept model:nothing" in check.text
+    assert "model:bn1.eps" not in check.text
+
+
+@pytest.mark.parametrize("shapes", [(1, 3, 32, 32), [(1, "3")], 5, {"data": 3}])
+def test_shapes_that_are_none_are_refused(files: tuple[str, str], shapes: object) -> None:
+    with pytest.raises(ModelError, match="input_shapes is"):
+        caffe2torch.translate(*files, port(), input_shapes=shapes)  # type: ignore[arg-type]

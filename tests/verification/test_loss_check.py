@@ -108,13 +108,47 @@ def test_a_lock_has_no_loss_to_compare_with(tmp_path: Path) -> None:
     t = translate(recipe_of(tmp_path), model=Port())
     lock = lock_of(t.recipe, t.binding, t.groups)
     assert [check.name for check in audit(lock, t.model, t.optimizer, t.scheduler).checks] == ["update rule", "model"]
-    assert str(found(audit(lock, t.model, t.optimizer, t.scheduler, loss=right)).result) == "not seen"
+    with pytest.raises(ModelError, match="a lock does not have the net's loss"):
+        audit(lock, t.model, t.optimizer, t.scheduler, loss=right)
 
 
 def test_what_is_no_loss_is_refused(tmp_path: Path) -> None:
     model = Port()
-    with pytest.raises(ModelError, match="the loss is a str"):
+    with pytest.raises(ModelError, match="the loss is an object of type str"):
         audit(recipe_of(tmp_path), model, make_optimizer(model), loss="mse")  # type: ignore[arg-type]
+
+
+def test_a_loss_that_does_not_run_is_an_error_and_no_silent_green(tmp_path: Path) -> None:
+    model = Port()
+    with pytest.raises(ModelError, match="your loss fails on the net's scores and labels: TypeError") as caught:
+        audit(recipe_of(tmp_path), model, make_optimizer(model), loss=lambda only: only)
+    assert "a scalar, of score, label" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("make_nothing", "returns nothing"),
+        ("right", "it is called without arguments, and gives what the option is about"),
+    ],
+)
+def test_a_factory_that_gives_no_loss_is_named(tmp_path: Path, factory: str, words: str) -> None:
+    recipe_of(tmp_path)
+    files = [str(tmp_path / name) for name in ("net.prototxt", "solver.prototxt")]
+    options = [
+        "--model",
+        f"{__file__}:Port",
+        "--optimizer",
+        f"{__file__}:make_optimizer",
+        "--loss",
+        f"{__file__}:{factory}",
+    ]
+    done = CliRunner().invoke(main, ["audit", *files, *options])
+    assert (done.exit_code, words in done.output) == (2, True), done.output
+
+
+def make_nothing() -> None:
+    """What forgets to return its loss."""
 
 
 @pytest.mark.parametrize(("factory", "status", "result"), [("make_right", 0, "ok"), ("torch.nn:MSELoss", 1, "differs")])
