@@ -121,7 +121,7 @@ def test_what_is_no_loss_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_does_not_run_is_an_error_and_no_silent_green(tmp_path: Path) -> None:
     model = Port()
     with pytest.raises(ModelError, match="your loss fails on the net's scores and labels: TypeError") as caught:
-        audit(recipe_of(tmp_path), model, make_optimizer(model), loss=lambda only: only)
+        audit(recipe_of(tmp_path), model, make_optimizer(model), loss=lambda *, only: only)
     assert "a scalar, of score, label" in str(caught.value)
 
 
