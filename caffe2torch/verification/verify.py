@@ -163,8 +163,9 @@ def _held(
     else:
         judgement = judge.judge(multipliers, seen)
     if len(seen.groups) > 1:
-        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))
-        return Judgement(expected, judgement.observed, (fault, *judgement.faults)), Verdict.DUPLICATE
+        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))  # which is why its numbers cannot be read
+        others = tuple(one for one in judgement.faults if one.kind is not FaultKind.UNOBSERVED)
+        return Judgement(expected, judgement.observed, (fault, *others)), Verdict.DUPLICATE
     if {fault.kind for fault in judgement.faults} == {FaultKind.FROZEN}:
         return judgement, Verdict.FROZEN
     return judgement, Verdict.MISMATCH if judgement.faults else Verdict.OK
