@@ -35,6 +35,7 @@ from caffe2torch.solver.lr_policy import rates
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.verification.check_model import check_model, read_accepted
+from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
@@ -279,7 +280,7 @@ def translate(
         groups,
         optimizer,
         scheduler,
-        report.accepting(accepted),
+        explained(report.accepting(accepted)),
         tuple(without),
         tuple(finetune or ()),
         Accumulation(accumulation),
