@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,9 +68,10 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int,
 
 
 def wrap(text: str, width: int, indent: str = "  ") -> Iterator[str]:
-    """A sentence on as many lines as it needs, all but the first indented."""
-    lines = textwrap.wrap(text, max(width, 20), subsequent_indent=indent, break_long_words=True, break_on_hyphens=False)
-    yield from lines or [""]
+    """A sentence on as many lines as it needs, all but the first indented; a word is broken only as a name may be."""
+    room = max(width, 20)
+    words = re.findall(r" *[^ ]+", text)
+    yield from _filled([part for word in words for part in (_parts(word) if len(word) > room else [word])], room, indent)
 
 
 def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int | None] | None:
@@ -108,12 +108,18 @@ def _folded(cell: str, room: int | None) -> str:
     """A cell on as many lines as it takes."""
     if room is None or len(cell) <= room:
         return cell
-    lines = [""]
-    for part in _parts(cell):
-        if lines[-1] and len((lines[-1] + part).rstrip()) > room:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(_filled(_parts(cell), room))
+
+
+def _filled(parts: Sequence[str], room: int, indent: str = "") -> Iterator[str]:
+    """Parts on lines of at most ``room``, where one part has as much; all lines but the first are indented."""
+    line = ""
+    for part in parts:
+        if line.strip() and len((line + part).rstrip()) > room:
+            yield line.rstrip()
+            line, part = indent, part.lstrip(" ")
+        line += part
+    yield line.rstrip()
 
 
 WIDTH = 100
@@ -142,7 +148,7 @@ class View:
         width: Columns, as far as names allow it.
         colour: With a terminal's colours.
         rows: A longer table has a line for all blobs of one group, role, numbers and verdict; ``None``: every row.
-        only_wrong: Only the checks and rows that are not right.
+        only_wrong: Only the checks and rows that are not right, each of them.
         next_step: The command to type next, or what to do; the last line.
     """
 
@@ -151,6 +157,10 @@ class View:
     rows: int | None = SCREEN
     only_wrong: bool = False
     next_step: str = ""
+
+    def folds(self, rows: Sequence[ReportRow]) -> bool:
+        """Whether so many rows are shown by role."""
+        return self.rows is not None and len(rows) > self.rows and not self.only_wrong
 
 
 def render_text(report: Report, view: View | None = None, **settings: Any) -> str:
@@ -244,7 +254,7 @@ def _cause(cause: Cause, width: int) -> Iterator[str]:
 
 def _table(rows: Sequence[ReportRow], view: View) -> Iterator[str]:
     """Every row, or a line for those that are alike where there are more than fit."""
-    folds = view.rows is not None and len(rows) > view.rows
+    folds = view.folds(rows)
     alike: dict[tuple[str, ...], list[ReportRow]] = {}
     for index, row in enumerate(rows):
         same = f"{row.blob.layer_type} {row.blob.role}" + (" (buffer)" if row.kind is Kind.BUFFER else "")
@@ -284,7 +294,7 @@ def _checks(checks: Sequence[Check], width: int, colour: bool) -> Iterator[str]:
     room = max(width - name - result, 30)
     yield f"{'check':{name}}{'result':{result}}what was seen"
     for check in checks:
-        first, *others = textwrap.wrap(visible(check.text), room, break_on_hyphens=False) or [""]
+        first, *others = wrap(visible(check.text), room, "")
         shown = f"{check.result:{result}}"
         if colour:
             shown = f"{_RED if check.result is Result.DIFFERS else _GREEN}{shown}{_OFF}"
