@@ -71,7 +71,9 @@ def wrap(text: str, width: int, indent: str = "  ") -> Iterator[str]:
     """A sentence on as many lines as it needs, all but the first indented; a word is broken only as a name may be."""
     room = max(width, 20)
     words = re.findall(r" *[^ ]+", text)
-    yield from _filled([part for word in words for part in (_parts(word) if len(word) > room else [word])], room, indent)
+    yield from _filled(
+        [part for word in words for part in (_parts(word) if len(word) > room else [word])], room, indent
+    )
 
 
 def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int | None] | None:
@@ -117,8 +119,9 @@ def _filled(parts: Sequence[str], room: int, indent: str = "") -> Iterator[str]:
     for part in parts:
         if line.strip() and len((line + part).rstrip()) > room:
             yield line.rstrip()
-            line, part = indent, part.lstrip(" ")
-        line += part
+            line = indent + part.lstrip(" ")
+        else:
+            line += part
     yield line.rstrip()
 
 
