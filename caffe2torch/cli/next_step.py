@@ -28,7 +28,7 @@ def after_translate(report: Report, output: str | None) -> str:
 
     if not report.ok or output is not None or not_carried(report.solver):
         return ""
-    return _again("-o", _unused("optimizer.py"))
+    return _again("-o", _unused("optimizer.py"), without={"lock"})
 
 
 def after_audit(report: Report, fix: str | None) -> str:
