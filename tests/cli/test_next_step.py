@@ -41,6 +41,12 @@ def right_groups(model):
     groups = [{"params": weights}, {"params": biases, "lr": 0.02, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=0.0005)
 
+def of_another_model(model):
+    return right_groups(Net())
+
+def with_a_closure(model):
+    return torch.optim.LBFGS(model.parameters())
+
 def steps(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, 100, 0.1)
 
@@ -90,15 +96,15 @@ def test_after_a_right_translation_the_next_command_writes_the_optimizer() -> No
     assert "build_optimizer" in Path("optimizer.py").read_text()
 
 
-def test_a_bad_audit_ends_right_when_its_next_commands_are_followed() -> None:
-    for scheduler in ((), ("--scheduler", "my port.py:steps")):
-        status, command = run(*AUDIT, *scheduler, "--report=r.txt", "--force")
-        assert status == 1
-        status, command = follow(command)  # writes the fix
-        assert status == 1
-        fixed = max(Path().glob("optimizer*.py"), key=lambda path: path.stat().st_mtime)
-        assert f"--optimizer {fixed}:build_optimizer --scheduler {fixed}:build_scheduler" in command
-        assert follow(command) == (0, "")
+@pytest.mark.parametrize("optimizer", ["one_group", "of_another_model", "with_a_closure"])
+@pytest.mark.parametrize("scheduler", [(), ("--scheduler", "my port.py:steps")])
+def test_a_bad_audit_ends_right_when_its_next_commands_are_followed(optimizer: str, scheduler: tuple[str, ...]) -> None:
+    status, command = run(*AUDIT[:-1], f"my port.py:{optimizer}", *scheduler, "--report=r.txt", "--force")
+    assert (status, command.endswith(" --fix optimizer.py")) == (1, True)
+    status, command = follow(command)
+    written = "--optimizer optimizer.py:build_optimizer --scheduler optimizer.py:build_scheduler"
+    assert (status, command.endswith(written)) == (1, True)
+    assert follow(command) == (0, "")
 
 
 def test_what_one_may_know_of_is_accepted_by_the_next_command() -> None:
