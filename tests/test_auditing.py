@@ -435,6 +435,21 @@ def test_the_code_of_the_causes_put_into_the_groups_makes_the_audit_ok(tmp_path:
     assert mended >= 3
 
 
+def test_a_report_has_the_names_of_the_param_groups(tmp_path: Path) -> None:
+    recipe, model = Port(vgg_net(), vgg, two_groups).recipe(tmp_path), vgg()
+    t = translate(recipe, model=model, finetune={"score": 10})
+    names = tuple(group.name for group in t.groups)
+    assert "score: lr x10, decay x1" in names
+    listed = "; ".join(f"{index} {name}" for index, name in enumerate(names))
+    assert f"Groups: {listed}." in " ".join(str(t.report).split())
+    assert t.report.to_dict()["groups"] == list(names)
+    mine = torch.optim.SGD(
+        [{"params": [model.conv1.weight], "name": "first"}, {"params": [model.conv2.weight]}], lr=0.1
+    )
+    assert "Groups: 0 first; 1 -." in str(audit(recipe, model, mine))
+    assert "Groups:" not in str(audit(recipe, model, two_groups(model)))
+
+
 def test_the_assertion_fails_shortly_and_exactly(tmp_path: Path) -> None:
     port, _ = MISTAKES["ssd.pytorch: one group for all"]
     model = port.model()

@@ -13,6 +13,7 @@ from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.wording import blob_name, json_text, multipliers, number, pair, shape_text, stated_text, visible
 from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
+from caffe2torch.wording import listed
 
 __all__ = ["Column", "layout", "note_text", "render_json", "render_text", "title_of", "verdict_line", "wrap"]
 
@@ -329,6 +330,9 @@ def _fine_print(report: Report, width: int) -> Iterator[str]:
     yield ""
     how = "; ".join(f"{count} {word}" for word, count in counted.items())
     yield from wrap(f"Multipliers (lr, decay) as stated: {how}.", width)
+    if any(report.group_names):
+        names = listed([f"{index} {visible(name) or '-'}" for index, name in enumerate(report.group_names)], 20)
+        yield from wrap(f"Groups: {'; '.join(names)}.", width)
     for note in sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING):
         yield from wrap(note_text(note), width)
 

@@ -266,7 +266,7 @@ class Report:
     ``sources`` are the files' texts, for the page that shows them. ``model_checked`` is False where no model was given
     and the net's own parameters stood for it. ``bound`` is False where parameters were judged by their role alone,
     which is never ok. ``translating`` says that the optimizer is the tool's own: then a parameter that its user froze
-    is no fault.
+    is no fault. ``group_names`` are what the param groups' own ``name`` entries say, empty where a group has none.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -284,6 +284,7 @@ class Report:
     model_checked: bool = True
     translating: bool = False
     bound: bool = True
+    group_names: tuple[str, ...] = ()
 
     @property
     def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:
@@ -331,6 +332,7 @@ class Report:
             "iteration": self.iteration,
             "model_checked": self.model_checked,
             "bound": self.bound,
+            "groups": list(self.group_names),
             "solver": solver_dict(self.solver),
             "checks": [check.to_dict() for check in self.checks],
             "causes": [
