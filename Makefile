@@ -5,9 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test trainers fuzz grid memory check lint types contract proto docs wheel format clean
+.PHONY: help demo test trainers fuzz grid ports memory check lint types contract proto docs wheel format clean
 
-help: ## list the commands
+help: ## list the commands; PYTHON=python3.12 says which Python makes the environment
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and build/segnet_basic_optimizer.py
@@ -24,7 +24,7 @@ trainers: $(VENV)/.installed-trainers ## run the tests with Lightning, Accelerat
 fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds in all (FUZZ_SECONDS)
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(PY) -m pytest -s tests/fuzz
 
-grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 1,000 with planted mistakes, some 20 minutes
+grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 3,000 with planted mistakes, an hour or more
 	GRID_CASES=3000 $(PY) -m pytest tests/verification/test_grid.py -s
 
 ports: $(VENV)/.installed-dev ## bind 600 edited ports and compare with every way to lay net onto port, a minute
@@ -36,14 +36,14 @@ memory: $(VENV)/.installed-dev ## read a megabyte of every kind of text in at mo
 check: lint types contract ## lint, types, import contract, and that compiled schemas are not stale
 	$(PY) proto/compile.py --check
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev ## ruff, its rules and its format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(VENV)/.installed-dev
+types: $(VENV)/.installed-dev ## mypy --strict
 	$(PY) -m mypy
 
-contract: $(VENV)/.installed-dev
+contract: $(VENV)/.installed-dev ## who imports whom
 	$(VENV)/bin/python -c "from importlinter.cli import lint_imports_command as c; c()"
 
 proto: $(VENV)/.installed-dev ## compile proto/*.proto again

@@ -20,8 +20,9 @@ from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
 from caffe2torch.verification.check_model import check_model, read_accepted
 from caffe2torch.verification.checks import AccumulationReading
+from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
-from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, together
+from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
 from caffe2torch.verification.run_probe import observe
@@ -123,7 +124,9 @@ def audit(
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
-    return replace(report, bound=not by_role, checks=checks).accepting(accepted)
+    return explained(
+        replace(report, bound=not by_role, checks=checks, group_names=group_names(optimizer)).accepting(accepted)
+    )
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caffe2torch.errors import SourceLocation
+from caffe2torch.errors import SourceLocation, visible
 
 __all__ = [
     "Accumulation",
@@ -289,7 +289,7 @@ class Source:
     text: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrainingRecipe:
     """A Caffe training set-up, whole: what is learned (``blobs``, in the order of ``.solverstate``) and how.
 
@@ -307,3 +307,11 @@ class TrainingRecipe:
     stages: tuple[str, ...] = ()
     level: int | None = None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        solver = "no solver"
+        if self.solver is not None:
+            policy = self.solver.policy
+            solver = f"{self.solver.type}, base_lr {policy.base_lr:g}, lr_policy {policy.type}"
+        sizes = f"{len(self.blobs)} learnable blobs, {len(self.layers)} layers in {self.phase}"
+        return visible(f"<TrainingRecipe {self.net_name or 'without a name'}: {sizes}; {solver}>")

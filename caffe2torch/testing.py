@@ -9,7 +9,7 @@ from torch import nn
 from caffe2torch.auditing import audit
 from caffe2torch.lock import Lock
 from caffe2torch.recipe import TrainingRecipe
-from caffe2torch.report.text import row_name, verdict_line, wrong_line
+from caffe2torch.report.text import verdict_line
 
 __all__ = ["assert_optimizer_matches"]
 
@@ -22,8 +22,8 @@ def assert_optimizer_matches(
     """Fail unless ``optimizer`` trains every parameter of ``model`` as the recipe says.
 
     Arguments are those of ``caffe2torch.audit``, and so is what it raises on bad input; a departure raises
-    ``AssertionError`` with the causes, the checks that differ, and of the parameters that no cause explains at most
-    ten, each with both values and its line.
+    ``AssertionError`` with at most ten causes, each with both values, its line of the prototxt and the fix, and the
+    checks that differ.
 
     >>> import torch
     >>> from caffe2torch.lock import read_lock
@@ -34,9 +34,7 @@ def assert_optimizer_matches(
     report = audit(recipe, model, optimizer, scheduler, **settings)
     if report.ok:
         return
-    explained = {name for cause in report.causes for name in cause.parameters}
-    alone = [wrong_line(row) for row in report.wrong if row_name(row) not in explained]
-    more = [f"... and {len(alone) - SHOWN} more"] if len(alone) > SHOWN else []
     causes = [f"- {cause.text}" for cause in report.causes]
+    more = [f"... and {len(causes) - SHOWN} more"] if len(causes) > SHOWN else []
     checks = [f"- {check.name}: {check.text}" for check in report.differing]
-    raise AssertionError("\n".join([verdict_line(report), *causes, *checks, *alone[:SHOWN], *more]))
+    raise AssertionError("\n".join([verdict_line(report), *causes[:SHOWN], *more, *checks]))

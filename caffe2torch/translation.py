@@ -35,7 +35,9 @@ from caffe2torch.solver.lr_policy import rates
 from caffe2torch.solver.requirements import for_accumulation, refuse_unsupported
 from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.verification.check_model import check_model, read_accepted
+from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
+from caffe2torch.verification.optimizer_copy import group_names
 from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import Report, verify
 
@@ -272,6 +274,7 @@ def translate(
         report = replace(report, checks=(*report.checks, compared))
     if (loss := loss_check(recipe)) is not None:
         report = replace(report, checks=(*report.checks, loss))
+    report = replace(report, group_names=group_names(optimizer))
     return Translation(
         recipe,
         model,
@@ -279,7 +282,7 @@ def translate(
         groups,
         optimizer,
         scheduler,
-        report.accepting(accepted),
+        explained(report.accepting(accepted)),
         tuple(without),
         tuple(finetune or ()),
         Accumulation(accumulation),

@@ -399,6 +399,57 @@ def test_what_is_no_model_optimizer_or_scheduler_is_refused(tmp_path: Path) -> N
         audit(read_recipe(tmp_path / "train.prototxt"), model, optimizer)
 
 
+@pytest.mark.parametrize("name", MISTAKES)
+def test_every_wrong_row_has_one_cause_with_its_place(name: str, tmp_path: Path) -> None:
+    report = audited(MISTAKES[name][0], tmp_path)
+    explained = [parameter for cause in report.causes for parameter in cause.parameters]
+    assert sorted(explained) == sorted({row.name for row in report.wrong})
+    for cause in report.causes:
+        stated = {str(row.blob.where) for row in report.rows if row.name in cause.parameters}
+        assert set(cause.places) == stated
+        assert not cause.parameters or cause.where.startswith(cause.places[0])
+
+
+def test_the_code_of_the_causes_put_into_the_groups_makes_the_audit_ok(tmp_path: Path) -> None:
+    mended = 0
+    for name in MISTAKES:
+        port = MISTAKES[name][0]
+        recipe, model = port.recipe(tmp_path), port.model()
+        report = audit(recipe, model, port.optimizer(model), **port.settings)
+        if not report.wrong or report.differing or not all(cause.code.startswith("{") for cause in report.causes):
+            continue
+        wrong = {row.name for row in report.wrong}
+        right = [
+            {
+                "params": [model.get_parameter(row.name)],
+                "lr": row.expected.lr,
+                "weight_decay": row.expected.weight_decay,
+            }
+            for row in report.rows
+            if row.name not in wrong and row.expected.lr
+        ]
+        groups = [group for cause in report.causes for group in eval(f"[{cause.code}]", {"model": model})]
+        again = audit(recipe, model, torch.optim.SGD([*groups, *right], momentum=0.9), **port.settings)
+        assert again.ok, f"{name}\n{again}"
+        mended += 1
+    assert mended >= 3
+
+
+def test_a_report_has_the_names_of_the_param_groups(tmp_path: Path) -> None:
+    recipe, model = Port(vgg_net(), vgg, two_groups).recipe(tmp_path), vgg()
+    t = translate(recipe, model=model, finetune={"score": 10})
+    names = tuple(group.name for group in t.groups)
+    assert "score: lr x10, decay x1" in names
+    listed = "; ".join(f"{index} {name}" for index, name in enumerate(names))
+    assert f"Groups: {listed}." in " ".join(str(t.report).split())
+    assert t.report.to_dict()["groups"] == list(names)
+    mine = torch.optim.SGD(
+        [{"params": [model.conv1.weight], "name": "first"}, {"params": [model.conv2.weight]}], lr=0.1
+    )
+    assert "Groups: 0 first; 1 -." in str(audit(recipe, model, mine))
+    assert "Groups:" not in str(audit(recipe, model, two_groups(model)))
+
+
 def test_the_assertion_fails_shortly_and_exactly(tmp_path: Path) -> None:
     port, _ = MISTAKES["ssd.pytorch: one group for all"]
     model = port.model()
@@ -414,8 +465,10 @@ def test_the_assertion_fails_shortly_and_exactly(tmp_path: Path) -> None:
     with pytest.raises(AssertionError) as failure:
         assert_optimizer_matches(port.recipe(tmp_path), model, one_wrong)
     lines = str(failure.value).splitlines()
-    assert lines[1].startswith("- conv1.bias: no param group holds it")
-    assert lines[1].endswith("train.prototxt:2:106]")
+    assert lines[1].startswith("- conv1.bias: no param group holds it [")
+    assert lines[1].endswith(
+        'train.prototxt:2:106]. Fix: add it to the group of "conv2.bias" (lr 0.02, weight_decay 0)'
+    )
     assert_optimizer_matches(port.recipe(tmp_path), model, two_groups(model))
 
 

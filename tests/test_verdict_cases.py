@@ -246,8 +246,9 @@ def test_a_port_on_stock_sgd_has_one_check_that_differs_with_its_effect(
     arguments += ["--optimizer", "port_of_two.py:right", "--scheduler", "port_of_two.py:step_lr"]
     result = CliRunner().invoke(main, [*arguments, "--fix", "optimizer.py"])
     assert result.exit_code == 1, result.output
-    last = result.stdout.rstrip().splitlines()[-1]
-    assert last == "4 of 4 rows ok; 1 of 4 checks differs: momentum at rate changes"
+    verdict, next_step = result.stdout.splitlines()[-2:]
+    assert next_step.endswith("--optimizer optimizer.py:build_optimizer --scheduler optimizer.py:build_scheduler")
+    assert verdict == "4 of 4 rows ok; 1 of 4 checks differs: momentum at rate changes"
     assert "% of their movement away" in " ".join(result.stdout.split())
     accepted = CliRunner().invoke(main, [*arguments, "--accept", "rate_change"])
     assert accepted.exit_code == 0

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Any
 
 from caffe2torch.binding.computation import Computation
-from caffe2torch.errors import BindingError
+from caffe2torch.errors import BindingError, visible
 from caffe2torch.recipe import Filler, LearnableBlob, Note, SolverSettings, TrainingRecipe
-from caffe2torch.wording import matches
+from caffe2torch.wording import listed, matches
 
 __all__ = [
     "Binding",
@@ -119,7 +119,7 @@ class Unclaimed:
     decay_mult: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Binding:
     """Every blob of the recipe, in its order, and every parameter of the model that is left.
 
@@ -130,7 +130,12 @@ class Binding:
     blobs: tuple[BoundBlob, ...]
     unclaimed: tuple[Unclaimed, ...] = ()
     notes: tuple[Note, ...] = ()
-    computation: Computation | None = field(default=None, compare=False, repr=False)
+    computation: Computation | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        bound = sum(one.name is not None for one in self.blobs)
+        left = f"{len(self.unclaimed)} parameters without a blob"
+        return visible(f"<Binding to {self.model}: {bound} of {len(self.blobs)} blobs, {left}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ class GroupMember:
     blob: LearnableBlob | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GroupPlan:
     """One param group: equal multipliers, fine-tuning factor already applied to ``lr_mult``."""
 
@@ -150,6 +155,10 @@ class GroupPlan:
     decay_mult: float
     members: tuple[GroupMember, ...]
     factor: float = 1.0
+
+    def __repr__(self) -> str:
+        names = [member.parameter for member in self.members]
+        return visible(f"<GroupPlan {self.name!r}, {len(names)} parameters: {', '.join(listed(names, 3))}>")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import click
 import caffe2torch
 from caffe2torch.cli.output import echo, silence
 from caffe2torch.errors import Caffe2TorchError, describe
+from caffe2torch.wording import did_you_mean
 
 __all__ = ["main"]
 
@@ -37,6 +38,21 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
         return sorted(VERBS)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["typed"] = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(f"no option {error.option_name} here: options come after the verb", ctx) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            hint = did_you_mean(args[0], VERBS) or f"there are: {', '.join(VERBS)}"
+            raise click.UsageError(f"there is no verb {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
@@ -103,7 +119,9 @@ def _keep_closed() -> None:
             os.open(os.devnull, os.O_RDONLY)  # the lowest free number, which is this one
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "caffe2torch", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(caffe2torch.__version__, "-V", "--version")
 def main() -> None:
     """Train in PyTorch as a Caffe network was trained, checked."""

@@ -6,14 +6,17 @@ from typing import Any
 
 import click
 
+from caffe2torch.cli.next_step import after_audit
 from caffe2torch.cli.options import (
+    InputPath,
     accept_options,
     draft_to,
     model_options,
-    net_state,
     one_or_two_files,
+    options_of_every_verb,
     read_files,
     read_model,
+    refuse_reading_options,
     report_options,
 )
 from caffe2torch.cli.output import Outputs, report_file_text, show_report
@@ -34,7 +37,7 @@ from caffe2torch.cli.output import Outputs, report_file_text, show_report
     help="Called with what --optimizer gave; stepped once an iteration. A list for several, None where there is none.",
 )
 @click.option(
-    "--lock", type=click.Path(), metavar="FILE.json", help="What translate --lock wrote, instead of prototxts."
+    "--lock", type=InputPath(), metavar="FILE.json", help="What translate --lock wrote, instead of prototxts."
 )
 @accept_options
 @click.option(
@@ -53,7 +56,7 @@ from caffe2torch.cli.output import Outputs, report_file_text, show_report
 @click.option("--by-role", is_flag=True, help="Judge parameters by their role alone, where layers cannot be bound.")
 @click.option("--write-names", type=click.Path(), metavar="FILE.toml", help="Write the binding, or a draft of it.")
 @report_options
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     model: str | None,
@@ -67,10 +70,9 @@ def command(
     fix: str | None,
     report_file: str | None,
     style: str,
+    full: bool,
+    only: str | None,
     force: bool,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
     **choices: Any,
 ) -> None:
     """Check by what it does whether an optimizer trains a model as Caffe would have trained NET by SOLVER.
@@ -87,13 +89,15 @@ def command(
         raise click.UsageError("an audit needs --model MODULE:FACTORY, the model that the optimizer is for")
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
+    if lock is not None:
+        refuse_reading_options("a lock")
     outputs = Outputs(
         report_file, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler, loss), force=force
     )
 
     from caffe2torch.lock import read_lock
 
-    asked: Any = read_files(files, stages=stages, level=level, inputs=inputs) if lock is None else read_lock(lock)
+    asked: Any = read_files(files) if lock is None else read_lock(lock)
     if lock is None:
         outputs.check_against(asked)
 
@@ -133,7 +137,7 @@ def command(
             **{key: choices[key] for key in ("skip", "unclaimed", "reshaped", "without", "accumulation")},
         )
     outputs.write(written)
-    show_report(report, style)
+    show_report(report, style, full=full, only=only, next_step=after_audit(report, fix))
     click.get_current_context().exit(0 if report.ok else 1)
 
 

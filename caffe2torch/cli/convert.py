@@ -10,12 +10,12 @@ import click
 from caffe2torch.cli.options import (
     accumulation_option,
     model_options,
-    net_state,
     one_or_two_files,
+    options_of_every_verb,
     read_files,
     read_model,
 )
-from caffe2torch.cli.output import Outputs, echo
+from caffe2torch.cli.output import Outputs, say
 
 
 @click.command("convert")
@@ -26,7 +26,7 @@ from caffe2torch.cli.output import Outputs, echo
 @click.option("-o", "--output", type=click.Path(), metavar="FILE.pt", required=True, help="The checkpoint to write.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @accumulation_option
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     model: str | None,
@@ -36,9 +36,6 @@ def command(
     finetune: tuple[tuple[str, float], ...],
     output: str,
     force: bool,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
     **choices: Any,
 ) -> None:
     """Make a checkpoint of model, optimizer and scheduler from the weights and the training state of a Caffe run.
@@ -53,7 +50,7 @@ def command(
     if weights is None and state is None:
         raise click.UsageError("nothing to convert: name --weights, --state, or both")
     outputs = Outputs(output, inputs=(*files, names, model, weights, state), force=force)
-    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files)
     outputs.check_against(recipe)
 
     from caffe2torch.report.text import note_text
@@ -66,7 +63,7 @@ def command(
         notes = t.load_solverstate(state, weights) if state is not None else t.load_caffemodel(weights or "")
     t.save(output)
     for note in notes:
-        echo(f"{note_text(note)}\n", err=True)
+        say(f"{note_text(note)}\n", err=True)
     net = recipe.net_name or "the net"
     done = f"{output}: {len(t.binding.blobs)} blobs of {net}, at iteration {t.scheduler.last_epoch}\n"
-    echo(done, err=outputs.prints_to_stderr)
+    say(done, err=outputs.prints_to_stderr)

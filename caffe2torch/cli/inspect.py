@@ -7,8 +7,8 @@ from shutil import get_terminal_size
 
 import click
 
-from caffe2torch.cli.options import net_state, one_or_two_files, read_files
-from caffe2torch.cli.output import echo, on_terminal
+from caffe2torch.cli.options import one_or_two_files, options_of_every_verb, read_files
+from caffe2torch.cli.output import on_terminal, say
 
 PIPED = 160
 """Columns where nobody's terminal sets a bound: long names stay on one line, for those who search in it."""
@@ -17,15 +17,10 @@ PIPED = 160
 @click.command("inspect")
 @one_or_two_files
 @click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True)
-@click.option("--phase", type=click.Choice(["TRAIN", "TEST"]), default="TRAIN", show_default=True)
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     style: str,
-    phase: str,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
     """Show every learnable blob of NET, in Caffe's order, with its multipliers and where they are stated.
 
@@ -38,6 +33,6 @@ def command(
     from caffe2torch.report.inspect import render_recipe
 
     gc.disable()  # a short life that makes no garbage worth collecting, and a third of the time for large nets
-    recipe = read_files(files, phase=phase, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files)
     width = max(get_terminal_size().columns, 40) if on_terminal() else PIPED
-    echo(render_recipe(recipe, style, width=width))
+    say(render_recipe(recipe, style, width=width))

@@ -7,7 +7,7 @@ import warnings
 
 import click
 
-from caffe2torch.cli.options import net_state, one_or_two_files, read_files
+from caffe2torch.cli.options import one_or_two_files, options_of_every_verb, read_files
 from caffe2torch.cli.output import Outputs, echo
 
 _PARTS = ("optimizer", "loss")
@@ -33,15 +33,12 @@ def _parts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     help="What else the file holds: loss (the net's own), optimizer (with scheduler and fillers), or loss,optimizer.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     output: str | None,
     parts: tuple[str, ...],
     force: bool,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
     """Write NET as a torch module: stock modules by layer name, and a straight forward pass.
 
@@ -50,7 +47,7 @@ def command(
     caffe2torch model train.prototxt solver.prototxt --with loss,optimizer -o training.py
     """
     outputs = Outputs(output, inputs=files, force=force)
-    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files)
     outputs.check_against(recipe)
 
     import torch

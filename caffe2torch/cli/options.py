@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from caffe2torch.cli.output import keep_wish, known_suffix
+from caffe2torch.cli.output import known_suffix
+from caffe2torch.net.phases import PHASES
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.verification.report import FaultKind
 
@@ -16,19 +18,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "InputPath",
     "accept_options",
     "accumulation_option",
     "assignment",
     "definition",
+    "draft_to",
     "input_shape",
     "model_options",
     "multipliers",
-    "net_state",
     "one_or_two_files",
+    "options_of_every_verb",
     "read_files",
     "read_model",
+    "refuse_reading_options",
     "report_options",
 ]
+
+READING = "caffe2torch.reading"
 
 
 def assignment(text: str) -> tuple[str, float]:
@@ -62,12 +69,6 @@ def definition(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _keep_defines(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, str], ...]) -> None:
-    """Kept with the command rather than handed through every verb to ``read_files``."""
-    del param
-    ctx.meta["defines"] = dict(value)
-
-
 def multipliers(text: str) -> tuple[float, float]:
     """``lr_mult=N,decay_mult=N``."""
     try:
@@ -77,22 +78,60 @@ def multipliers(text: str) -> tuple[float, float]:
         raise click.BadParameter(f"{text!r} is not of the form lr_mult=1,decay_mult=1") from None
 
 
+class InputPath(click.Path):
+    """A file to read; ``-`` is standard input, which one file can come from."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, ``/dev/stdin`` for ``-``."""
+        if value != "-":
+            return super().convert(value, param, ctx)
+        if ctx is not None and ctx.meta.get("stdin"):
+            self.fail("standard input can be one file, and is another one already", param, ctx)
+        if ctx is not None:
+            ctx.meta["stdin"] = True
+        return "/dev/stdin"
+
+
 def one_or_two_files(function: Callable[..., object]) -> Callable[..., object]:
     """``NET SOLVER``, or a solver alone that names or holds its net."""
-    return click.argument("files", nargs=-1, metavar="[NET] [SOLVER]", type=click.Path())(function)
+    return click.argument("files", nargs=-1, metavar="[NET] [SOLVER]", type=InputPath())(function)
 
 
-def net_state(function: Callable[..., object]) -> Callable[..., object]:
-    """The options that decide which layers take part, and what the files leave open: sizes, and a template's values."""
+def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    ctx.meta[str(param.name)] = value
+
+
+def _keep_stated(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """How prototxts are read; only what is stated, which a lock has no use for."""
+    if ctx.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT:
+        ctx.meta.setdefault(READING, {})[param.name] = value
+
+
+_kept: dict[str, Any] = {"expose_value": False, "callback": _keep}
+_read_with: dict[str, Any] = {"expose_value": False, "callback": _keep_stated}
+
+
+def options_of_every_verb(function: Callable[..., object]) -> Callable[..., object]:
+    """How the files are read, and what is printed: kept with the command rather than handed through every verb."""
     for option in (
+        click.option("--no-color", is_flag=True, hidden=True, **_kept),  # as in 0.1
+        click.option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            show_default=True,
+            help="Colours; auto: on a terminal, unless NO_COLOR is set.",
+            **_kept,
+        ),
+        click.option("--quiet", is_flag=True, help="Print errors alone.", **_kept),
         click.option(
             "--define",
+            "defines",
             multiple=True,
             type=definition,
             metavar="NAME=VALUE",
-            expose_value=False,
-            callback=_keep_defines,
             help="The value of a template's placeholder ${NAME}.",
+            **_read_with,
         ),
         click.option(
             "--input",
@@ -101,9 +140,20 @@ def net_state(function: Callable[..., object]) -> Callable[..., object]:
             type=input_shape,
             metavar="NAME=N,C,H,W",
             help="The shape of an input that the net does not state.",
+            **_read_with,
         ),
-        click.option("--level", type=int, default=None, help="The net state's level."),
-        click.option("--stage", "stages", multiple=True, help="A stage of the net state, besides the solver's own."),
+        click.option("--level", type=int, help="The net state's level.", **_read_with),
+        click.option(
+            "--stage", "stages", multiple=True, help="A stage of the net state, besides the solver's own.", **_read_with
+        ),
+        click.option(
+            "--phase",
+            type=click.Choice(PHASES),
+            default="TRAIN",
+            show_default=True,
+            help="Which layers of the net take part.",
+            **_read_with,
+        ),
     ):
         function = option(function)
     return function
@@ -123,7 +173,7 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
         ),
         click.option("--skip", multiple=True, metavar="LAYER", help="A layer that the model does without."),
         click.option("--reshaped", multiple=True, metavar="LAYER", help="A layer of another shape in the model."),
-        click.option("--names", type=click.Path(), metavar="FILE.toml", help="Which layer is which module."),
+        click.option("--names", type=InputPath(), metavar="FILE.toml", help="Which layer is which module."),
         click.option(
             "--model", metavar="MODULE:FACTORY", help="The model: port:Net, 'port.py:Net(3, classes=11)', ..."
         ),
@@ -164,19 +214,11 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
     """The options that say where the report goes, and as what."""
     for option in (
         click.option(
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=keep_wish("quiet"),
-            help="Print errors alone.",
+            "--only",
+            type=click.Choice(["wrong"]),
+            help="In text, only the checks and rows that are not right.",
         ),
-        click.option(
-            "--no-color",
-            is_flag=True,
-            expose_value=False,
-            callback=keep_wish("no-color"),
-            help="No colours; so does NO_COLOR.",
-        ),
+        click.option("--full", is_flag=True, help="In text, every row, however many there are."),
         click.option("--force", is_flag=True, help="Replace files that exist."),
         click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
         click.option(
@@ -217,18 +259,19 @@ def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
         raise
 
 
-def read_files(
-    files: tuple[str, ...],
-    *,
-    phase: str = "TRAIN",
-    stages: tuple[str, ...] = (),
-    level: int | None = None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...] = (),
-) -> TrainingRecipe:
+def read_files(files: tuple[str, ...]) -> TrainingRecipe:
     """The recipe of ``NET SOLVER``, of ``NET`` alone, or of a ``SOLVER`` that names or holds its net."""
     from caffe2torch.reading import read_recipe
 
     if not 1 <= len(files) <= 2:
         raise click.UsageError(f"expected a net and a solver prototxt, got {len(files)} files")
-    defines = click.get_current_context().meta.get("defines")
-    return read_recipe(*files, phase=phase, stages=stages, level=level, inputs=dict(inputs), defines=defines)
+    asked = {**click.get_current_context().meta.get(READING, {})}
+    inputs, defines = dict(asked.pop("inputs", ())), dict(asked.pop("defines", ()))
+    return read_recipe(*files, inputs=inputs, defines=defines, **asked)
+
+
+def refuse_reading_options(instead: str) -> None:
+    """Refuse options that say how prototxts are read, where there are none."""
+    if stated := click.get_current_context().meta.get(READING):
+        options = ", ".join(f"--{name.removesuffix('s')}" for name in stated)
+        raise click.UsageError(f"{options}: say how prototxts are read, and {instead} needs none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Outputs",
     "echo",
-    "keep_wish",
     "known_suffix",
     "on_terminal",
     "report_file_text",
+    "say",
     "show_report",
     "silence",
 ]
@@ -121,28 +121,31 @@ def report_file_text(report: Report, report_file: str) -> str:
     """The report in the style that the ending of its file asks for."""
     from caffe2torch.report import render
 
-    return render(report, REPORTS[Path(report_file).suffix.lower()])
+    return render(report, REPORTS[Path(report_file).suffix.lower()], full=True)
 
 
-def show_report(report: Report, style: str, *, err: bool = False) -> None:
-    """Print a report; in colour where somebody looks at a terminal and has not asked for none."""
+def show_report(
+    report: Report, style: str, *, full: bool = False, only: str | None = None, next_step: str = "", err: bool = False
+) -> None:
+    """Print a report, in colour where that is wanted."""
     from caffe2torch.report import render
 
+    colour = style == "text" and _coloured(err)
+    shown = render(report, style, colour=colour, full=full, only_wrong=only == "wrong", next_step=next_step)
+    say(shown, err=err, colour=colour)
+
+
+def say(text: str, *, err: bool = False, colour: bool = False) -> None:
+    """Print what ``--quiet`` keeps silent: everything but errors, and files that are printed."""
+    if not click.get_current_context().meta.get("quiet"):
+        echo(text, err=err, colour=colour)
+
+
+def _coloured(err: bool) -> bool:
     wishes = click.get_current_context().meta
-    if wishes.get("quiet"):
-        return
-    colour = not err and on_terminal() and not wishes.get("no-color") and not os.environ.get("NO_COLOR")
-    echo(render(report, style, colour=colour), err=err, colour=colour)
-
-
-def keep_wish(wish: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    """A callback that keeps a wish about the output with the command, so that no verb passes it on."""
-
-    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        del param
-        ctx.meta[wish] = value
-
-    return keep
+    if wishes.get("no_color") or wishes.get("color") == "never":
+        return False
+    return wishes.get("color") == "always" or (not err and on_terminal() and not os.environ.get("NO_COLOR"))
 
 
 def known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

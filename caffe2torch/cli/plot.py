@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind, plan_groups
-from caffe2torch.cli.options import assignment, net_state, one_or_two_files, read_files
-from caffe2torch.cli.output import Outputs, echo
+from caffe2torch.cli.options import InputPath, assignment, one_or_two_files, options_of_every_verb, read_files
+from caffe2torch.cli.output import Outputs, say
 from caffe2torch.errors import SolverError, visible
 from caffe2torch.files import bar
 from caffe2torch.recipe import SolverSettings, TrainingRecipe
@@ -22,14 +22,14 @@ SUFFIXES = (".svg", ".png")
 
 @click.command("plot")
 @one_or_two_files
-@click.option("--versus", type=click.Path(), metavar="SOLVER", help="Another solver, drawn beside.")
+@click.option("--versus", type=InputPath(), metavar="SOLVER", help="Another solver, drawn beside.")
 @click.option("--divergence", is_flag=True, help="Draw how far stock torch would leave Caffe's path (simulated).")
 @click.option("--iterations", type=click.IntRange(min=1), help="How many to draw; else the solver's max_iter.")
 @click.option("--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult.")
 @click.option("--without", multiple=True, metavar="RULE", help="Go without a fork's rule that is not translated.")
 @click.option("-o", "--output", type=click.Path(), required=True, metavar="FILE", help="The picture: .svg or .png.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     versus: str | None,
@@ -39,9 +39,6 @@ def command(
     without: tuple[str, ...],
     output: str,
     force: bool,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
     """Draw the learning rate of each group of NET over the run that SOLVER asks for.
 
@@ -57,7 +54,7 @@ def command(
     if suffix not in SUFFIXES:
         raise click.BadParameter(f"{output!r} ends in none of {', '.join(SUFFIXES)}", param_hint="--output")
     outputs = Outputs(output, inputs=(*files, versus), force=force)
-    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files)
     outputs.check_against(recipe)
 
     from caffe2torch.report.plots import draw, png, svg
@@ -79,7 +76,7 @@ def command(
     figure = draw(panels, width=7.0, height=2.9)
     outputs.write({output: png(figure) if suffix == ".png" else svg(figure, title, " ".join(says))})
     for line in says:
-        echo(f"{line}\n", err=outputs.prints_to_stderr)
+        say(f"{line}\n", err=outputs.prints_to_stderr)
 
 
 def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, without: tuple[str, ...]) -> list[Run]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from caffe2torch.cli.next_step import after_translate
 from caffe2torch.cli.options import (
     accept_options,
     accumulation_option,
     draft_to,
     model_options,
-    net_state,
     one_or_two_files,
+    options_of_every_verb,
     read_files,
     read_model,
     report_options,
@@ -32,7 +33,7 @@ from caffe2torch.cli.output import Outputs, echo, report_file_text, show_report
 @accumulation_option
 @accept_options
 @report_options
-@net_state
+@options_of_every_verb
 def command(
     files: tuple[str, ...],
     model: str | None,
@@ -44,10 +45,9 @@ def command(
     lock: str | None,
     report_file: str | None,
     style: str,
+    full: bool,
+    only: str | None,
     force: bool,
-    stages: tuple[str, ...],
-    level: int | None,
-    inputs: tuple[tuple[str, tuple[int, ...]], ...],
     **choices: Any,
 ) -> None:
     """Give the optimizer with which Caffe would have trained NET by SOLVER, and check it parameter by parameter.
@@ -60,7 +60,7 @@ def command(
     import tomli_w
 
     outputs = Outputs(output, write_names, lock, report_file, inputs=(*files, names, model), force=force)
-    recipe = read_files(files, stages=stages, level=level, inputs=inputs)
+    recipe = read_files(files)
     outputs.check_against(recipe)
 
     from caffe2torch.binding.names import names_of
@@ -80,7 +80,8 @@ def command(
     if t.report.ok and lock is not None:
         written[lock] = render_lock(lock_of(recipe, t.binding, t.groups, t.accumulation))
     outputs.write(written)
-    show_report(t.report, style, err=outputs.prints_to_stderr)
+    next_step = after_translate(t.report, output)
+    show_report(t.report, style, full=full, only=only, next_step=next_step, err=outputs.prints_to_stderr)
     for path in (output, lock):
         if path is not None and path not in written:
             echo(f"{path} was not written: the report is not ok\n", err=True)

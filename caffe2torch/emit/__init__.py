@@ -62,7 +62,11 @@ def emit(
     if solver is None:
         raise SolverError("a net alone says nothing about an optimizer", hint="give the solver's prototxt, too")
     requirements.refuse_unsupported(solver, without)
-    _refuse_not_carried(solver)
+    if reason := not_carried(solver):
+        raise UnsupportedError(
+            f"this solver cannot be written as a file of its own: {reason}",
+            hint="caffe2torch.translate gives an optimizer and a scheduler that do it",
+        )
     step = requirements.for_accumulation(solver, accumulation)
     bases = requirements.optimizer_bases(step)
     lr_lines = list(factor_source(solver.policy))
@@ -121,22 +125,23 @@ def _template() -> Template:
     return environment.get_template("optimizer.py.j2")
 
 
-def _refuse_not_carried(solver: SolverSettings) -> None:
-    """Refuse what plain torch code has no place for; the library's own optimizer does it."""
+def not_carried(solver: SolverSettings) -> str:
+    """Why plain torch code has no place for what the solver asks for, which the library's own optimizer does; or empty.
+
+    >>> from caffe2torch.recipe import LrPolicy, PolicyType, SolverType
+    >>> not_carried(SolverSettings(SolverType.SGD, LrPolicy(PolicyType.FIXED, 0.1), iter_size=0))
+    'iter_size is below 1'
+    """
     policy = solver.policy
-    for reason, holds in (
-        ("momentum or weight decay changes with the iteration", requirements.ramps(solver)),
-        ("iter_size is below 1", solver.iter_size < 1),
-        ("poly with a negative power is infinite at max_iter", policy.type is PolicyType.POLY and policy.power < 0),
-        ("poly without max_iter is no number", policy.type is PolicyType.POLY and not policy.max_iter),
-        ("a momentum of 1 makes every weight NaN", solver.type is SolverType.ADAM and solver.momentum >= 1),
-        ("a warm-up or a floor is relative to a positive base_lr", policy.base_lr <= 0 and bool(fork_fields(policy))),
-    ):
-        if holds:
-            raise UnsupportedError(
-                f"this solver cannot be written as a file of its own: {reason}",
-                hint="caffe2torch.translate gives an optimizer and a scheduler that do it",
-            )
+    reasons = {
+        "momentum or weight decay changes with the iteration": requirements.ramps(solver),
+        "iter_size is below 1": solver.iter_size < 1,
+        "poly with a negative power is infinite at max_iter": policy.type is PolicyType.POLY and policy.power < 0,
+        "poly without max_iter is no number": policy.type is PolicyType.POLY and not policy.max_iter,
+        "a momentum of 1 makes every weight NaN": solver.type is SolverType.ADAM and solver.momentum >= 1,
+        "a warm-up or a floor is relative to a positive base_lr": policy.base_lr <= 0 and bool(fork_fields(policy)),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _settings(solver: SolverSettings) -> str:

@@ -35,6 +35,10 @@ class CaffeLRScheduler(LRScheduler):
         optimizer.register_step_post_hook(self._optimizer_stepped)
         super().__init__(optimizer, last_epoch)
 
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{float(lr):g}" for lr in self.get_last_lr())
+        return f"<CaffeLRScheduler, {self.solver.policy.type}: at iteration {self.last_epoch} lr {rates}>"
+
     def step(self, epoch: int | None = None) -> None:
         """Go on by one iteration; torch's deprecated ``epoch`` goes to that one."""
         self._steps += 1

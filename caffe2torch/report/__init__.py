@@ -9,19 +9,38 @@ from caffe2torch.verification.report import Report
 __all__ = ["render"]
 
 
-def render(report: Report, style: str = "text", *, width: int | None = None, colour: bool = False) -> str:
-    """A report as ``text``, ``json``, ``md`` or ``html``; ``width`` and ``colour`` are for text on a terminal.
+def render(
+    report: Report,
+    style: str = "text",
+    *,
+    width: int | None = None,
+    colour: bool = False,
+    full: bool = False,
+    only_wrong: bool = False,
+    next_step: str = "",
+) -> str:
+    """A report as ``text``, ``json``, ``md`` or ``html``; all but ``style`` is for text.
 
-    Without a ``width``, coloured text is as wide as the terminal, and any other one the same on every machine.
+    Args:
+        report: The report.
+        style: What to write.
+        width: Columns; without it, coloured text is as wide as the terminal, and any other the same on every machine.
+        colour: With a terminal's colours.
+        full: Every row. Else a table that is longer than a screen has a line for each group and role.
+        only_wrong: Only what is not right.
+        next_step: What to do next, for the last line.
 
-    Raises ``ValueError`` for another style, ``MissingExtraError`` for ``html`` where matplotlib is not installed.
+    Raises:
+        ValueError: For another style.
     """
     match style:
         case "text":
-            from caffe2torch.report.text import WIDTH, render_text
+            from caffe2torch.report.text import SCREEN, WIDTH, View, render_text
 
-            terminal = max(get_terminal_size((WIDTH, 24)).columns, 40) if colour else WIDTH
-            return render_text(report, width=width or terminal, colour=colour)
+            terminal = get_terminal_size((WIDTH, SCREEN)) if colour else None
+            rows = terminal.lines if terminal else SCREEN
+            columns = max(terminal.columns, 40) if terminal else WIDTH
+            return render_text(report, View(width or columns, colour, None if full else rows, only_wrong, next_step))
         case "json":
             from caffe2torch.report.text import render_json
 

@@ -72,9 +72,6 @@ def _lines(report: Report) -> Iterator[str]:
     if report.causes:
         yield from ("", "## What is wrong, by cause", "")
         yield from (f"- {escape(cause.text)}" for cause in report.causes)
-    if report.wrong:
-        yield from ("", "## What is wrong", "")
-        yield from (f"- {escape(_name(row))}: {escape(row.reason)}" for row in report.wrong)
     yield from ("", "## Every blob", "")
     yield from markdown_table(_TITLES, (_cells(row) for row in report.rows))
     if report.unclaimed:
@@ -121,7 +118,3 @@ def _result(result: Result) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     return str(verdict) if verdict is Verdict.OK else f"**{verdict}**"
-
-
-def _name(row: ReportRow | UnclaimedRow) -> str:
-    return row.parameter or (row.blob.name if isinstance(row, ReportRow) else "")

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.wording import blob_name, json_text, multipliers, number, pair, shape_text, stated_text, visible
-from caffe2torch.verification.report import WRONG, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
+from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
+from caffe2torch.wording import listed
 
-__all__ = [
-    "Column",
-    "layout",
-    "note_text",
-    "render_json",
-    "render_text",
-    "row_name",
-    "title_of",
-    "verdict_line",
-    "wrap",
-    "wrong_line",
-]
+__all__ = ["Column", "layout", "note_text", "render_json", "render_text", "title_of", "verdict_line", "wrap"]
 
 
-# A text table, laid out by tabulate: columns as wide as what they hold, names folded where the page ends.
+# A text table, laid out by tabulate: columns as wide as what they hold, names folded at separators where the page ends.
 #
 # A table of a thousand rows must not cost more than reading the net that it shows; tabulate does it in a tenth of the
 # time that a library for styled terminals takes.
 
 GAP = 2
-NARROWEST = 8
+_SEPARATORS = re.compile(r"(?<=[._/ ])(?![._/ ])")
 
 Paint = Callable[[str, int, int], str]
 """Cell, row and column to the cell in colour."""
@@ -64,22 +55,26 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int,
     from tabulate import tabulate
 
     titles = [column.title for column in columns]
+    limits = _limits(columns, rows, width)
+    if limits is not None:
+        rows = [[_folded(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in rows]
     table = tabulate(
         # The titles are a row like others: as headers they would widen their columns.
         [titles, *([paint(cell, number, k) for k, cell in enumerate(row)] for number, row in enumerate(rows))],
         tablefmt="plain",
         disable_numparse=True,  # cells are texts: 0.10 stays 0.10
         colalign=["right" if column.right else "left" for column in columns],
-        maxcolwidths=_limits(columns, rows, width),
-        break_on_hyphens=False,
     )
     yield from (line.rstrip() for line in table.split("\n"))
 
 
 def wrap(text: str, width: int, indent: str = "  ") -> Iterator[str]:
-    """A sentence on as many lines as it needs, all but the first indented."""
-    lines = textwrap.wrap(text, max(width, 20), subsequent_indent=indent, break_long_words=True, break_on_hyphens=False)
-    yield from lines or [""]
+    """A sentence on as many lines as it needs, all but the first indented; a word is broken only as a name may be."""
+    room = max(width, 20)
+    words = re.findall(r" *[^ ]+", text)
+    yield from _filled(
+        [part for word in words for part in (_parts(word) if len(word) > room else [word])], room, indent
+    )
 
 
 def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int | None] | None:
@@ -93,19 +88,49 @@ def _limits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
     excess = sum(widths) + GAP * (len(widths) - 1) - width
     if excess <= 0:
         return None
+    narrowest = {
+        k: max(len(part) for cell in (column.title, *(row[k] for row in rows)) for part in _parts(cell))
+        for k, column in enumerate(columns)
+        if column.folds
+    }
     while excess > 0:
-        widest = max((k for k, column in enumerate(columns) if column.folds), key=lambda k: widths[k], default=None)
-        if widest is None or widths[widest] <= NARROWEST:
+        left = [k for k, least in narrowest.items() if widths[k] > least]
+        if not left:
             break
-        widths[widest] -= 1
+        widths[max(left, key=lambda k: widths[k])] -= 1
         excess -= 1
     return [room if column.folds else None for column, room in zip(columns, widths, strict=True)]
 
 
+def _parts(cell: str) -> list[str]:
+    """What must stay on one line: a name may be broken after ``.``, ``_``, ``/`` and spaces."""
+    return [part for part in _SEPARATORS.split(cell) if part] or [""]
+
+
+def _folded(cell: str, room: int | None) -> str:
+    """A cell on as many lines as it takes."""
+    if room is None or len(cell) <= room:
+        return cell
+    return "\n".join(_filled(_parts(cell), room))
+
+
+def _filled(parts: Sequence[str], room: int, indent: str = "") -> Iterator[str]:
+    """Parts on lines of at most ``room``, where one part has as much; all lines but the first are indented."""
+    line = ""
+    for part in parts:
+        if line.strip() and len((line + part).rstrip()) > room:
+            yield line.rstrip()
+            line = indent + part.lstrip(" ")
+        else:
+            line += part
+    yield line.rstrip()
+
+
 WIDTH = 100
-COLUMNS = (
-    Column("blob", folds=True),
-    Column("parameter", folds=True),
+SCREEN = 50
+"""Rows of a table that need not be folded, where nobody's terminal sets a bound."""
+
+_NUMBERS = (
     Column("mult"),
     Column("lr", right=True),
     Column("seen", right=True),
@@ -114,16 +139,41 @@ COLUMNS = (
     Column("group", right=True),
     Column("verdict"),
 )
+COLUMNS = (Column("blob", folds=True), Column("parameter", folds=True), *_NUMBERS)
+FOLDED = (Column("role", folds=True), Column("blobs", right=True), *_NUMBERS)
 _RED, _GREEN, _BOLD, _OFF = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 
 
-def render_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
-    """The report as text, at most ``width`` columns wide where its names allow; ``colour`` is for terminals.
+@dataclass(frozen=True, slots=True)
+class View:
+    """How much of a report is shown, and how.
+
+    Attributes:
+        width: Columns, as far as names allow it.
+        colour: With a terminal's colours.
+        rows: A longer table has a line for all blobs of one group, role, numbers and verdict; ``None``: every row.
+        only_wrong: Only the checks and rows that are not right, each of them.
+        next_step: The command to type next, or what to do; the last line.
+    """
+
+    width: int = WIDTH
+    colour: bool = False
+    rows: int | None = SCREEN
+    only_wrong: bool = False
+    next_step: str = ""
+
+    def folds(self, rows: Sequence[ReportRow]) -> bool:
+        """Whether so many rows are shown by role."""
+        return self.rows is not None and len(rows) > self.rows and not self.only_wrong
+
+
+def render_text(report: Report, view: View | None = None, **settings: Any) -> str:
+    """The report as text; ``settings`` are those of a ``View``.
 
     ``lr`` and ``decay`` are what Caffe's solver applies at the report's iteration, multipliers included; the ``seen``
-    beside each is what steps of the live optimizer did. The last line is the verdict.
+    beside each is what steps of the live optimizer did. The verdict comes last, and then the next step, if any.
     """
-    return "\n".join(_lines(report, width, colour)) + "\n"
+    return "\n".join(_lines(report, view or View(**settings))) + "\n"
 
 
 def verdict_line(report: Report) -> str:
@@ -158,46 +208,80 @@ def verdict_line(report: Report) -> str:
     return said + unseen
 
 
-def _lines(report: Report, width: int, colour: bool) -> Iterator[str]:
-    def paint(cell: str, row: int, column: int) -> str:
-        if not colour or column != len(COLUMNS) - 1 or row < 0:
-            return cell
-        return f"{_RED if report.rows[row].verdict in WRONG else _GREEN}{cell}{_OFF}"
-
+def _lines(report: Report, view: View) -> Iterator[str]:
+    width, colour = view.width, view.colour
     for line in wrap(title_of(report), width):
         yield f"{_BOLD}{line}{_OFF}" if colour else line
     yield from wrap(f"{solver_line(report.solver)}; iteration {report.iteration}", width)
     yield ""
-    if report.checks:
-        yield from _checks(report.checks, width, colour)
+    checks = report.differing if view.only_wrong else report.checks
+    if checks:
+        yield from _checks(checks, width, colour)
         yield ""
-    wrong = list(_wrong(report))
-    if wrong:
+    if report.causes:
         yield "What is wrong:"
-        for line in wrong:
-            yield from wrap(line, width)
+        for cause in report.causes:
+            yield from _cause(cause, width)
         yield ""
-    yield from layout(COLUMNS, [_cells(row) for row in report.rows], width, paint)
-    if report.unclaimed:
+    yield from _table([row for row in report.rows if row in report.wrong] if view.only_wrong else report.rows, view)
+    unclaimed = [left for left in report.unclaimed if left in report.wrong or not view.only_wrong]
+    if unclaimed:
         yield ""
         yield "Parameters that no blob stands for:"
-        for left in report.unclaimed:
+        for left in unclaimed:
             yield from wrap(_left(left), width)
-    yield from _fine_print(report, width)
+    if not view.only_wrong:
+        yield from _fine_print(report, width)
     yield ""
-    frozen = [row.parameter or "" for row in report.all_rows if row.verdict is Verdict.FROZEN]
+    frozen = [row.name for row in report.all_rows if row.verdict is Verdict.FROZEN]
     if frozen and report.translating:
         names = ", ".join(map(visible, frozen[:3])) + (", ..." if len(frozen) > 3 else "")
         yield from wrap(f"warning: {_count(len(frozen), 'parameter')} that Caffe trains stay frozen: {names}", width)
     line = verdict_line(report)
     yield f"{_GREEN if report.ok else _RED}{line}{_OFF}" if colour else line
+    if view.next_step:
+        yield f"Next: {visible(view.next_step)}"  # on one line, to be copied
 
 
-def _wrong(report: Report) -> Iterator[str]:
-    """Each cause, then the rows that none explains."""
-    explained = {name for cause in report.causes for name in cause.parameters}
-    yield from (f"- {visible(cause.text)}" for cause in report.causes)
-    yield from (wrong_line(row) for row in report.wrong if row_name(row) not in explained)
+def _cause(cause: Cause, width: int) -> Iterator[str]:
+    """What, which, where, and the fix."""
+    yield from wrap(f"- {visible(cause.message)}", width)
+    names = [visible(name) for name in cause.parameters]
+    if len(names) > 1:
+        shown = names if len(names) <= 4 else [*names[:3], "...", names[-1]]
+        yield from wrap(f"  {', '.join(shown)}", width, "  ")
+    if cause.where:
+        yield from wrap(f"  At {visible(cause.where)}", width, "  ")
+    if cause.fix:
+        yield from wrap(f"  Fix: {visible(cause.fix)}", width, "  ")
+
+
+def _table(rows: Sequence[ReportRow], view: View) -> Iterator[str]:
+    """Every row, or a line for those that are alike where there are more than fit."""
+    folds = view.folds(rows)
+    alike: dict[tuple[str, ...], list[ReportRow]] = {}
+    for index, row in enumerate(rows):
+        same = f"{row.blob.layer_type} {row.blob.role}" + (" (buffer)" if row.kind is Kind.BUFFER else "")
+        alike.setdefault((same if folds else str(index), *_numbers(row)), []).append(row)
+    cells = [
+        (visible(same), str(len(group)), *numbers)
+        if folds
+        else (blob_name(group[0].blob), _parameter(group[0]), *numbers)
+        for (same, *numbers), group in alike.items()
+    ]
+    verdicts = [group[0].verdict for group in alike.values()]
+
+    def paint(cell: str, row: int, column: int) -> str:
+        if not view.colour or column != len(COLUMNS) - 1:
+            return cell
+        return f"{_RED if verdicts[row] in WRONG else _GREEN}{cell}{_OFF}"
+
+    if cells:
+        yield from layout(FOLDED if folds else COLUMNS, cells, view.width, paint)
+    if folds:
+        yield from wrap(
+            f"{_count(len(rows), 'row')} by role; --full (render(report, full=True)) shows each.", view.width
+        )
 
 
 def title_of(report: Report) -> str:
@@ -214,7 +298,7 @@ def _checks(checks: Sequence[Check], width: int, colour: bool) -> Iterator[str]:
     room = max(width - name - result, 30)
     yield f"{'check':{name}}{'result':{result}}what was seen"
     for check in checks:
-        first, *others = textwrap.wrap(visible(check.text), room, break_on_hyphens=False) or [""]
+        first, *others = wrap(visible(check.text), room, "")
         shown = f"{check.result:{result}}"
         if colour:
             shown = f"{_RED if check.result is Result.DIFFERS else _GREEN}{shown}{_OFF}"
@@ -222,12 +306,14 @@ def _checks(checks: Sequence[Check], width: int, colour: bool) -> Iterator[str]:
         yield from (" " * (name + result) + line for line in others)
 
 
-def _cells(row: ReportRow) -> tuple[str, ...]:
+def _numbers(row: ReportRow) -> tuple[str, ...]:
     (lr, decay), (seen_lr, seen_decay) = pair(row.expected), pair(row.observed)
-    parameter = visible(row.parameter or "-") + (" (buffer)" if row.kind is Kind.BUFFER else "")
     groups = " ".join(map(str, row.groups)) or "-"
-    verdict = str(row.verdict)
-    return blob_name(row.blob), parameter, multipliers(row), lr, seen_lr, decay, seen_decay, groups, verdict
+    return multipliers(row), lr, seen_lr, decay, seen_decay, groups, str(row.verdict)
+
+
+def _parameter(row: ReportRow) -> str:
+    return visible(row.parameter or "-") + (" (buffer)" if row.kind is Kind.BUFFER else "")
 
 
 def _left(left: UnclaimedRow) -> str:
@@ -237,20 +323,6 @@ def _left(left: UnclaimedRow) -> str:
     return f"- {name}: seen lr {lr}, decay {decay}; {left.verdict}"
 
 
-def row_name(row: ReportRow | UnclaimedRow) -> str:
-    """The parameter, or the blob where there is none."""
-    return row.parameter or (row.blob.name if isinstance(row, ReportRow) else "")
-
-
-def wrong_line(row: ReportRow | UnclaimedRow) -> str:
-    """Of a row that is not ok: the parameter, both values, and the line of the prototxt."""
-    if isinstance(row, UnclaimedRow):
-        return f"- {visible(row.parameter)}: {visible(row.reason)}"
-    blob = row.blob
-    name = visible(row.parameter or blob.name)
-    return f"- {name}: {visible(row.reason)} [{multipliers(row)} {stated_text(blob)} at {visible(str(blob.where))}]"
-
-
 def _fine_print(report: Report, width: int) -> Iterator[str]:
     counted: dict[str, int] = {}
     for row in report.rows:
@@ -258,6 +330,9 @@ def _fine_print(report: Report, width: int) -> Iterator[str]:
     yield ""
     how = "; ".join(f"{count} {word}" for word, count in counted.items())
     yield from wrap(f"Multipliers (lr, decay) as stated: {how}.", width)
+    if any(report.group_names):
+        names = listed([f"{index} {visible(name) or '-'}" for index, name in enumerate(report.group_names)], 20)
+        yield from wrap(f"Groups: {'; '.join(names)}.", width)
     for note in sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING):
         yield from wrap(note_text(note), width)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import LearnableBlob, SolverSettings
 from caffe2torch.solver.lr_policy import weight_decay_at
 from caffe2torch.verification.diagnose import number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, rate_at
-from caffe2torch.verification.report import WRONG, Cause, FaultKind, ReportRow, Verdict
+from caffe2torch.verification.report import Cause, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
-__all__ = ["find_causes"]
+__all__ = ["explained", "whole_causes"]
+
+Row = ReportRow | UnclaimedRow
 
 _NUMBERS = {FaultKind.LR, FaultKind.WEIGHT_DECAY}
 
@@ -34,8 +36,7 @@ def shared_causes(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: 
             break
         kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
         message = found.tell(key, group, rows)
-        names = tuple(row.parameter or row.blob.name for row in group)
-        causes.append(Cause(kinds, f"{_who(group, rows)}: {message}", names, _fix(group, rows)))
+        causes.append(_cause(kinds, f"{_who(group, rows)}: {message}", group, rows))
         left = [row for row in left if not any(row is other for other in group)]
     return causes
 
@@ -168,34 +169,55 @@ def _tidy(x: float) -> float:
     return short if close(short, x) else x
 
 
-# What explains many rows at once: one wrong rule is stated once, before the rows that it made wrong.
+# Every wrong row has one cause: what it shares with others, else its own.
 
 
-def find_causes(
-    solver: SolverSettings, iteration: int, rows: Sequence[ReportRow], observations: Observations
-) -> tuple[Cause, ...]:
-    """The faults of the set-up as a whole, then what two rows or more have in common, the widest first."""
-    whole = []
+def whole_causes(rows: Sequence[ReportRow], observations: Observations) -> Iterator[Cause]:
+    """The faults of the set-up as a whole."""
     if observations.problem:
-        whole.append(Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}"))
+        yield Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}")
     if observations.foreign:
-        whole.append(Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations)))
-    wrong = [] if observations.problem else [row for row in rows if row.verdict in (*WRONG, Verdict.FROZEN)]
-    return (*whole, *shared_causes(wrong, rows, Multiples(solver, iteration)))
+        yield Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations))
 
 
-def _fix(group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+def explained(report: Report) -> Report:
+    """A report with the causes of its wrong rows after those of the set-up, the widest first."""
+    whole = [cause for cause in report.causes if not cause.parameters]
+    if any(FaultKind.UNOBSERVED in cause.kinds for cause in whole):
+        return replace(report, causes=tuple(whole))  # nothing was seen of any row
+    bound = [row for row in report.wrong if isinstance(row, ReportRow)]
+    causes = [*whole, *shared_causes(bound, report.rows, Multiples(report.solver, report.iteration))]
+    known = {name for cause in causes for name in cause.parameters}
+    for row in report.wrong:
+        if row.name not in known:
+            kinds = tuple(dict.fromkeys(fault.kind for fault in row.faults))
+            causes.append(_cause(kinds, f"{row.name}: {row.reason}", [row], report.rows))
+    return replace(report, causes=tuple(causes))
+
+
+def _cause(kinds: tuple[FaultKind, ...], message: str, group: Sequence[Row], rows: Sequence[ReportRow]) -> Cause:
+    places = dict.fromkeys(str(row.blob.where) for row in group if isinstance(row, ReportRow))
+    names = tuple(dict.fromkeys(row.name for row in group))
+    return Cause(kinds, message, names, _fix(group, rows), tuple(places), _code(group))
+
+
+def _fix(group: Sequence[Row], rows: Sequence[ReportRow]) -> str:
     """The group that these rows belong in, or what else puts them right."""
     kinds = {fault.kind for row in group for fault in row.faults}
     if FaultKind.DUPLICATE in kinds:
         return "let each parameter stand in one group, once"
+    if any(row.requires_grad is None for row in group):
+        return ""  # the model has no such parameter
     if kinds == {FaultKind.FROZEN}:
         return "requires_grad_(True), or accept it with --accept frozen"
+    if kinds == {FaultKind.TRAINED}:
+        return f"leave {_pronoun(group)} out of the groups, or requires_grad_(False)"
+    if kinds == {FaultKind.UNCLAIMED}:
+        return f"say what {_pronoun(group)} should learn with (--unclaimed), or requires_grad_(False)"
     if not kinds <= {*_NUMBERS, FaultKind.MISSING}:
         return ""
-    wanted = dict.fromkeys((row.expected.lr, row.expected.weight_decay) for row in group)
     places = []
-    for lr, decay in wanted:
+    for lr, decay in dict.fromkeys((row.expected.lr, row.expected.weight_decay) for row in group):
         right = next(
             (
                 row.parameter
@@ -209,7 +231,37 @@ def _fix(group: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
         numbers = f"lr {number(lr)}, weight_decay {number(decay)}"
         places.append(f'the group of "{right}" ({numbers})' if right else f"a group with {numbers}")
     verb = "add" if kinds == {FaultKind.MISSING} else "move"
-    return f"{verb} {'it' if len(group) == 1 else 'them'} to {' and '.join(places)}" if len(places) <= 4 else ""
+    return f"{verb} {_pronoun(group)} to {' and '.join(places)}" if len(places) <= 4 else ""
+
+
+def _code(group: Sequence[Row]) -> str:
+    """The fix in Python: the param groups that these rows belong in, or the statement that puts them right."""
+    kinds = {fault.kind for row in group for fault in row.faults}
+    if any(row.requires_grad is None for row in group):
+        return ""
+    if kinds == {FaultKind.FROZEN}:
+        return f"for name in {_names(group)}:\n    model.get_parameter(name).requires_grad_(True)"
+    if not kinds <= {*_NUMBERS, FaultKind.MISSING}:
+        return ""
+    wanted: dict[tuple[float | None, float | None], list[Row]] = {}
+    for row in group:
+        wanted.setdefault((row.expected.lr, row.expected.weight_decay), []).append(row)
+    return "\n".join(
+        f'{{"params": [model.get_parameter(name) for name in {_names(members)}], '
+        f'"lr": {number(lr)}, "weight_decay": {number(decay)}}},'
+        for (lr, decay), members in wanted.items()
+        if lr is not None and decay is not None
+    )
+
+
+def _names(group: Sequence[Row]) -> str:
+    """A tuple of names as Python writes it, on lines of their own where there are many."""
+    names = [repr(row.name) for row in group]
+    return f"({', '.join(names)},)" if len(names) <= 3 else "(\n    {},\n)".format(",\n    ".join(names))
+
+
+def _pronoun(group: Sequence[Row]) -> str:
+    return "it" if len(group) == 1 else "them"
 
 
 def _strangers(rows: Sequence[ReportRow], observations: Observations) -> str:

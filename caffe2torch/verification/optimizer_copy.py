@@ -20,6 +20,7 @@ __all__ = [
     "OptimizerCopy",
     "bare_optimizer",
     "bare_scheduler",
+    "group_names",
     "make_twin",
     "runs_foreign_code",
     "step",
@@ -106,6 +107,16 @@ def runs_foreign_code(*things: Any) -> bool:
         if one is thing or isinstance(one, torch.optim.Optimizer | LRScheduler)
         for cls in type(one).__mro__
     )
+
+
+def group_names(optimizer: Any) -> tuple[str, ...]:
+    """The ``name`` of each param group, empty where it has none.
+
+    >>> group_names(torch.optim.SGD([{"params": [torch.ones(1)], "name": "head"}, {"params": [torch.zeros(1)]}]))
+    ('head', '')
+    """
+    names = (group.get("name") for group in bare_optimizer(optimizer).param_groups)
+    return tuple(name if isinstance(name, str) else "" for name in names)
 
 
 def bare_optimizer(optimizer: Any) -> Any:

@@ -88,6 +88,11 @@ class ReportRow:
     faults: tuple[Fault, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The parameter, or the blob where there is none."""
+        return self.parameter or self.blob.name
+
+    @property
     def reason(self) -> str:
         """What is wrong, in one line; empty where nothing is."""
         return "; ".join(fault.message for fault in self.faults)
@@ -142,6 +147,11 @@ class UnclaimedRow:
     faults: tuple[Fault, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The parameter."""
+        return self.parameter
+
+    @property
     def reason(self) -> str:
         """What is wrong, in one line; empty where nothing is."""
         return "; ".join(fault.message for fault in self.faults)
@@ -164,20 +174,30 @@ class UnclaimedRow:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One rule that explains the faults of many rows, or a fault of the set-up as a whole (no ``parameters``).
+    """What explains the faults of one row or of many, or a fault of the set-up as a whole (no ``parameters``).
 
-    ``fix`` is what to do about it.
+    ``places`` is where the prototxt states their multipliers, ``fix`` what to do, and ``code`` that in Python, where it
+    is known.
     """
 
     kinds: tuple[FaultKind, ...]
     message: str
     parameters: tuple[str, ...] = ()
     fix: str = ""
+    places: tuple[str, ...] = ()
+    code: str = ""
+
+    @property
+    def where(self) -> str:
+        """``train.prototxt:31:1 and 7 more``; empty where no line of a prototxt is concerned."""
+        more = f" and {len(self.places) - 1} more" if len(self.places) > 1 else ""
+        return self.places[0] + more if self.places else ""
 
     @property
     def text(self) -> str:
-        """The message and the fix."""
-        return f"{self.message}. Fix: {self.fix}" if self.fix else self.message
+        """The message, the place and the fix, on one line."""
+        found = f"{self.message} [{self.where}]" if self.where else self.message
+        return f"{found}. Fix: {self.fix}" if self.fix else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +262,11 @@ class Report:
     """Expected against observed, whole: ``rows`` in the order of the recipe's blobs.
 
     ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``checks`` concern the run as a whole,
-    ``causes`` say what wrong rows have in common. ``notes`` are the recipe's, the binding's and the probe's own.
+    ``causes`` explain every wrong row, each once. ``notes`` are the recipe's, the binding's and the probe's own.
     ``sources`` are the files' texts, for the page that shows them. ``model_checked`` is False where no model was given
     and the net's own parameters stood for it. ``bound`` is False where parameters were judged by their role alone,
     which is never ok. ``translating`` says that the optimizer is the tool's own: then a parameter that its user froze
-    is no fault.
+    is no fault. ``group_names`` are what the param groups' own ``name`` entries say, empty where a group has none.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -264,6 +284,7 @@ class Report:
     model_checked: bool = True
     translating: bool = False
     bound: bool = True
+    group_names: tuple[str, ...] = ()
 
     @property
     def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:
@@ -311,13 +332,16 @@ class Report:
             "iteration": self.iteration,
             "model_checked": self.model_checked,
             "bound": self.bound,
+            "groups": list(self.group_names),
             "solver": solver_dict(self.solver),
             "checks": [check.to_dict() for check in self.checks],
             "causes": [
                 {
                     "kinds": [str(kind) for kind in cause.kinds],
                     "message": cause.message,
+                    "where": list(cause.places),
                     "fix": cause.fix,
+                    "code": cause.code,
                     "parameters": list(cause.parameters),
                 }
                 for cause in self.causes

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, GroupPlan, Kind, Unclaimed
 from caffe2torch.recipe import Accumulation, Note, Severity, TrainingRecipe
 from caffe2torch.verification.checks import AccumulationReading, notes_of, run_checks
-from caffe2torch.verification.common_causes import find_causes
+from caffe2torch.verification.common_causes import explained, whole_causes
 from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers, frozen
 from caffe2torch.verification.probe_sequence import Observation, Observations
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
@@ -57,20 +57,21 @@ def verify(
     iteration = windows[0].iteration if windows else 0
     rows, unclaimed, judged = judge_rows(recipe, binding, groups, observations, accumulation)
     found = reading or AccumulationReading(accumulation)
-    return Report(
+    report = Report(
         net=recipe.net_name,
         model=model_name or binding.model,
         solver=solver,
         iteration=iteration,
         rows=rows,
         unclaimed=unclaimed,
-        causes=find_causes(solver, iteration, rows, observations),
+        causes=tuple(whole_causes(rows, observations)),
         notes=(*recipe.notes, *binding.notes, *notes, *_own_notes(observations)),
         sources=recipe.sources,
         checks=run_checks(solver, judged, observations, found, translating=translating),
         model_checked=model_checked,
         translating=translating,
     )
+    return explained(report)
 
 
 def judge_rows(
@@ -163,8 +164,9 @@ def _held(
     else:
         judgement = judge.judge(multipliers, seen)
     if len(seen.groups) > 1:
-        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))
-        return Judgement(expected, judgement.observed, (fault, *judgement.faults)), Verdict.DUPLICATE
+        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))  # which is why its numbers cannot be read
+        others = tuple(one for one in judgement.faults if one.kind is not FaultKind.UNOBSERVED)
+        return Judgement(expected, judgement.observed, (fault, *others)), Verdict.DUPLICATE
     if {fault.kind for fault in judgement.faults} == {FaultKind.FROZEN}:
         return judgement, Verdict.FROZEN
     return judgement, Verdict.MISMATCH if judgement.faults else Verdict.OK

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from report_runs import hostile, notebook, right
 
 from caffe2torch.report import render
-from caffe2torch.report.text import Column, layout, render_text
+from caffe2torch.report.text import Column, layout, render_text, wrap
+from caffe2torch.verification.report import Report, ReportRow
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -76,3 +79,61 @@ def test_an_unknown_style_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown style 'pdf'"):
         render(right(), "pdf")
     assert render(right(), "text", width=80) == render_text(right(), width=80)
+
+
+def test_checks_causes_table_verdict_and_next_command_come_in_this_order() -> None:
+    text = render_text(notebook(), next_step="caffe2torch audit ... --fix optimizer.py")
+    parts = ["check        result", "What is wrong:", "blob   ", "6 of 10 rows ok", "Next: caffe2torch audit"]
+    assert sorted(parts, key=text.index) == parts
+    assert text.endswith("Next: caffe2torch audit ... --fix optimizer.py\n")
+
+
+def test_the_next_command_stands_on_one_line_however_long_it_is() -> None:
+    command = "caffe2torch translate " + "folder/" * 40 + "net.prototxt -o optimizer.py"
+    assert render_text(right(), width=80, next_step=command).splitlines()[-1] == f"Next: {command}"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("sample", [right, notebook])
+def test_a_word_is_never_broken_but_a_name_may_be_after_a_separator(sample: Callable[[], Report], width: int) -> None:
+    """Whatever the width, the same words stand in the text."""
+    words = re.compile(r"[A-Za-z0-9]+")
+    narrow, wide = (render_text(sample(), width=w) for w in (width, 1000))
+    assert Counter(words.findall(narrow)) == Counter(words.findall(wide))
+
+
+def test_a_sentence_breaks_a_long_name_after_its_separators_alone() -> None:
+    name = "inception_4a/3x3_reduce.branch_pool"
+    lines = [*wrap(f"the blob {name} has no group", 20)]
+    assert lines == ["the blob inception_", "  4a/3x3_reduce.", "  branch_pool has no", "  group"]
+
+
+def test_a_long_table_has_a_line_for_blobs_that_are_alike_and_counts_them_all() -> None:
+    report = notebook()
+    folded, full = render_text(report, rows=9), render_text(report, rows=10)
+    assert full == render_text(report, rows=None)
+    table = re.findall(r"^(?:Convolution|BN) \w+ +(\d+) .*?(\w+)$", folded, re.MULTILINE)
+    assert Counter(verdict for count, verdict in table for _ in range(int(count))) == Counter(
+        str(row.verdict) for row in report.rows
+    )
+    assert "10 rows by role; --full (render(report, full=True)) shows each." in folded
+    assert folded.count("\n") < full.count("\n")
+    assert render(report, full=True) == full
+
+
+def test_only_wrong_shows_what_is_not_right_and_nothing_else() -> None:
+    report = notebook()
+    text = render(report, only_wrong=True, width=200)
+    shown = re.findall(r"^(\S+ \w+)  ", text.partition("blob  ")[2], re.MULTILINE)
+    assert shown == [f"{row.blob.name} {row.blob.role}" for row in report.wrong if isinstance(row, ReportRow)]
+    assert "update rule" not in text
+    assert text.splitlines()[-1] == str(report).splitlines()[-1]
+
+
+def test_every_cause_has_its_rows_its_place_and_its_fix() -> None:
+    text = render_text(notebook(), width=200)
+    for cause in notebook().causes:
+        assert f"- {cause.message}" in text
+        assert f"  At {cause.where}" in text
+        assert f"  Fix: {cause.fix}" in text
+        assert ", ".join(cause.parameters) in text

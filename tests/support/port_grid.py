@@ -218,13 +218,16 @@ def _once(params: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @dataclass
 class Built:
-    """A port, and what an audit of it has to find: row verdicts but ``ok``, and the checks that differ."""
+    """A port, and what an audit of it has to find, each once and nothing else.
+
+    ``wrong`` has the verdict and the kind of fault by parameter, ``differs`` the kinds of faults by check.
+    """
 
     model: nn.Module
     optimizer: Any
     scheduler: Any
-    wrong: dict[str, set[str]] = field(default_factory=dict)  # parameter to the verdicts that are right
-    differs: set[str] = field(default_factory=set)
+    wrong: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    differs: dict[str, list[str]] = field(default_factory=dict)
 
 
 def build(case: Case) -> Built:
@@ -233,7 +236,7 @@ def build(case: Case) -> Built:
     model = Model()
     settings = {name: [BASE_LR, DECAY] for name, _ in model.named_parameters() if name.endswith("weight")}
     settings |= {name: [2 * BASE_LR, 0.0] for name, _ in model.named_parameters() if name.endswith("bias")}
-    wrong: dict[str, set[str]] = {}
+    wrong: dict[str, tuple[str, list[str]]] = {}
     named = dict(model.named_parameters())
     repeated, dropped = set(), set()
     free = list(LAYERS)
@@ -245,25 +248,25 @@ def build(case: Case) -> Built:
         match mistake:
             case "rate x2" | "rate x10" | "rate x0.1":
                 settings[name][0] *= float(mistake[6:])
-                wrong[name] = {"mismatch"}
+                wrong[name] = ("mismatch", ["lr"])
             case "decay missing":
                 settings[f"{layer}.weight"][1] = 0.0
-                wrong[f"{layer}.weight"] = {"mismatch"}
+                wrong[f"{layer}.weight"] = ("mismatch", ["weight_decay"])
             case "decay on biases":
                 settings[f"{layer}.bias"][1] = DECAY
-                wrong[f"{layer}.bias"] = {"mismatch"}
+                wrong[f"{layer}.bias"] = ("mismatch", ["weight_decay"])
             case "bias lr missing":
                 settings[f"{layer}.bias"][0] = BASE_LR
-                wrong[f"{layer}.bias"] = {"mismatch"}
+                wrong[f"{layer}.bias"] = ("mismatch", ["lr"])
             case "frozen":
                 named[name].requires_grad_(False)
-                wrong[name] = {"frozen"}
+                wrong[name] = ("frozen", ["frozen"])
             case "twice":
                 repeated.add(name)
-                wrong[name] = {"duplicate"}
+                wrong[name] = ("duplicate", ["duplicate"])
             case "in no group":
                 dropped.add(name)
-                wrong[name] = {"missing"}
+                wrong[name] = ("missing", ["missing"])
     groups = [
         {
             "params": [named[name]],
@@ -301,16 +304,24 @@ def _stock(case: Case, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return kind(groups, betas=(momentum, 0.999), eps=DELTA)
 
 
-def _differing(case: Case) -> set[str]:
-    """The checks in which the port's run is another one than Caffe's."""
-    found = set()
+def _differing(case: Case) -> dict[str, list[str]]:
+    """The checks in which the port's run is another one than Caffe's, each with the kinds of what differs."""
     changing = case.policy != "fixed"
-    if {"wrong momentum", "Nesterov for SGD", "AdamW for Adam"} & set(case.mistakes):
-        found.add("update rule")
-    if case.solver == "Adam" and case.momentum == "stock":
-        found.add("update rule")  # eps is added after the bias correction
-    if changing and (case.schedule == "epoch" or {"wrong gamma", "wrong stepsize"} & set(case.mistakes)):
-        found.add("rate schedule")
-    if case.solver in ("SGD", "Nesterov") and case.momentum == "stock" and changing and case.schedule != "none":
-        found.add("momentum at rate changes")
+    planted = {
+        ("update rule", "momentum"): "wrong momentum" in case.mistakes,
+        ("update rule", "rule"): "Nesterov for SGD" in case.mistakes,
+        ("update rule", "regularization"): "AdamW for Adam" in case.mistakes,
+        # Stock Adam adds eps after the bias correction, Caffe before it.
+        ("update rule", "epsilon"): case.solver == "Adam" and case.momentum == "stock",
+        ("rate schedule", "schedule"): changing
+        and (case.schedule == "epoch" or bool({"wrong gamma", "wrong stepsize"} & set(case.mistakes))),
+        ("momentum at rate changes", "rate_change"): changing
+        and case.solver in ("SGD", "Nesterov")
+        and case.momentum == "stock"
+        and case.schedule != "none",
+    }
+    found: dict[str, list[str]] = {}
+    for (check, kind), differs in planted.items():
+        if differs:
+            found.setdefault(check, []).append(kind)
     return found
