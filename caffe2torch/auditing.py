@@ -25,7 +25,7 @@ from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
-from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.run_probe import follow, observe
 from caffe2torch.verification.verify import judge_rows, verify
 
 __all__ = ["audit", "right_source"]
@@ -124,9 +124,9 @@ def audit(
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
-    return explained(
-        replace(report, bound=not by_role, checks=checks, group_names=group_names(optimizer)).accepting(accepted)
-    )
+    courses = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
+    whole = replace(report, bound=not by_role, checks=checks, courses=courses, group_names=group_names(optimizer))
+    return explained(whole.accepting(accepted))
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:

@@ -149,15 +149,10 @@ def _coloured(err: bool) -> bool:
 
 
 def known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A callback that refuses a report of an unknown kind, and HTML where its plots cannot be drawn."""
+    """A callback that refuses a report of an unknown kind."""
     del ctx, param
     if value is None:
         return None
-    style = REPORTS.get(Path(value).suffix.lower())
-    if style is None:
+    if Path(value).suffix.lower() not in REPORTS:
         raise click.BadParameter(f"{value!r} ends in none of {', '.join(REPORTS)}")
-    if style == "html":
-        from caffe2torch.report.plots import require_matplotlib
-
-        require_matplotlib()
     return value

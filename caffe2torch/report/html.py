@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,12 +22,13 @@ import caffe2torch
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity
 from caffe2torch.report.html_arguments import Argument, arguments, unread
+from caffe2torch.report.html_causes import Card, causes
 from caffe2torch.report.html_sources import Link, Place, Places, listings
 from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import rates_view
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import title_of, verdict_line
-from caffe2torch.report.wording import number, shape_text, stated_text, visible
+from caffe2torch.report.wording import number, pair, shape_text, stated_text, visible
 from caffe2torch.solver.lr_policy import rate, step_at
 from caffe2torch.verification.report import Effective, Report, ReportRow, UnclaimedRow, Verdict
 
@@ -34,17 +36,18 @@ __all__ = ["render_fragment", "render_html"]
 
 
 def render_html(report: Report) -> str:
-    """The report as a page: verdict, what needs attention, every row, the rate over the run, fields and arguments.
+    """The report as a page: verdict, causes, checks, every row, the rate over the run, fields and arguments.
 
     It opens without a network, is the same on every run, and sorts and filters by a script of its own; without
-    scripts everything is there to read. Raises ``MissingExtraError`` where matplotlib is not installed.
+    scripts everything is there to read. Where matplotlib is not installed it has no pictures, and says so.
     """
     places = Places(report.sources)
     drawn = strip(report)
     lr_mults = [speed.value for speed in drawn.speeds if speed.value != 0]
     decay_mults = sorted({row.blob.decay_mult for row in report.rows})
     fields = arguments(report.solver, report.iteration, lr_mults, decay_mults)
-    rows = row_views(report, places)
+    cards = causes(report, places)
+    rows = row_views(report, places, cards, drawn.labels)
     notes = sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING)
     others = unread(report.solver, fields)
     links = (
@@ -53,7 +56,8 @@ def render_html(report: Report) -> str:
         *_note_links(notes),
         *(Link(where, "no argument", "#unread") for where in others.values()),
     )
-    style, script = _static("page.css"), _static("page.js")
+    room = columns(rows)
+    style, script = _static("page.css") + room.style, _static("page.js")
     policy = report.solver.policy
     return (
         _environment()
@@ -66,14 +70,15 @@ def render_html(report: Report) -> str:
             style_hash=_hash(style),
             script_hash=_hash(script),
             rate=number(rate(policy, report.iteration, step_at(policy, report.iteration))),
-            wrong=wrong_ones(report, places),
-            most_wrong=MOST_WRONG,
+            cards=cards,
             notes=[(note, places.of(note.where)) for note in notes],
             rows=rows,
-            left=left_views(report),
+            left=left_views(report, cards),
+            titles=TITLES,
+            tracks=room.tracks,
             choices=choices(rows),
             strip=drawn,
-            rates=rates_view(report.solver, drawn.speeds),
+            rates=rates_view(report, drawn.speeds),
             fields=[(field, places.of(field.where, short=True)) for field in fields],
             unread=[(name, places.of(where, short=True)) for name, where in others.items()],
             listings=listings(report.sources, links),
@@ -82,21 +87,20 @@ def render_html(report: Report) -> str:
 
 
 def render_fragment(report: Report) -> str:
-    """The report as a piece of a page, for notebooks: verdict, causes, what is wrong, and the table folded away.
+    """The report as a piece of a page, for notebooks: verdict, causes, checks, and the table folded away.
 
     It brings no script, and takes its colours from whatever surrounds it.
     """
-    places = Places(())
+    cards = causes(report, Places(()))
     return (
         _environment()
         .get_template("fragment.html.j2")
         .render(
             **_head(report),
             style=Markup(_static("fragment.css")),
-            wrong=wrong_ones(report, places),
-            most_wrong=MOST_WRONG,
-            rows=row_views(report, places),
-            left=left_views(report),
+            cards=cards,
+            rows=row_views(report, Places(()), cards),
+            left=left_views(report, cards),
         )
     )
 
@@ -109,7 +113,6 @@ def _head(report: Report) -> dict[str, object]:
         "verdict": verdict_line(report),
         "solver": solver_line(report.solver),
         "parameters": sum(row.kind is Kind.PARAMETER for row in report.rows),
-        "causes": named_causes(report),
         "groups": len({group for row in rows for group in row.groups}),
     }
 
@@ -128,7 +131,7 @@ def _note_links(notes: list[Note]) -> Iterator[Link]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader("caffe2torch.report"),
         autoescape=True,
         finalize=_shown,
@@ -137,6 +140,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["breakable"] = lambda name: Markup("<wbr>").join(breakable(name))
+    made.filters["lines"] = lambda text: Markup("\n").join(map(visible, text.split("\n")))
+    return made
 
 
 def _shown(value: object) -> object:
@@ -156,6 +162,32 @@ def _hash(text: str) -> str:
 
 # The rows of the report as the page's table shows them, and what there is to filter them by.
 
+_NAME, _TEXT, _DIGITS = 0.53, 0.57, 0.65  # em to the letter, in fonts that are rather wide
+TITLES = {
+    "#": ("number", _DIGITS),
+    "blob": ("text", _NAME),
+    "role": ("text", _TEXT),
+    "parameter": ("text", _NAME),
+    "shape": ("text", _NAME),
+    "lr_mult": ("number", _DIGITS),
+    "decay_mult": ("number", _DIGITS),
+    "stated": ("text", _TEXT),
+    "group": ("number", _DIGITS),
+    "lr": ("number", _DIGITS),
+    "lr seen": ("number", _DIGITS),
+    "decay": ("number", _DIGITS),
+    "decay seen": ("number", _DIGITS),
+    "verdict": ("text", 0.61),
+    "line": ("number", _NAME),
+}
+"""The table's columns, how each is sorted, and how wide its letters are."""
+_NUMBERS = ("shape", "lr_mult", "decay_mult", "stated", "groups", "lr", "seen_lr", "decay", "seen_decay")
+PADDING = 0.65  # em, in every cell
+SMALLEST = 0.75
+"""The size of the table's letters in a narrow window, in rem; as in the style."""
+LONGEST = 40
+"""Letters of a name that stand on one line; a longer one is broken between its parts."""
+_PARTS = re.compile(r"(?<=[._/ ])(?![._/ ])")
 SYMBOLS = {
     Verdict.OK: "✓",
     Verdict.MISMATCH: "≠",
@@ -165,8 +197,6 @@ SYMBOLS = {
     Verdict.FROZEN: "*",
     Verdict.ACCEPTED: "~",
 }
-MOST_WRONG = 30
-"""Rows that are spelled out above the table; all others stand in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +207,11 @@ class RowView:
     index: int
     blob: str
     role: str
-    layer_type: str
     shared: str
     parameter: str
     buffer: bool
     shape: str
     lr_mult: str
-    factor: str
     decay_mult: str
     stated: str
     groups: str
@@ -193,9 +221,11 @@ class RowView:
     seen_decay: str
     verdict: str
     symbol: str
-    reason: str
+    wrong: bool
+    cause: Card | None
     place: Place
     multipliers: str
+    stage: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +243,7 @@ class LeftView:
     seen_decay: str
     verdict: str
     symbol: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """A row that is not ok, for the list of what needs attention."""
-
-    name: str
-    reason: str
-    href: str
-    place: Place
+    cause: Card | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,38 +254,77 @@ class Choice:
     count: int
 
 
-def row_views(report: Report, places: Places) -> tuple[RowView, ...]:
-    """Every row, in the order of the recipe's blobs."""
-    return tuple(_view(index, row, places) for index, row in enumerate(report.rows))
-
-
-def left_views(report: Report) -> tuple[LeftView, ...]:
-    """Every parameter that is left."""
-    return tuple(_left(index, left) for index, left in enumerate(report.unclaimed))
-
-
-def wrong_ones(report: Report, places: Places) -> tuple[Wrong, ...]:
-    """The rows that are not ok, in their order."""
-    found = [
-        Wrong(row.parameter or row.blob.name, row.reason, f"#row-{index}", places.of(row.blob.where))
-        for index, row in enumerate(report.rows)
-        if row in report.wrong
-    ]
-    found += [
-        Wrong(left.parameter, left.reason, f"#left-{index}", Place("", None))
-        for index, left in enumerate(report.unclaimed)
-        if left in report.wrong
-    ]
-    return tuple(found)
-
-
-def named_causes(report: Report) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    """The message of each cause, and the rows that it explains, by name and with a link."""
-    hrefs = {left.parameter: f"#left-{index}" for index, left in enumerate(report.unclaimed)}
-    hrefs |= {row.parameter or row.blob.name: f"#row-{index}" for index, row in enumerate(report.rows)}
+def row_views(
+    report: Report, places: Places, cards: Sequence[Card], stages: Sequence[str] = ()
+) -> tuple[RowView, ...]:
+    """Every row, in the order of the recipe's blobs, with the label of its stage."""
+    found, wrong = _cards_of(cards), {id(row) for row in report.wrong}
     return tuple(
-        (cause.text, tuple((name, hrefs.get(name, "#blobs")) for name in cause.parameters)) for cause in report.causes
+        _view(index, row, places, found.get(f"#row-{index}"), stages[index] if stages else "", id(row) in wrong)
+        for index, row in enumerate(report.rows)
     )
+
+
+def left_views(report: Report, cards: Sequence[Card]) -> tuple[LeftView, ...]:
+    """Every parameter that is left."""
+    found = _cards_of(cards)
+    return tuple(_left(index, left, found.get(f"#left-{index}")) for index, left in enumerate(report.unclaimed))
+
+
+def _cards_of(cards: Sequence[Card]) -> dict[str, Card]:
+    """The first card that explains a row, by the link to the row."""
+    return {row.href: card for card in reversed(cards) for row in card.rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Room for each column of the rows, which are grids to the browser: it does not find it out itself."""
+
+    widths: tuple[float, ...]
+
+    @property
+    def tracks(self) -> str:
+        """The columns, at least as wide as what they hold, and the whole, in em; for the table's ``style``."""
+        found = " ".join(f"minmax({width:.2f}em, {width:.2f}fr)" for width in self.widths)
+        return f"--columns: {found}; --least: {sum(self.widths):.2f}"
+
+    @property
+    def style(self) -> str:
+        """The window below which the table must scroll; not before, since its headings stick only without that."""
+        window = SMALLEST * sum(self.widths) + 4
+        return f"@media screen and (max-width: {window:.1f}rem) {{ .wide {{ overflow-x: auto; }} }}\n"
+
+
+def columns(rows: Sequence[RowView]) -> Columns:
+    """Numbers stand on one line, and so do names; a very long name is broken between its parts."""
+    cells = [
+        [str(len(rows))],
+        _whole_or_parts(row.blob for row in rows),
+        _whole_or_parts(row.role for row in rows),
+        _whole_or_parts(row.parameter + " buffer" * row.buffer for row in rows),
+        *([getattr(row, cell) for row in rows] for cell in _NUMBERS),
+        [f"{row.symbol} {row.verdict} {row.cause.label if row.cause else ''}" for row in rows],
+        _whole_or_parts(row.place.text for row in rows),
+    ]
+    return Columns(
+        tuple(
+            letter * max(map(len, [*column, *breakable(title)])) + PADDING
+            for (title, (_, letter)), column in zip(TITLES.items(), cells, strict=True)
+        )
+    )
+
+
+def _whole_or_parts(names: Iterable[str]) -> list[str]:
+    return [part for name in names for part in ([name] if len(name) <= LONGEST else breakable(name))]
+
+
+def breakable(name: str) -> list[str]:
+    """The parts of a name that must stay whole.
+
+    >>> breakable("layer1.0/conv_a")
+    ['layer1.', '0/', 'conv_', 'a']
+    """
+    return [part for part in _PARTS.split(visible(name)) if part]
 
 
 def row_links(report: Report) -> Iterator[Link]:
@@ -277,31 +336,30 @@ def row_links(report: Report) -> Iterator[Link]:
 
 
 def choices(views: Iterable[RowView]) -> dict[str, tuple[Choice, ...]]:
-    """What the table can be narrowed to: verdicts, pairs of multipliers, groups; each in order of first appearance."""
+    """What the table can be narrowed to: verdicts, multipliers, groups, stages; each in order of first appearance."""
     views = tuple(views)
     found = {
         "verdict": Counter(view.verdict for view in views),
         "multipliers": Counter(view.multipliers for view in views),
         "group": Counter(view.groups for view in views),
+        "stage": Counter(view.stage for view in views if view.stage),
     }
     return {name: tuple(Choice(value, count) for value, count in counts.items()) for name, counts in found.items()}
 
 
-def _view(index: int, row: ReportRow, places: Places) -> RowView:
+def _view(index: int, row: ReportRow, places: Places, cause: Card | None, stage: str, wrong: bool) -> RowView:
     blob = row.blob
-    (lr, decay), (seen_lr, seen_decay) = _shown_numbers(row.expected), _shown_numbers(row.observed)
+    (lr, decay), (seen_lr, seen_decay) = pair(row.expected), pair(row.observed)
     return RowView(
         id=f"row-{index}",
         index=index,
         blob=blob.name,
-        role=blob.role,
-        layer_type=blob.layer_type,
+        role=f"{blob.role}, {blob.layer_type}",
         shared=", ".join(f"{use.layer}/{use.index}" for use in blob.shared_with),
         parameter=row.parameter or "-",
         buffer=row.kind is Kind.BUFFER,
         shape=shape_text(blob.shape),
-        lr_mult=f"{blob.lr_mult:g}",
-        factor="" if row.factor == 1 else f"×{row.factor:g}",
+        lr_mult=f"{blob.lr_mult:g}" + ("" if row.factor == 1 else f"×{row.factor:g}"),
         decay_mult=f"{blob.decay_mult:g}",
         stated=stated_text(blob),
         groups=_groups(row.groups),
@@ -311,14 +369,16 @@ def _view(index: int, row: ReportRow, places: Places) -> RowView:
         seen_decay=seen_decay,
         verdict=str(row.verdict),
         symbol=SYMBOLS[row.verdict],
-        reason=row.reason,
+        wrong=wrong,
+        cause=cause,
         place=places.of(blob.where, short=True),
         multipliers=f"{blob.lr_mult * row.factor:g}, {blob.decay_mult:g}",
+        stage=stage,
     )
 
 
-def _left(index: int, left: UnclaimedRow) -> LeftView:
-    (lr, decay), (seen_lr, seen_decay) = _shown_numbers(left.expected), _shown_numbers(left.observed)
+def _left(index: int, left: UnclaimedRow, cause: Card | None) -> LeftView:
+    (lr, decay), (seen_lr, seen_decay) = pair(left.expected), pair(left.observed)
     given = left.lr_mult is not None and left.decay_mult is not None
     return LeftView(
         id=f"left-{index}",
@@ -332,12 +392,8 @@ def _left(index: int, left: UnclaimedRow) -> LeftView:
         seen_decay=seen_decay,
         verdict=str(left.verdict),
         symbol=SYMBOLS[left.verdict],
-        reason=left.reason,
+        cause=cause,
     )
-
-
-def _shown_numbers(effective: Effective) -> tuple[str, str]:
-    return number(effective.lr), number(effective.weight_decay)
 
 
 def _groups(groups: tuple[int, ...]) -> str:

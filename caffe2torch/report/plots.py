@@ -57,12 +57,16 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points joined by straight lines. ``series`` picks colour and dashes, ``pale`` marks what is only compared."""
+    """Points joined by straight lines. ``series`` picks colour and dashes, ``pale`` marks what is only compared.
+
+    A ``broad`` one is faint, for others to lie on it.
+    """
 
     label: str
     points: Sequence[tuple[float, float]]
     series: int = 0
     pale: bool = False
+    broad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +153,20 @@ def _fill(axes: Axes, panel: Panel, palette: Palette) -> None:
         colour = palette[f"series-{kind + 1}"]
         shown = [(x, y) for x, y in curve.points if y > 0 or not panel.log]
         xs, ys = zip(*shown, strict=True) if shown else ((), ())
-        width, alpha = (1.0, 0.6) if curve.pale else (1.8, 1.0)
-        label = _label(curve)
-        axes.plot(xs, ys, color=colour, linestyle=_DASHES[kind], linewidth=width, alpha=alpha, label=label, zorder=2)
+        width, alpha = (5.0, 0.35) if curve.broad else (1.0, 0.6) if curve.pale else (1.8, 1.0)
+        dashes = "-" if curve.broad else _DASHES[kind]
+        axes.plot(xs, ys, color=colour, linestyle=dashes, linewidth=width, alpha=alpha, label=_label(curve), zorder=2)
     heights = [y for curve in panel.curves for _, y in curve.points]
     positive = [y for y in heights if y > 0]
     if panel.log and positive:
         low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
         axes.set_yscale("log")
-        axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+        room = 0.06 * max(high - low, 1)  # or a rate of a whole power of ten would lie on the frame
+        axes.set_ylim(10.0 ** (low - room), 10.0 ** (max(high, low + 1) + room))
         axes.minorticks_off()
     elif any(heights):
         axes.set_ylim(min(0.0, *heights), max(0.0, *heights) * 1.08)
+    axes.locator_params(axis="x", nbins=5)  # labels of six digits beside each other
     axes.xaxis.set_major_formatter(_iterations)
     axes.yaxis.set_major_formatter(_percent if panel.percent else _plain)
     axes.grid(axis="y", color=faint, linewidth=0.5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
+from caffe2torch.errors import MissingExtraError
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings
 from caffe2torch.report.layer_overview import Speed
 from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg
@@ -16,6 +17,7 @@ from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import rate, step_at
 
 if TYPE_CHECKING:
+    from caffe2torch.verification.report import Report
     from caffe2torch.verification.simulate import Divergence
 
 __all__ = [
@@ -162,35 +164,70 @@ class StretchView:
 
 @dataclass(frozen=True, slots=True)
 class RatesView:
-    """What the page says of the rate. ``missing`` says why there is nothing to draw."""
+    """What the page says of the rate: a summary; pictures and stretches only where the rate changes."""
 
-    speeds: tuple[Speed, ...]
-    pictures: tuple[Picture, ...]
-    stretches: tuple[StretchView, ...]
-    more: int
     summary: str
-    missing: str = ""
+    speeds: tuple[Speed, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    stretches: tuple[StretchView, ...] = ()
+    more: int = 0
 
 
-def rates_view(solver: SolverSettings, speeds: Sequence[Speed]) -> RatesView:
-    """The rates of a run of ``max_iter`` iterations. Raises ``MissingExtraError`` where matplotlib is missing."""
+def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
+    """The rates of a run of ``max_iter`` iterations, and those that an audited scheduler gave the groups over them."""
+    solver = report.solver
     moving = tuple(speed for speed in speeds if speed.value != 0)
     if not solver.max_iter:
-        return RatesView(moving, (), (), 0, "", "The solver states no max_iter, so there is no run to draw.")
+        return RatesView("The solver states no max_iter, so there is no run to draw.")
     run = Run(solver, solver.max_iter)
     parts = run.stretches
-    shown = tuple(_stretch(part, moving) for part in parts[:_MOST_STRETCHES])
-    panels = rates_panels([run], [speed.value for speed in moving])
     summary = say_rates(run)
+    seen = _seen_curves(report, moving)
+    constant = len(parts) == 1 and not parts[0].glides
+    if constant:
+        each = ", ".join(f"{number(effective(parts[0].begins, speed.value))} at lr ×{speed.text}" for speed in moving)
+        summary += f" That is {each}." if each else ""
+        if all(y == curve.points[0][1] for curve in seen for _, y in curve.points):
+            return RatesView(summary)
+    panels = rates_panels([run], [speed.value for speed in moving])
     if len(panels[0].curves) < len(moving):
         summary += f" {len(panels[0].curves)} of the {len(moving)} multipliers are drawn."
-    pictures = []
-    for panel in panels:
-        name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
-        drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
-        title = f"Learning rate over the run, {caption}"
-        pictures.append(Picture(caption, page_svg(drawing, f"rates-{name}", title, summary)))
-    return RatesView(moving, tuple(pictures), shown, max(len(parts) - _MOST_STRETCHES, 0), summary)
+    if seen:
+        summary += " The broad lines are Caffe’s, the thin ones what the scheduler that was audited gives its groups."
+        panels = [replace(panel, curves=[*(replace(c, label=f"Caffe, {c.label}", broad=True) for c in panel.curves), *seen]) for panel in panels]
+    try:
+        pictures = tuple(_picture(panel, summary) for panel in panels)
+    except MissingExtraError as error:
+        pictures = ()
+        summary += f" It is not drawn, since matplotlib is not installed: {error.hint}."
+    stretches = () if constant else tuple(_stretch(part, moving) for part in parts[:_MOST_STRETCHES])
+    return RatesView(summary, moving, pictures, stretches, max(len(parts) - _MOST_STRETCHES, 0))
+
+
+def _picture(panel: Panel, summary: str) -> Picture:
+    name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
+    drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
+    return Picture(caption, page_svg(drawing, f"rates-{name}", f"Learning rate over the run, {caption}", summary))
+
+
+def _seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:
+    """The courses of the audited scheduler, at the height of what was seen of each group's parameters.
+
+    A group whose blobs have one multiplier has that multiplier's colour.
+    """
+    series = {lr_mult: index for index, lr_mult in enumerate(_spread([speed.value for speed in speeds]))}
+    curves = []
+    for course in report.courses[:_MOST_CURVES]:
+        rows = [row for row in report.rows if row.groups and set(row.groups) <= set(course.groups)]
+        begins = course.points[0][1]
+        lr = next((row.observed.lr for row in rows if row.observed.lr), begins)
+        factor = lr / begins if begins else 1.0  # an optimizer may step by more than the lr of its group
+        mults = {row.blob.lr_mult * row.factor for row in rows}
+        kind = series.get(mults.pop(), len(series)) if len(mults) == 1 else len(series)
+        groups = f"group{'s' if len(course.groups) > 1 else ''} {', '.join(map(str, course.groups[:4]))}"
+        more = ", …" if len(course.groups) > 4 else ""
+        curves.append(Curve(f"{groups}{more}, seen", [(i, y * factor) for i, y in course.points], kind))
+    return curves
 
 
 def _stretch(part: Stretch, speeds: Sequence[Speed]) -> StretchView:

@@ -16,6 +16,7 @@ from caffe2torch.verification.compare_layers import Difference
 __all__ = [
     "Cause",
     "Check",
+    "Course",
     "Effective",
     "Fault",
     "FaultKind",
@@ -257,13 +258,22 @@ class Check:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The rate that a scheduler gave some param groups, ``(iteration, rate)`` at those that were looked at."""
+
+    groups: tuple[int, ...]
+    points: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Expected against observed, whole: ``rows`` in the order of the recipe's blobs.
 
     ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``checks`` concern the run as a whole,
     ``causes`` explain every wrong row, each once. ``notes`` are the recipe's, the binding's and the probe's own.
-    ``sources`` are the files' texts, for the page that shows them. ``model_checked`` is False where no model was given
+    ``sources`` are the files' texts and ``courses`` the rates of an audited scheduler, for the page that shows them.
+    ``model_checked`` is False where no model was given
     and the net's own parameters stood for it. ``bound`` is False where parameters were judged by their role alone,
     which is never ok. ``translating`` says that the optimizer is the tool's own: then a parameter that its user froze
     is no fault. ``group_names`` are what the param groups' own ``name`` entries say, empty where a group has none.
@@ -285,6 +295,7 @@ class Report:
     translating: bool = False
     bound: bool = True
     group_names: tuple[str, ...] = ()
+    courses: tuple[Course, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:

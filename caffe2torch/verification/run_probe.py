@@ -16,7 +16,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +39,9 @@ from caffe2torch.verification.optimizer_copy import (
 )
 from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import Movements, Observation, Observations, ProbeSequence, Window, design
+from caffe2torch.verification.report import Course
 
-__all__ = ["observe"]
+__all__ = ["follow", "observe"]
 
 PROOF_NUMBERS = 2**18  # numbers in all probe tensors of the second run together
 PROOF_SIZE = 4096  # and in the largest of them: some kernels treat larger tensors in another way than small ones
@@ -443,6 +444,44 @@ def _leap(scheduler: Any, to: int) -> bool:
 def _rates(scheduler: Any) -> list[float]:
     groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
     return [float(group["lr"]) if isinstance(group.get("lr"), float | int | torch.Tensor) else 0.0 for group in groups]
+
+
+LOOKS = 240
+"""Iterations at which the course of a scheduler over a run is looked at, where it can be set to any."""
+
+
+def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> tuple[Course, ...]:
+    """The rate that a copy of ``scheduler`` gives each group from ``start`` on; groups of one course are one.
+
+    A scheduler that cannot be set to an iteration is stepped, ``NEAR`` times at most. Whatever it raises ends its
+    course, which may thus be shorter than the run.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> follow(optimizer, lr_scheduler.StepLR(optimizer, 2), 4)
+    (Course(groups=(0,), points=((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.1))),)
+    """
+    optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
+    probed = subjects_of(optimizer)
+    seen: dict[int, list[float]] = {}
+    with undisturbed(probed), suppress(Exception):  # the checks say what it is
+        twin = make_twin(optimizer, scheduler, {id(one.tensor): one.probe_tensor(1) for one in probed}, started=True)
+        seen[start] = _rates(twin.scheduler)
+        at = start
+        for wanted in sorted({start + (iterations - 1 - start) * k // LOOKS for k in range(1, LOOKS + 1)}):
+            if wanted <= at:
+                continue
+            if not _leap(twin.scheduler, wanted):
+                if wanted - start > NEAR:
+                    break
+                for _ in range(at, wanted):
+                    twin.scheduler.step()
+            at = wanted
+            seen[at] = _rates(twin.scheduler)
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for index, course in enumerate(zip(*seen.values(), strict=True)):
+        groups.setdefault(course, []).append(index)
+    return tuple(Course(tuple(found), tuple(zip(seen, course, strict=True))) for course, found in groups.items())
 
 
 # Whether an optimizer clips gradients inside its step, and beyond which norm: told from what it does.

@@ -7,7 +7,7 @@
   const output = byId("shown");
   const entries = Array.from(body.rows, (row, index) => ({
     row, index, shown: true,
-    text: `${row.cells[1].textContent} ${row.cells[2].textContent}`.toLowerCase(),
+    text: `${row.cells[1].textContent} ${row.cells[2].textContent} ${row.cells[3].textContent}`.toLowerCase(),
     keys: new Map(),
   }));
   let order = entries;
@@ -16,7 +16,8 @@
   // ---- Filter
 
   const text = byId("filter-text");
-  const selects = ["verdict", "multipliers", "group"].map((name) => [name, byId(`filter-${name}`)]);
+  const selects = Array.from(byId("tools").querySelectorAll("select"), (select) => [select.dataset.key, select]);
+  const boxes = Array.from(document.querySelectorAll("#strip .box"));
 
   const filter = () => {
     const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -27,6 +28,7 @@
         && wanted.every(([name, select]) => entry.row.dataset[name] === select.value);
       if (shown !== entry.shown) {
         entry.row.hidden = !shown;
+        boxes[entry.index].classList.toggle("dim", !shown);
         entry.shown = shown;
       }
       count += shown;
@@ -101,10 +103,24 @@
   });
   if (location.hash) reveal();
 
+  // ---- The label of a stage filters by it, and once more by none
+
+  for (const label of document.querySelectorAll("#strip .pick")) {
+    const button = document.createElement("button");
+    const select = byId("filter-stage");
+    button.type = "button";
+    button.title = "Show this stage alone, or all again";
+    button.append(...label.childNodes);
+    button.addEventListener("click", () => {
+      select.value = select.value === label.dataset.stage ? "" : label.dataset.stage;
+      filter();
+    });
+    label.append(button);
+  }
+
   // ---- The strip is one stop for the Tab key; arrows walk in it
 
-  const boxes = Array.from(document.querySelectorAll("#strip .box"));
-  const columns = Array.from(byId("strip").children, (column) => Array.from(column.querySelectorAll(".box")));
+  const columns = Array.from(document.querySelectorAll("#strip .columns > li"), (column) => Array.from(column.querySelectorAll(".box")));
   boxes.forEach((box, index) => { box.tabIndex = index ? -1 : 0; });
   byId("strip").addEventListener("keydown", (event) => {
     const steps = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1], Home: [-Infinity, 0], End: [Infinity, 0] };

@@ -1,0 +1,114 @@
+"""What is wrong, a card for each cause: what and which, where the prototxt states it, why, and the fix as code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from caffe2torch.recipe import SourceLocation, Statement
+from caffe2torch.report.html_sources import Place, Places
+from caffe2torch.report.wording import pair
+from caffe2torch.verification.report import Cause, Report, ReportRow, UnclaimedRow, Verdict
+
+__all__ = ["Card", "NamedRow", "causes"]
+
+Row = ReportRow | UnclaimedRow
+
+_MOST_REASONS = 3  # of rows of one cause that differ in their numbers
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRow:
+    """A row that a cause explains: its name and where it stands on the page."""
+
+    name: str
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A cause. ``label`` is what links to it are called; ``counts`` is False for what makes no report wrong.
+
+    ``whys`` say what Caffe applies and from which statements it has that, against what was seen.
+    """
+
+    id: str
+    label: str
+    message: str
+    rows: tuple[NamedRow, ...]
+    places: tuple[Place, ...]
+    whys: tuple[str, ...]
+    more: int
+    fix: str
+    code: str
+    counts: bool
+
+
+def causes(report: Report, places: Places) -> tuple[Card, ...]:
+    """The report's causes, then what is accepted or only warned of, so that each sentence stands once."""
+    named: dict[str, list[tuple[Row, str]]] = {}
+    for kind, rows in (("row", report.rows), ("left", report.unclaimed)):
+        for index, row in enumerate(rows):
+            if row.faults:
+                named.setdefault(row.name, []).append((row, f"#{kind}-{index}"))
+    cards = [
+        _card(number, cause, [found for name in dict.fromkeys(cause.parameters) for found in named.get(name, ())], places)
+        for number, cause in enumerate(report.causes, start=1)
+    ]
+    wrong = {id(row) for row in report.wrong}
+    explained = {row.href for card in cards for row in card.rows}
+    others: dict[str, list[tuple[Row, str]]] = {}
+    for row, href in (one for found in named.values() for one in found):
+        if href not in explained and row.verdict not in (Verdict.OK, Verdict.SKIPPED):
+            others.setdefault(f"{row.verdict}: {row.reason}", []).append((row, href))
+    for number, (message, found) in enumerate(others.items(), start=len(cards) + 1):
+        counts = any(id(row) in wrong for row, _ in found)
+        cards.append(_card(number, Cause((), message), found, places, counts=counts))
+    return tuple(cards)
+
+
+def _card(
+    number: int, cause: Cause, found: Sequence[tuple[Row, str]], places: Places, *, counts: bool = True
+) -> Card:
+    rows = [row for row, _ in found]
+    whys = list(dict.fromkeys(_whys(rows)))
+    return Card(
+        id=f"cause-{number}",
+        label=f"{'cause' if counts else 'note'} {number}",
+        message=cause.message,
+        rows=tuple(NamedRow(row.name, href) for row, href in found),
+        places=tuple(dict.fromkeys(map(places.of, _lines(rows)))),
+        whys=tuple(whys[:_MOST_REASONS]),
+        more=max(len(whys) - _MOST_REASONS, 0),
+        fix=cause.fix,
+        code=cause.code,
+        counts=counts,
+    )
+
+
+def _lines(rows: Iterable[Row]) -> Iterable[SourceLocation]:
+    return (row.blob.where for row in rows if isinstance(row, ReportRow))
+
+
+def _whys(rows: Iterable[Row]) -> Iterable[str]:
+    """``Caffe applies lr 0.01 (lr_mult 1) and weight decay 0 (decay_mult 0); seen were 0.02 and 0.``"""
+    for row in rows:
+        lr, decay = pair(row.expected)
+        seen_lr, seen_decay = pair(row.observed)
+        seen = f"seen were lr {seen_lr} and weight decay {seen_decay}"
+        if isinstance(row, UnclaimedRow):
+            yield f"No blob of the net stands for it; {seen}."
+            continue
+        factor = "" if row.factor == 1 else f"×{row.factor:g}"
+        yield (
+            f"Caffe applies lr {lr} (lr_mult {row.blob.lr_mult:g}{factor}, {_STATED[row.blob.stated.lr_mult]}) and weight "
+            f"decay {decay} (decay_mult {row.blob.decay_mult:g}, {_STATED[row.blob.stated.decay_mult]}); {seen}."
+        )
+
+
+_STATED = {
+    Statement.EXPLICIT: "stated",
+    Statement.DEFAULTED: "not stated, Caffe’s default",
+    Statement.SHARED: "of the layer that shares it",
+    Statement.FORCED: "forced by Caffe",
+}
