@@ -30,6 +30,7 @@ __all__ = [
     "rates_view",
     "say_divergence",
     "say_rates",
+    "seen_curves",
     "stretches",
 ]
 
@@ -182,7 +183,7 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
     run = Run(solver, solver.max_iter)
     parts = run.stretches
     summary = say_rates(run)
-    seen = _seen_curves(report, moving)
+    seen = seen_curves(report, moving)
     constant = len(parts) == 1 and not parts[0].glides
     if constant:
         each = ", ".join(f"{number(effective(parts[0].begins, speed.value))} at lr ×{speed.text}" for speed in moving)
@@ -210,7 +211,7 @@ def _picture(panel: Panel, summary: str) -> Picture:
     return Picture(caption, page_svg(drawing, f"rates-{name}", f"Learning rate over the run, {caption}", summary))
 
 
-def _seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:
+def seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:
     """The courses of the audited scheduler, at the height of what was seen of each group's parameters.
 
     A group whose blobs have one multiplier has that multiplier's colour.

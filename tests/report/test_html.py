@@ -17,14 +17,16 @@ from html_tree import Element, Page
 from places import REPOSITORY
 from report_samples import HOSTILE, deep_report, renamed_report, right_report, wrong_report
 
-from caffe2torch.errors import MissingExtraError
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, Source, SourceLocation
 from caffe2torch.report import render
 from caffe2torch.report.html import render_fragment, render_html
 from caffe2torch.report.html_sources import Link, listings
+from caffe2torch.report.layer_overview import strip
+from caffe2torch.report.rate_plot import seen_curves
 from caffe2torch.report.wording import number, visible
-from caffe2torch.verification.report import Report
+from caffe2torch.verification.common_causes import explained
+from caffe2torch.verification.report import Course, Effective, Fault, FaultKind, Report, ReportRow, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,14 @@ def page(wrong: Report) -> Element:
     return Page(render_html(wrong)).root
 
 
+def _moved_to_ten_times(row: ReportRow) -> ReportRow:
+    """The row of an optimizer whose rate is ten times Caffe's."""
+    assert row.expected.lr is not None
+    seen = Effective(10 * row.expected.lr, row.expected.weight_decay)
+    fault = Fault(FaultKind.LR, f"lr is {seen.lr:g}, Caffe's is {row.expected.lr:g}")
+    return replace(row, observed=seen, verdict=Verdict.MISMATCH, groups=(0,), faults=(fault,))
+
+
 def cells_of(row: Element) -> list[str]:
     return [child.words for child in row.children if isinstance(child, Element)]
 
@@ -61,9 +71,10 @@ def test_the_rows_are_those_of_the_json_report(wrong: Report, page: Element) -> 
     assert len(shown) == len(wanted) == 34
     for index, (row, cells) in enumerate(zip(wanted, shown, strict=True)):
         assert cells["#"] == str(index)
-        assert cells["blob"] == f"{row['layer']}/{row['blob']} {row['role']}, {row['layer_type']}"
-        assert cells["parameter"].split()[0] == row["parameter"]
-        assert cells["parameter"].split()[1] == "x".join(map(str, row["shape"]))
+        assert cells["blob"] == f"{row['layer']}/{row['blob']}"
+        assert cells["role"] == f"{row['role']}, {row['layer_type']}"
+        assert cells["parameter"] == row["parameter"]
+        assert cells["shape"] == "x".join(map(str, row["shape"]))
         factor = "" if row["finetune"] == 1 else f"×{row['finetune']:g}"
         assert cells["lr_mult"] == f"{row['lr_mult']:g}{factor}"
         assert cells["decay_mult"] == f"{row['decay_mult']:g}"
@@ -76,7 +87,6 @@ def test_the_rows_are_those_of_the_json_report(wrong: Report, page: Element) -> 
         ):
             assert cells[title] == number(row[side][key]), title
         assert cells["verdict"].split()[1] == row["verdict"]
-        assert row["reason"] in cells["verdict"]
         assert row["where"].endswith(f"train.prototxt:{cells['line']}:{row['where'].rsplit(':')[-1]}")
 
 
@@ -86,20 +96,62 @@ def test_parameters_that_are_left_stand_in_a_table_of_their_own(wrong: Report, p
     cells = cells_of(row)
     assert cells[:4] == [left["parameter"], "3x4", "-", "0"]
     assert cells[4:8] == ["-", "0.1", "-", "0"]
-    assert left["verdict"] in cells[8]
-    assert left["reason"] in cells[8]
+    assert cells[8] == f"≠ {left['verdict']} cause 2"
+    assert left["reason"] in page.by_id("cause-2").words
 
 
-def test_the_verdict_comes_first_then_what_needs_attention_then_the_table(wrong: Report, page: Element) -> None:
+def test_the_verdict_comes_first_then_the_causes_then_the_table(page: Element) -> None:
     sections = [section.attributes["id"] for section in page.all("section")]
     assert sections == ["attention", "blobs", "rate", "arguments", "notes", "sources"]
     attention = page.by_id("attention")
     assert attention.all("h2")[0].words == "31 of 35 rows ok, 2 mismatch, 1 missing, 1 duplicate"
     said = attention.words
-    assert said.index("3 of 34 parameters: lr x10") < said.index("conv1_bn.shift lr is 0.1, Caffe's is 0.01")
-    assert "something that one should know" in said
-    for row in wrong.wrong:
-        assert row.reason in said
+    assert said.index("cause 1 3 of 34 parameters: lr x10") < said.index("cause 2 mismatch: no blob of the net stands")
+    assert said.index("cause 2") < said.index("something that one should know")
+
+
+def test_every_wrong_row_leads_to_the_card_of_its_cause_and_the_card_back(wrong: Report) -> None:
+    report = explained(replace(wrong, causes=()))
+    page = Page(render_html(report)).root
+    cards = {card.attributes["id"]: card for card in page.all("article")}
+    assert len(cards) == len(report.causes)
+    identities = [f"row-{index}" for index in range(34)] + ["left-0"]
+    for identity, row in zip(identities, report.all_rows, strict=True):
+        links = [a.attributes["href"] for a in page.by_id(identity).all("a") if a.words.startswith("cause")]
+        assert len(links) == (row in report.wrong), row.name
+        for link in links:
+            card = cards[link.removeprefix("#")]
+            assert f"#{identity}" in {a.attributes["href"] for a in card.all("a")}
+            (cause,) = (one for one in report.causes if row.name in one.parameters)
+            assert cause.message in card.words
+
+
+def test_a_card_says_what_where_why_and_the_fix_as_code(wrong: Report) -> None:
+    report = explained(replace(wrong, causes=(), rows=tuple(map(_moved_to_ten_times, wrong.rows))))
+    card = Page(render_html(report)).root.by_id("cause-1")
+    assert [title.words for title in card.all("dt")] == ["What", "Where", "Why", "Fix"]
+    what, where, why, fix = card.all("dd")
+    assert what.words.startswith("34 parameters: conv1.weight, conv1.bias, conv1_bn.scale, conv1_bn.shift")
+    lines = {place.attributes["href"] for place in where.all("a")}
+    assert len(lines) == len({row.blob.where.line for row in wrong.rows})
+    assert "Caffe applies lr 0.01 (lr_mult 1, stated) and weight decay 0.0005 (decay_mult 1, stated)" in why.words
+    assert "seen were lr 0.1 and weight decay 0.0005" in why.words
+    assert fix.all("code")[0].text == report.causes[0].code
+    compile(f"[{report.causes[0].code}]", "fix", "eval")
+
+
+def test_no_sentence_of_a_row_is_repeated(right: Report) -> None:
+    """Of what makes nothing wrong either: every row here is accepted."""
+    rows = tuple(
+        replace(row, verdict=Verdict.ACCEPTED, faults=(Fault(FaultKind.LR, "it is so on purpose"),))
+        for row in right.rows
+    )
+    page = Page(render_html(replace(right, rows=rows))).root
+    assert page.text.count("it is so on purpose") == 1
+    (card,) = page.all("article")
+    assert card.words.startswith("note 1 accepted: it is so on purpose")
+    assert "makes nothing wrong" in page.by_id("attention").words
+    assert not [row for row in page.all("tr", role="row") if row.attributes.get("class") == "off"]
 
 
 def test_a_right_report_says_that_nothing_needs_attention(right: Report) -> None:
@@ -152,8 +204,9 @@ def test_hostile_names_are_text(right: Report) -> None:
         assert visible(HOSTILE) in page.text
     shown = rows_of(Page(render_html(report)).root)
     name = " ".join(visible(HOSTILE).split())
-    assert shown[2]["blob"] == f"{name}1/0 {name}, {name}"
-    assert shown[2]["parameter"] == f"{name}.2 64x4x7x7".replace("64x4x7x7", "1x64x1x1")
+    assert shown[2]["blob"] == f"{name}1/0"
+    assert shown[2]["role"] == f"{name}, {name}"
+    assert shown[2]["parameter"] == f"{name}.2"
 
 
 def test_line_breaks_in_names_do_not_break_lines(right: Report) -> None:
@@ -192,7 +245,7 @@ def test_notes_name_their_lines(right: Report) -> None:
 
 
 def test_the_strip_has_a_box_for_every_blob_and_says_it_in_words(wrong: Report, page: Element) -> None:
-    columns = [li for li in page.by_id("strip").children if isinstance(li, Element)]
+    columns = [li for li in page.by_id("strip").all("ol")[1].children if isinstance(li, Element)]
     assert [column.all("bdi")[0].words for column in columns] == list(dict.fromkeys(r.blob.layer for r in wrong.rows))
     boxes = page.by_id("strip").all("a")
     assert [box.attributes["href"] for box in boxes] == [f"#row-{index}" for index in range(34)]
@@ -214,6 +267,25 @@ def test_frozen_blobs_are_hatched_and_called_frozen(tmp_path: Path) -> None:
     assert "frozen: 34 blobs" in page.by_id("blobs").words
 
 
+def test_a_deep_net_stands_in_labelled_stages(tmp_path: Path) -> None:
+    for layers, size in ((400, "tiny"), (300, "dense")):
+        report = deep_report(tmp_path, layers)
+        page = Page(render_html(report)).root
+        strip_ = page.by_id("strip")
+        assert strip_.attributes["class"] == f"strip {size}"
+        stages = [stage.words for stage in strip_.all("p")]
+        assert stages[:2] == ["res0 63 blobs", "res1 63 blobs"]
+        boxes = strip_.all("a")
+        assert [box.attributes["href"] for box in boxes] == [f"#row-{index}" for index in range(len(report.rows))]
+        assert all("res" in box.attributes["aria-label"] for box in boxes)
+        # A convolution, its BatchNorm and its Scale are one column; a filter for each stage stands above the table.
+        assert sum(len(ol.children) > 1 for ol in strip_.all("ol")) == len(stages) + 1
+        offered = [option.words for option in page.by_id("filter-stage").all("option")]
+        assert offered[1] == "res0 (63)"
+        assert len(offered) == len(stages) + 1
+        assert page.by_id("row-63").attributes["data-stage"] == "res1"
+
+
 def test_the_rate_is_told_where_it_changes(tmp_path: Path) -> None:
     page = Page(render_html(deep_report(tmp_path, 40))).root
     assert [cells_of(row) for row in page.by_id("stretches").all("tr")] == [
@@ -229,6 +301,28 @@ def test_the_rate_is_told_where_it_changes(tmp_path: Path) -> None:
     ]
     assert all("turns 2 times, at iteration 30,000, 60,000" in p.all("desc")[0].text for p in pictures)
     assert "lr ×2" in [text.text for text in pictures[0].all("text")]
+
+
+def test_a_constant_rate_is_a_sentence_and_no_picture(right: Report) -> None:
+    rate = Page(render_html(right)).root.by_id("rate")
+    said = "The global rate is 0.01 throughout the 40,000 iterations. That is 0.01 at lr ×1, 0.02 at lr ×2, "
+    assert said in rate.words
+    assert not rate.all("svg")
+    assert not rate.all("table")
+
+
+def test_the_curve_of_an_audited_scheduler_lies_on_caffes(right: Report) -> None:
+    """At the height of what was seen: the group's own lr here is half of that."""
+    courses = (Course((0,), ((0, 0.005), (39_999, 0.005))), Course((1,), ((0, 0.01), (20_000, 0.001))))
+    page = Page(render_html(replace(right, courses=courses))).root
+    drawn = {text.words for text in page.by_id("rate").all("text")}
+    assert {"Caffe, lr ×1", "Caffe, lr ×2", "group 0, seen", "group 1, seen"} <= drawn
+    assert "The broad lines are Caffe’s" in page.by_id("rate").words
+    curves = seen_curves(replace(right, courses=courses), strip(right).speeds)
+    assert [curve.points[0][1] for curve in curves] == pytest.approx([0.01, 0.02])
+    assert [curve.series for curve in curves] == [0, 1]  # the colours of lr ×1 and lr ×2
+    constant = replace(right, courses=courses[:1])
+    assert not Page(render_html(constant)).root.by_id("rate").all("svg")
 
 
 def test_a_run_without_an_end_is_not_drawn(right: Report) -> None:
@@ -289,10 +383,15 @@ def test_fields_that_are_no_argument_are_named_with_their_lines(page: Element) -
     assert said.endswith("net (4), display (12), snapshot (13), snapshot_prefix (14), solver_mode (15).")
 
 
-def test_without_matplotlib_the_page_names_the_extra(right: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match="pip install matplotlib"):
-        render(right, "html")
+    page = Page(render(deep_report(tmp_path, 40), "html")).root
+    rate = page.by_id("rate")
+    assert not rate.all("svg")
+    assert "It is not drawn, since matplotlib is not installed: pip install matplotlib." in rate.words
+    assert len(rate.all("tr")) == 4  # the stretches are there
 
 
 def test_a_notebook_shows_the_report_without_matplotlib(wrong: Report, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +404,7 @@ def test_a_notebook_shows_the_report_without_matplotlib(wrong: Report, monkeypat
     assert "3 of 34 parameters: lr x10" in said
     rows = fragment.all("tbody")[0].all("tr")
     assert len(rows) == 35
-    assert cells_of(rows[1]) == ["conv1/1 bias", "2, 0", "conv1.bias", "1", "0.02", "0.02", "0", "0", "✓ ok"]
+    assert cells_of(rows[1]) == ["conv1/1 bias, Convolution", "2, 0", "conv1.bias", "1", "0.02", "0.02", "0", "0", "✓ ok"]
 
 
 def test_render_knows_the_page(right: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -80,6 +81,16 @@ def test_a_rate_that_is_always_zero_has_no_logarithm() -> None:
     panels = rates_panels([run], [1.0])
     assert [panel.log for panel in panels] == [False]
     assert "0" in texts(svg(draw(panels), "t", "d"))
+
+
+def test_no_curve_lies_on_the_frame_of_a_logarithmic_axis() -> None:
+    for base_lr, gamma in ((0.1, 0.1), (0.3, 0.9), (1.0, 1.0)):
+        solver = replace(STEP, policy=replace(STEP.policy, base_lr=base_lr, gamma=gamma))
+        panel = rates_panels([Run(solver, 250)], [1.0])[1]
+        low, high = draw([panel]).axes[0].get_ylim()
+        heights = [y for _, y in panel.curves[0].points]
+        assert low < 0.95 * min(heights)
+        assert high > 1.05 * max(heights)
 
 
 def test_frozen_groups_are_not_drawn_and_of_many_some_are() -> None:
