@@ -30,7 +30,7 @@ from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import title_of, verdict_line
 from caffe2torch.report.wording import number, pair, shape_text, stated_text, visible
 from caffe2torch.solver.lr_policy import rate, step_at
-from caffe2torch.verification.report import Effective, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["render_fragment", "render_html"]
 
@@ -254,9 +254,7 @@ class Choice:
     count: int
 
 
-def row_views(
-    report: Report, places: Places, cards: Sequence[Card], stages: Sequence[str] = ()
-) -> tuple[RowView, ...]:
+def row_views(report: Report, places: Places, cards: Sequence[Card], stages: Sequence[str] = ()) -> tuple[RowView, ...]:
     """Every row, in the order of the recipe's blobs, with the label of its stage."""
     found, wrong = _cards_of(cards), {id(row) for row in report.wrong}
     return tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from caffe2torch.recipe import SourceLocation, Statement
@@ -47,12 +47,11 @@ class Card:
 def causes(report: Report, places: Places) -> tuple[Card, ...]:
     """The report's causes, then what is accepted or only warned of, so that each sentence stands once."""
     named: dict[str, list[tuple[Row, str]]] = {}
-    for kind, rows in (("row", report.rows), ("left", report.unclaimed)):
-        for index, row in enumerate(rows):
-            if row.faults:
-                named.setdefault(row.name, []).append((row, f"#{kind}-{index}"))
+    for row, href in _placed(report):
+        if row.faults:
+            named.setdefault(row.name, []).append((row, href))
     cards = [
-        _card(number, cause, [found for name in dict.fromkeys(cause.parameters) for found in named.get(name, ())], places)
+        _card(number, cause, [one for name in dict.fromkeys(cause.parameters) for one in named.get(name, [])], places)
         for number, cause in enumerate(report.causes, start=1)
     ]
     wrong = {id(row) for row in report.wrong}
@@ -67,9 +66,13 @@ def causes(report: Report, places: Places) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def _card(
-    number: int, cause: Cause, found: Sequence[tuple[Row, str]], places: Places, *, counts: bool = True
-) -> Card:
+def _placed(report: Report) -> Iterator[tuple[Row, str]]:
+    """Every row, and the link to it."""
+    yield from ((row, f"#row-{index}") for index, row in enumerate(report.rows))
+    yield from ((left, f"#left-{index}") for index, left in enumerate(report.unclaimed))
+
+
+def _card(number: int, cause: Cause, found: Sequence[tuple[Row, str]], places: Places, *, counts: bool = True) -> Card:
     rows = [row for row, _ in found]
     whys = list(dict.fromkeys(_whys(rows)))
     return Card(
@@ -99,10 +102,10 @@ def _whys(rows: Iterable[Row]) -> Iterable[str]:
         if isinstance(row, UnclaimedRow):
             yield f"No blob of the net stands for it; {seen}."
             continue
-        factor = "" if row.factor == 1 else f"×{row.factor:g}"
+        blob, factor = row.blob, "" if row.factor == 1 else f"×{row.factor:g}"
         yield (
-            f"Caffe applies lr {lr} (lr_mult {row.blob.lr_mult:g}{factor}, {_STATED[row.blob.stated.lr_mult]}) and weight "
-            f"decay {decay} (decay_mult {row.blob.decay_mult:g}, {_STATED[row.blob.stated.decay_mult]}); {seen}."
+            f"Caffe applies lr {lr} (lr_mult {blob.lr_mult:g}{factor}, {_STATED[blob.stated.lr_mult]}) and "
+            f"weight decay {decay} (decay_mult {blob.decay_mult:g}, {_STATED[blob.stated.decay_mult]}); {seen}."
         )
 
 

@@ -59,7 +59,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Neighbouring columns under one label, and how many blobs they have; a net of few layers is one without a label."""
+    """Neighbouring columns under one label, and how many blobs they have. A net of few layers is one, not labelled."""
 
     label: str
     columns: tuple[Column, ...]
@@ -106,8 +106,9 @@ def strip(report: Report) -> Strip:
     columns: list[Column] = []
     for layer in layers:
         if columns and types[layer.layer] in _FOLLOWERS:
-            layer = Column(columns[-1].layer, (*columns.pop().boxes, *layer.boxes))
-        columns.append(layer)
+            columns[-1] = Column(columns[-1].layer, (*columns[-1].boxes, *layer.boxes))
+        else:
+            columns.append(layer)
     stages = tuple(
         Stage(label, tuple(run), sum(len(column.boxes) for column in run)) for label, run in _stages(columns)
     )
@@ -122,7 +123,7 @@ def _stages(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
     [('conv1', 1), ('res2', 6), ('res3', 6)]
     """
     names = [column.layer for column in columns]
-    common = _SEPARATORS.match(commonprefix(names))
+    common = _SEPARATORS.match(commonprefix(names))  # noqa: RUF071 - they are no paths: letter by letter is meant
     after = common.end() if common else 0
 
     def begins(column: Column) -> str:

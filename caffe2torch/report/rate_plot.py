@@ -195,7 +195,7 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
         summary += f" {len(panels[0].curves)} of the {len(moving)} multipliers are drawn."
     if seen:
         summary += " The broad lines are Caffe’s, the thin ones what the scheduler that was audited gives its groups."
-        panels = [replace(panel, curves=[*(replace(c, label=f"Caffe, {c.label}", broad=True) for c in panel.curves), *seen]) for panel in panels]
+        panels = [replace(panel, curves=[*_beneath(panel.curves), *seen]) for panel in panels]
     try:
         pictures = tuple(_picture(panel, summary) for panel in panels)
     except MissingExtraError as error:
@@ -209,6 +209,11 @@ def _picture(panel: Panel, summary: str) -> Picture:
     name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
     drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
     return Picture(caption, page_svg(drawing, f"rates-{name}", f"Learning rate over the run, {caption}", summary))
+
+
+def _beneath(curves: Sequence[Curve]) -> Iterator[Curve]:
+    """Caffe's curves, for others to lie on them."""
+    return (replace(one, label=f"Caffe, {one.label}", broad=True) for one in curves)
 
 
 def seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:

@@ -241,6 +241,13 @@ def test_a_stderr_that_takes_nothing_is_no_concern(closed: str) -> None:
     assert shell(f"c2t inspect absent.prototxt {closed}")[0] == 2
 
 
+def test_a_page_is_written_without_matplotlib_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, _ = run("translate", "net.prototxt", "solver.prototxt", "--report", "report.html")
+    assert status == 0
+    assert Path("report.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
 def test_an_output_to_stdout_is_alone_there(capfd: pytest.CaptureFixture[str]) -> None:
     status, stdout, stderr = run("translate", "net.prototxt", "solver.prototxt", "-o", "/dev/stdout")
     assert (status, stdout) == (0, "")

@@ -5,6 +5,8 @@ Where Chromium, its driver or a package that these tests need is missing, they a
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,7 @@ from caffe2torch.report.wording import visible
 from caffe2torch.verification.report import Report
 
 NUMBER, BLOB, PARAMETER, LR_MULT, DECAY_MULT, GROUP, LR, VERDICT = (
-    list(TITLES).index(title)
-    for title in ("#", "blob", "parameter", "lr_mult", "decay_mult", "group", "lr", "verdict")
+    list(TITLES).index(title) for title in ("#", "blob", "parameter", "lr_mult", "decay_mult", "group", "lr", "verdict")
 )
 MISSING = missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the page cannot be opened: {MISSING}")
@@ -40,6 +41,14 @@ def report(fixtures: Path) -> Report:
         folder / "train.prototxt", folder / "solver.prototxt", finetune={"conv_classifier": 10.0}
     )
     return translation.report
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a net of 308 blobs in five stages."""
+    report = deep_report(tmp_path_factory.mktemp("deep"), 176)
+    assert len(report.rows) == 308
+    return render_html(report)
 
 
 @pytest.fixture
@@ -83,7 +92,8 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(segnet: Brow
     rising = [float(text.split("×")[0]) for text in segnet.column(LR_MULT)]
     assert rising == sorted(rising)
     assert segnet.find(heading).get_attribute("aria-sort") == "ascending"
-    same = [int(index) for index, mult in zip(segnet.column(NUMBER), segnet.column(LR_MULT), strict=True) if mult == "1"]
+    mults = zip(segnet.column(NUMBER), segnet.column(LR_MULT), strict=True)
+    same = [int(index) for index, mult in mults if mult == "1"]
     assert same == sorted(same)  # equals stay in Caffe's order
     button.click()
     falling = [float(text.split("×")[0]) for text in segnet.column(LR_MULT)]
@@ -141,6 +151,53 @@ def test_choosing_filters_by_verdict_multipliers_and_group(browser: Browser, rep
         browser.find("#filter-clear").click()
     assert len(browser.rows()) == 34
     assert browser.focused() == "filter-text"
+
+
+def test_a_filter_marks_its_boxes_in_the_strip_and_a_stage_is_a_filter(browser: Browser, deep: str) -> None:
+    browser.open(deep)
+    marked = "return Array.from(document.querySelectorAll('#strip .box:not(.dim)'), (box) => box.hash)"
+    shown = "return Array.from(document.querySelectorAll('#rows tbody tr:not([hidden])'), (row) => '#' + row.id)"
+    browser.find("#filter-text").send_keys("bn variance")
+    assert browser.shown() == "44 of 308 rows"
+    assert browser.run(marked) == browser.run(shown)
+    browser.find("#filter-text").send_keys(ESCAPE)
+    assert len(browser.run(marked)) == 308
+    stage = browser.find("#strip .stage:nth-child(2) button")
+    stage.click()
+    assert browser.shown() == "63 of 308 rows"
+    assert browser.run(marked) == browser.run(shown)
+    assert {name.split("_")[0] for name in browser.column(BLOB)} == {"res1"}
+    stage.click()
+    assert browser.shown() == "308 of 308 rows"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_numbers_and_names_are_never_broken(browser: Browser, report: Report, deep: str, width: int) -> None:
+    """Each stands on one line, and within its cell: of a long name, as long as a part of it."""
+    lines = """
+    const lines = (node) => {
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      return new Set(Array.from(range.getClientRects(), (rect) => Math.round(rect.top))).size;
+    };
+    """
+    broken = """
+    const runsOut = (cell) => cell.clientWidth && cell.scrollWidth > cell.clientWidth + 1;
+    return Array.from(document.querySelectorAll("#rows tbody tr:nth-child(-n+80) :is(.n, .name, .place)"))
+      .filter((cell) => cell.offsetParent && (lines(cell) > 1 || runsOut(cell)))
+      .map((cell) => cell.textContent.trim());
+    """
+    parts = (
+        "return Array.from(document.querySelector('#row-1 th .name').childNodes, (node) => [node.data, lines(node)])"
+    )
+    for page in (render_html(wrong_report(report)), deep):
+        browser.open(page, width=width)
+        assert browser.run(lines + broken) == []
+    named = renamed_report(report, "a_name_of.many/parts_" * 6)
+    browser.open(render_html(named), width=width)
+    found = [(text, count) for text, count in browser.run(lines + parts) if text]
+    assert len(found) > 20
+    assert all(count == 1 for _, count in found), found
 
 
 def test_the_strip_is_one_stop_and_arrows_walk_in_it(segnet: Browser) -> None:
@@ -227,6 +284,33 @@ def test_it_prints(browser: Browser, report: Report) -> None:
     assert not browser.find("#tools").is_displayed()
     assert browser.run("return getComputedStyle(document.querySelector('#rows thead')).display") == "table-header-group"
     browser.command("Emulation.setEmulatedMedia", media="")
+
+
+def sheets(browser: Browser) -> int:
+    """The pages of the PDF that printing makes."""
+    pdf = base64.b64decode(browser.command("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"])
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_a_page_of_308_blobs_prints_on_at_most_five_sheets(browser: Browser, deep: str) -> None:
+    browser.open(deep)
+    assert 1 < sheets(browser) <= 5
+
+
+def test_paper_is_white_whatever_the_scheme(browser: Browser, report: Report) -> None:
+    look = (
+        "return ['body', '.banner', '.box', '#rows tbody tr'].map((selector) => {"
+        "const style = getComputedStyle(document.querySelector(selector)); return style.color + style.backgroundColor})"
+    )
+    seen = []
+    for scheme in ("light", "dark"):
+        browser.open(render_html(wrong_report(report)))
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.command("Emulation.setEmulatedMedia", media="print", features=features)
+        seen.append(browser.run(look))
+    browser.command("Emulation.setEmulatedMedia", media="")
+    assert seen[0] == seen[1]
+    assert "rgb(255, 255, 255)" in seen[0][0]
 
 
 def test_a_net_of_1400_layers_opens_and_filters_at_once(browser: Browser, tmp_path: Path) -> None:
