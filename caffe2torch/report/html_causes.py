@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from caffe2torch.recipe import SourceLocation, Statement
 from caffe2torch.report.html_sources import Place, Places
-from caffe2torch.report.wording import pair
-from caffe2torch.verification.report import Cause, Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.report.wording import number, pair
+from caffe2torch.verification.report import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["Card", "NamedRow", "causes"]
 
@@ -94,11 +94,10 @@ def _lines(rows: Iterable[Row]) -> Iterable[SourceLocation]:
 
 
 def _whys(rows: Iterable[Row]) -> Iterable[str]:
-    """``Caffe applies lr 0.01 (lr_mult 1) and weight decay 0 (decay_mult 0); seen were 0.02 and 0.``"""
+    """``Caffe applies lr 0.01 (lr_mult 1, stated) and weight decay 0 (...); seen were lr 0.02 and weight decay 0.``"""
     for row in rows:
         lr, decay = pair(row.expected)
-        seen_lr, seen_decay = pair(row.observed)
-        seen = f"seen were lr {seen_lr} and weight decay {seen_decay}"
+        seen = _seen(row.observed)
         if isinstance(row, UnclaimedRow):
             yield f"No blob of the net stands for it; {seen}."
             continue
@@ -107,6 +106,17 @@ def _whys(rows: Iterable[Row]) -> Iterable[str]:
             f"Caffe applies lr {lr} (lr_mult {blob.lr_mult:g}{factor}, {_STATED[blob.stated.lr_mult]}) and "
             f"weight decay {decay} (decay_mult {blob.decay_mult:g}, {_STATED[blob.stated.decay_mult]}); {seen}."
         )
+
+
+def _seen(observed: Effective) -> str:
+    """What steps did: a parameter that does not move shows no decay."""
+    if observed.lr == 0:
+        return "it was not seen to move"
+    lr, decay = (
+        f"an unknown {what}" if value is None else f"{what} {number(value)}"
+        for what, value in (("lr", observed.lr), ("weight decay", observed.weight_decay))
+    )
+    return f"seen were {lr} and {decay}"
 
 
 _STATED = {

@@ -109,7 +109,6 @@
     const button = document.createElement("button");
     const select = byId("filter-stage");
     button.type = "button";
-    button.title = "Show this stage alone, or all again";
     button.append(...label.childNodes);
     button.addEventListener("click", () => {
       select.value = select.value === label.dataset.stage ? "" : label.dataset.stage;
