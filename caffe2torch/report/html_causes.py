@@ -60,9 +60,9 @@ def causes(report: Report, places: Places) -> tuple[Card, ...]:
     for row, href in (one for found in named.values() for one in found):
         if href not in explained and row.verdict not in (Verdict.OK, Verdict.SKIPPED):
             others.setdefault(f"{row.verdict}: {row.reason}", []).append((row, href))
-    for number, (message, found) in enumerate(others.items(), start=len(cards) + 1):
+    for index, (message, found) in enumerate(others.items(), start=len(cards) + 1):
         counts = any(id(row) in wrong for row, _ in found)
-        cards.append(_card(number, Cause((), message), found, places, counts=counts))
+        cards.append(_card(index, Cause((), message), found, places, counts=counts))
     return tuple(cards)
 
 
