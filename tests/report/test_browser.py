@@ -314,7 +314,7 @@ def test_paper_is_white_whatever_the_scheme(browser: Browser, report: Report) ->
 
 
 def test_a_net_of_1400_layers_opens_and_filters_at_once(browser: Browser, tmp_path: Path) -> None:
-    """Milliseconds until the new state is laid out, the best of three; the bounds are loose for busy machines."""
+    """Milliseconds until the new state is laid out, against those that the browser needs to lay the rows out anew."""
     report = deep_report(tmp_path)
     browser.open(render_html(report))
     assert len(report.rows) == 2450
@@ -326,18 +326,22 @@ def test_a_net_of_1400_layers_opens_and_filters_at_once(browser: Browser, tmp_pa
         )
         return float(browser.run(timed, *arguments))
 
+    rows = "for (const row of document.querySelectorAll('#rows tbody tr')) row.hidden = {}"
     field = (
         "const f = document.querySelector('#filter-text'); f.value = arguments[0]; f.dispatchEvent(new Event('input'))"
     )
     for text, count in (("res10", 63), ("", 2450), ("res38_branch8_conv bias", 0), ("conv", 700)):
-        times = []
+        times, usual = [], []
         for _ in range(3):
             took(field, "nothing is called like that")
+            usual.append(took(rows.format("false")))
+            took(rows.format("true"))
             times.append(took(field, text))
-        assert min(times) < 400, (text, times)
+        assert min(times) < 5 * min(usual), (text, times, usual)
         assert browser.shown() == f"{count} of 2450 rows"
-    times = [took("document.querySelectorAll('#rows thead button')[2].click()") for _ in range(3)]
-    assert min(times) < 1000, times
+    usual = [took("const body = document.querySelector('#rows tbody'); body.append(...body.rows)") for _ in range(3)]
+    times = [took("document.querySelectorAll('#rows thead button')[3].click()") for _ in range(3)]
+    assert min(times) < 5 * min(usual), (times, usual)
 
 
 def test_the_notebooks_fragment_passes_too(browser: Browser, report: Report) -> None:
