@@ -43,6 +43,7 @@ _MOST_MARKS = 16
 _COLUMNS = 4
 _LETTERS, _LONGEST = 12, 40  # of a legend: to the inch, and in a label; longer ones lose their middle
 _LINE = 0.19  # inches
+_MOST_DECADES = 12  # of a logarithmic axis; a rate that goes on falling leaves the picture
 _SETTINGS: Any = {  # every version of matplotlib has another type for them
     "svg.fonttype": "none",
     "svg.hashsalt": "caffe2torch",
@@ -159,7 +160,8 @@ def _fill(axes: Axes, panel: Panel, palette: Palette) -> None:
     heights = [y for curve in panel.curves for _, y in curve.points]
     positive = [y for y in heights if y > 0]
     if panel.log and positive:
-        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+        high = math.ceil(math.log10(max(positive)))
+        low = max(math.floor(math.log10(min(positive))), high - _MOST_DECADES)
         axes.set_yscale("log")
         room = 0.06 * max(high - low, 1)  # or a rate of a whole power of ten would lie on the frame
         axes.set_ylim(10.0 ** (low - room), 10.0 ** (max(high, low + 1) + room))

@@ -93,6 +93,16 @@ def test_no_curve_lies_on_the_frame_of_a_logarithmic_axis() -> None:
         assert high > 1.05 * max(heights)
 
 
+def test_a_rate_that_falls_to_nothing_does_not_press_the_others_together() -> None:
+    """As of a scheduler that counts iterations where it means epochs: 0.1 at every 30th of 10,000."""
+    falling = Curve("seen", [(30 * k, 0.01 * 0.1**k) for k in range(320)])
+    low, high = (
+        draw([Panel("rate", [Curve("Caffe", [(0, 0.01), (9_999, 0.01)]), falling], log=True)]).axes[0].get_ylim()
+    )
+    assert 1e-15 < low < 1e-12
+    assert 0.01 < high < 1
+
+
 def test_frozen_groups_are_not_drawn_and_of_many_some_are() -> None:
     assert [curve.label for curve in rates_panels([RUN], [0.0, 2.0, 1.0, 2.0])[0].curves] == ["lr ×1", "lr ×2"]
     assert [curve.label for curve in rates_panels([RUN], [0.0])[0].curves] == ["global rate"]
