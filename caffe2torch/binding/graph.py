@@ -148,7 +148,7 @@ class WiringBuilder:
 
     def join(self, op: Op, inputs: Sequence[int]) -> int:
         """Add a junction; returns its only source where all inputs are one. Nested concatenations are flattened."""
-        if op is Op.CONCAT:
+        if op is Op.CONCAT and len(set(inputs)) > 1:
             inputs = [
                 inner
                 for source in inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -111,12 +112,14 @@ def _by_wiring(
     nets = [net.without(absent)]
     if skipped:
         nets.append(net.without(absent.union(skipped)))
+    certain: dict[str, str] = {}
     if reshaped:
         stated = _whole_but_extra(nets[-1], model, named, reshaped)
         if stated is not None and not stated.conflicting:
             return stated
+        certain = {} if stated is None else {one.layer: one.module.name for one in stated.found}
     for one in nets:
-        findings = _whole(one, model, named)
+        findings = _whole(one, model, named, certain)
         if findings is not None:
             return findings
     for one in nets:
@@ -137,11 +140,15 @@ def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
     return without_units(wiring, {number for number, unit in enumerate(wiring.units) if unit.kind not in kinds})
 
 
-def _whole(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | None:
+def _whole(
+    net: Wiring, model: Wiring, named: Mapping[str, str], certain: Mapping[str, str] | None = None
+) -> Findings | None:
+    """Counterparts by structure where the wirings are equal as wholes; ``certain`` are layers whose place stands."""
     known = _named_pairs(net, model, named)
     equal, alike = name_hints(net.units, model.units)
     findings = Findings(agree=True)
-    matching = match_whole(net, model, known, (equal, alike))
+    pairs = {**_named_pairs(net, model, certain or {}), **known}
+    matching = match_whole(net, model, pairs, (equal, alike))
     if matching is None and known:
         matching = match_whole(net, model, {}, (known, equal, alike))
         if matching is not None:
@@ -547,11 +554,11 @@ class _Candidates:
             for use in uses:
                 nodes = self.model.wiring.nodes
                 self.units[one] &= {unit for other in _bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
-        for one, others in enumerate(self.units):
-            if len(others) == 1:
-                for rival in range(len(self.units)):
-                    if rival != one:
-                        self.units[rival] -= others
+        read = [others for others, uses in zip(self.units, self.net.uses, strict=True) if uses]
+        for group, size in Counter(map(frozenset, read)).items():  # as many as they have candidates: none is another's
+            for others in read if len(group) <= size else ():
+                if others != group or len(group) < size:
+                    others.difference_update(group)
 
     def _follow_units(self) -> None:
         for one, uses in enumerate(self.net.uses):

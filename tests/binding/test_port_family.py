@@ -51,8 +51,7 @@ def problems(case: Case) -> list[str]:
             found.append(f"{layer} is {origin[layer]}, bound to {module}")
         elif layer not in known and not case.names_kept:
             found.append(f"{layer} could be another module as well as {module}")
-    open_yet = {case.layer(one) for one in case.reshaped}  # may be refused or interchangeable though certain
-    missing = [layer for layer in known if layer not in open_yet and (layer not in said or said[layer][1])]
+    missing = [layer for layer in known if layer not in said or said[layer][1]]
     return found + [f"{layer} is certainly {known[layer]}, and not bound" for layer in missing]
 
 

@@ -245,6 +245,13 @@ def _values(program: Sequence[Step], kept: set[int], way: dict[int, int]) -> lis
 
 
 def _ends(program: Sequence[Step], values: Sequence[Any]) -> set[Any]:
-    """The sums and concatenations that were made."""
-    made = [values[number] for number, step in enumerate(program, start=1) if step.op in ("sum", "cat")]
-    return {value for value in made if value[0] in ("sum", "cat")}
+    """The sums and concatenations that were made; ``(a + b) + c`` is one where nothing else reads ``a + b``."""
+    readers: list[set[int]] = [set() for _ in values]
+    for number in range(len(program), 0, -1):
+        for source in program[number - 1].sources:
+            readers[source] |= readers[number] if values[number] == values[source] else {number}
+    return {
+        value
+        for value, read in zip(values, readers, strict=True)
+        if value[0] == "cat" or (value[0] == "sum" and not (len(read) == 1 and program[min(read) - 1].op == "sum"))
+    }
