@@ -207,7 +207,7 @@ def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
             else (builder.use(index[node.unit], inputs) if node.unit in index else (*inputs, INPUT)[0])
         ),
     )
-    return Wiring(tuple(wiring.units[number] for number in kept), placed.nodes)
+    return Wiring(tuple(wiring.units[number] for number in kept), merge_sums(placed).nodes)
 
 
 def merge_sums(wiring: Wiring) -> Wiring:

@@ -95,7 +95,7 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
     """A names file: certain layers as they are, for each other its candidates as comments, the best first.
 
     Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
-    stand in the order of the differences to the layer, then of the way of their names and places.
+    stand in the order of the differences to the layer, then of their place among those without any, then of names.
     """
     recipe, bound = net.recipe, assignment.bound
     reached = model.units if model.wiring is None else model.wiring.units
@@ -122,6 +122,7 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
             ),
         )
     )
+    unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
     lines = [
         f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
         "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
@@ -139,7 +140,7 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
             continue
         unit = next((unit for unit in net.units if layer in unit.parts), None)
         claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
-        ranked = [] if unit is None else sorted(_of_kind(unit, free), key=lambda one: _distance(unit, one, claimed))
+        ranked = [] if unit is None else _ranked(unit, _of_kind(unit, free), unbound, claimed)
         first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
         for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
             differing = "; ".join(differences(unit, module)) if unit is not None else ""
@@ -148,6 +149,20 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
         if not (first or ranked):
             lines.append("# no module of this kind is left: --skip it")
     return "\n".join(lines) + "\n"
+
+
+def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claimed: Sequence[str]) -> list[Unit]:
+    """The likeliest module first; the n-th layer of some size is likeliest to be the n-th module that it fits."""
+    alike = [one for one in unbound if (one.kind, one.shape, one.groups) == (unit.kind, unit.shape, unit.groups)]
+    place = next((number for number, one in enumerate(alike) if one.name == unit.name), 0)
+    fitting = [module.name for module in modules if not differences(unit, module)]
+    away = {name: abs(number - place) for number, name in enumerate(fitting)}
+
+    def key(module: Unit) -> tuple[bool, int, int, float]:
+        not_claimed, differing, unlike = _distance(unit, module, claimed)
+        return not_claimed, differing, away.get(module.name, 0), unlike
+
+    return sorted(modules, key=key)
 
 
 def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
