@@ -221,16 +221,25 @@ def _possible(
         return kept
     for one, others in found.items():
         if len(others) > 1:
-            kept[one] = [other for other in others if _holds(net, model, {**known, one: other}, reshaped)]
+            tries = iter(range(_MOST_NODES // len(model.nodes)))
+            kept[one] = [other for other in others if _holds(net, model, {**known, one: other}, reshaped, tries)]
     return kept
 
 
-def _holds(net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> bool:
+def _holds(
+    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], tries: Iterator[int]
+) -> bool:
+    """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
     trial = candidates(net, model, known, reshaped)
     if not all(trial.values()):
         return False
-    pairs = {one: others[0] for one, others in trial.items()}
-    return any(len(others) > 1 for others in trial.values()) or _agree_elsewhere(net, model, pairs)
+    undecided = [one for one, others in trial.items() if len(others) > 1]
+    if not undecided:
+        return _agree_elsewhere(net, model, {one: others[0] for one, others in trial.items()})
+    one = min(undecided, key=lambda one: len(trial[one]))
+    return any(
+        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries) for other in trial[one]
+    )
 
 
 def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
@@ -331,6 +340,7 @@ def _by_names(
 
 _RADIUS = 12
 _MOST_TRIED = 64  # candidates that are tried one by one
+_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
 
 
 @dataclass(frozen=True, slots=True)
