@@ -215,19 +215,33 @@ def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], resha
 def _possible(
     net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], found: Mapping[int, list[int]]
 ) -> dict[int, list[int]]:
-    """The candidates that are still possible when taken as known; as they are, where there are very many."""
-    kept = dict(found)
+    """The candidates that are still possible when taken as known; as they are, where there are very many.
+
+    Where some way makes even what no unit reads the same, the others count for nothing.
+    """
     if sum(len(others) for others in found.values() if len(others) > 1) > _MOST_TRIED:
-        return kept
-    for one, others in found.items():
-        if len(others) > 1:
+        return dict(found)
+    kept: dict[int, list[int]] = {}
+    for same_ends in (True, False):
+        for one, others in found.items():
             tries = iter(range(_MOST_NODES // len(model.nodes)))
-            kept[one] = [other for other in others if _holds(net, model, {**known, one: other}, reshaped, tries)]
+            kept[one] = [
+                other
+                for other in others
+                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+            ]
+        if all(kept.values()):
+            break
     return kept
 
 
 def _holds(
-    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], tries: Iterator[int]
+    net: Wiring,
+    model: Wiring,
+    known: Mapping[int, int],
+    reshaped: Collection[int],
+    tries: Iterator[int],
+    same_ends: bool,
 ) -> bool:
     """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
     trial = candidates(net, model, known, reshaped)
@@ -235,10 +249,12 @@ def _holds(
         return False
     undecided = [one for one, others in trial.items() if len(others) > 1]
     if not undecided:
-        return _agree_elsewhere(net, model, {one: others[0] for one, others in trial.items()})
+        pairs = {one: others[0] for one, others in trial.items()}
+        return _agree_elsewhere(net, model, pairs, same_ends=same_ends)
     one = min(undecided, key=lambda one: len(trial[one]))
     return any(
-        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries) for other in trial[one]
+        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+        for other in trial[one]
     )
 
 
@@ -273,14 +289,14 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
     return findings
 
 
-def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int]) -> bool:
+def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int], *, same_ends: bool = False) -> bool:
     """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
     kept = sorted(pairs)
     places = {other: place for place, other in enumerate(sorted(pairs.values()))}
     rest = without_units(net, set(range(len(net.units))) - set(kept))
     others = without_units(model, set(range(len(model.units))) - places.keys())
     expected = {place: places[pairs[one]] for place, one in enumerate(kept)}
-    return match_whole(rest, others, expected) is not None
+    return match_whole(rest, others, expected, same_ends=same_ends) is not None
 
 
 def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[int, int]:

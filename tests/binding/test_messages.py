@@ -226,8 +226,8 @@ class Untraceable(nn.Module):
 
     def forward(self, image: Any) -> Tensor:
         x = torch.from_numpy(image)
-        for layer in self.layers:
-            x = layer(x)
+        for module in self.layers:
+            x = module(x)
         return x
 
 

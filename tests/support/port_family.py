@@ -228,7 +228,7 @@ def _look(case: Case, program: Sequence[Step], number: int) -> tuple[Any, ...]:
 
 
 def _values(program: Sequence[Step], kept: set[int], way: dict[int, int]) -> list[Any]:
-    """What each value is, in terms of the steps of the port: a summand counts once, ReLUs and steps left out never."""
+    """What each value is, in terms of the steps of the port: what is joined counts once, what is left out never."""
     values: list[Any] = [("in",)]
     for number, step in enumerate(program, start=1):
         sources = [values[source] for source in step.sources]
@@ -238,8 +238,8 @@ def _values(program: Sequence[Step], kept: set[int], way: dict[int, int]) -> lis
             parts = {part for one in sources for part in (one[1] if one[0] == "sum" else (one,))}
             values.append(("sum", tuple(sorted(parts, key=repr))) if len(parts) > 1 else sources[0])
         elif step.op == "cat":
-            flat = [part for one in sources for part in (one[1] if one[0] == "cat" else (one,))]
-            values.append(("cat", tuple(flat)) if len(set(flat)) > 1 else sources[0])
+            flat = dict.fromkeys(part for one in sources for part in (one[1] if one[0] == "cat" else (one,)))
+            values.append(("cat", tuple(flat)) if len(flat) > 1 else sources[0])
         else:
             values.append(sources[0])
     return values
