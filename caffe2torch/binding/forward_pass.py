@@ -26,6 +26,9 @@ __all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "meta_copy
 
 _KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PLAIN = (bool, int, float, str, type(None))  # nothing to copy
+_OWN = frozenset(
+    vars(nn.Module())
+)  # torch's dicts of hooks and the like, mostly empty, of which no two modules share one
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -81,8 +84,11 @@ def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module
     for module in modules:
         empty = memo[id(module)]
         for name, value in vars(module).items():
-            if type(value) in _PLAIN:
+            if type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value)):
                 empty.__dict__[name] = value
+                continue
+            if not value and name in _OWN:
+                empty.__dict__[name] = type(value)()
                 continue
             try:
                 empty.__dict__[name] = copy.deepcopy(value, memo)
