@@ -87,7 +87,7 @@ def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module
             if type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value)):
                 empty.__dict__[name] = value
                 continue
-            if not value and name in _OWN:
+            if name in _OWN and not value:
                 empty.__dict__[name] = type(value)()
                 continue
             try:

@@ -92,6 +92,12 @@ def test_train_without_a_return_value_and_lists_of_outputs_are_traced(model: nn.
     assert "one forward pass on the meta device" in messages(bound(model).notes)
 
 
+def test_tensors_that_are_plain_attributes_are_no_obstacle() -> None:
+    model = Old()
+    model.priors = torch.zeros(5, 4)
+    assert "one forward pass on the meta device" in messages(bound(model).notes)
+
+
 class FailsLate(Old):
     def forward(self, x: Tensor) -> Tensor:
         x = self.r(self.q(self.p(x)))
