@@ -94,10 +94,9 @@ def bind(
     bound = assignment.bound
     left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
     given = _multipliers(unclaimed, [name for name, _, trains in left if trains])
-    for units, others in findings.ties:
-        error = tie_error(recipe, units, others)
-        if error is not None:
-            raise error
+    undecided = tie_error(net, graph, findings, assignment)
+    if undecided is not None:
+        raise undecided
     left_over = Leftovers(
         [number for number in range(len(recipe.blobs)) if number not in assignment.blobs],
         {name: shape for name, shape, trains in left if trains and name not in given},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -25,6 +26,9 @@ __all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "check_inp
 
 _KEEP_THE_SHAPE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PLAIN = (bool, int, float, str, type(None))  # nothing to copy
+_OWN = frozenset(
+    vars(nn.Module())
+)  # torch's dicts of hooks and the like, mostly empty, of which no two modules share one
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -80,8 +84,11 @@ def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module
     for module in modules:
         empty = memo[id(module)]
         for name, value in vars(module).items():
-            if type(value) in _PLAIN:
+            if type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value)):
                 empty.__dict__[name] = value
+                continue
+            if name in _OWN and not value:
+                empty.__dict__[name] = type(value)()
                 continue
             try:
                 empty.__dict__[name] = copy.deepcopy(value, memo)
@@ -133,43 +140,77 @@ def _is_torchs(hook: object) -> bool:
 # Calls for a GPU on a machine without one, or in a trace on the meta device: they leave tensors where they are.
 
 
+class _Nothing:
+    """A stream or an event of a GPU that is not there: whatever is called on it does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+_IDLE = {
+    "current_device": lambda: 0,
+    "synchronize": lambda *_: None,
+    "device": lambda *_: contextlib.nullcontext(),
+    "stream": lambda *_: contextlib.nullcontext(),
+    "Stream": _Nothing,
+    "Event": _Nothing,
+}
+"""What stands in ``torch.cuda`` for calls that only speak to a GPU."""
+
+
 class StayOnDevice(TorchFunctionMode):
     """While active, ``.cuda()``, ``.to("cuda")``, ``device="cuda"`` and ``torch.cuda.FloatTensor`` mean ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
-        self._types = {name: getattr(torch.cuda, name) for name in dir(torch.cuda) if name.endswith("Tensor")}
+        types = [name for name in dir(torch.cuda) if name.endswith("Tensor")]
+        self._originals = {name: getattr(torch.cuda, name) for name in (*types, *_IDLE)}
 
     def __enter__(self) -> StayOnDevice:
-        for name in self._types:
-            dtype = getattr(torch, name).dtype
-            setattr(torch.cuda, name, functools.partial(_tensor_of, dtype, self._device))
+        for name in self._originals:
+            made = _IDLE.get(name) or functools.partial(_tensor_of, getattr(torch, name).dtype, self._device)
+            setattr(torch.cuda, name, made)
         super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, original in self._types.items():
+        for name, original in self._originals.items():
             setattr(torch.cuda, name, original)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is Tensor.cuda:
+            return args[0].to(self._device)
+        if func is Tensor.pin_memory:
             return args[0]
-        if func is Tensor.type and len(args) > 1 and isinstance(args[1], functools.partial):
-            return args[0].to(args[1].args[0])
+        if func is Tensor.type and len(args) > 1 and (dtype := _dtype_of(args[1])) is not None:
+            return args[0].to(dtype)
         if func is Tensor.to:
-            args = tuple(one for one in args if not _is_cuda(one))
-            kwargs = {name: value for name, value in kwargs.items() if not (name == "device" and _is_cuda(value))}
-            return args[0] if len(args) == 1 and not kwargs else func(*args, **kwargs)
+            args = (args[0], *(self._device if _is_cuda(one) else one for one in args[1:]))
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = self._device
         return func(*args, **kwargs)
 
 
 def _is_cuda(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool)  # the number of a GPU
     return isinstance(value, str | torch.device) and str(value).startswith("cuda")
+
+
+def _dtype_of(given: Any) -> torch.dtype | None:
+    """The type that the old ``type(...)`` is given as a class of tensors or its name; ``None`` for what it is not."""
+    if isinstance(given, functools.partial):
+        given = given.args[0]
+    elif isinstance(given, str):
+        given = getattr(torch, given.rpartition(".")[2], None)
+    dtype = getattr(given, "dtype", given)
+    return dtype if isinstance(dtype, torch.dtype) else None
 
 
 def _tensor_of(dtype: torch.dtype, device: torch.device, *given: Any) -> Tensor:
@@ -177,6 +218,8 @@ def _tensor_of(dtype: torch.dtype, device: torch.device, *given: Any) -> Tensor:
     if all(isinstance(one, int) for one in given):
         return torch.empty(given, dtype=dtype, device=device)
     values = given[0]
+    if isinstance(values, torch.Size):
+        return torch.empty(values, dtype=dtype, device=device)
     return values.to(dtype) if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype, device=device)
 
 

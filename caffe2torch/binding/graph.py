@@ -147,17 +147,21 @@ class WiringBuilder:
         return self._add(Node(Op.UNIT, tuple(inputs), unit))
 
     def join(self, op: Op, inputs: Sequence[int]) -> int:
-        """Add a junction; returns its only source where all inputs are one. Nested concatenations are flattened."""
+        """Add a junction; returns its only source where all inputs are one.
+
+        Nested concatenations are flattened, and no input counts twice, so that leaving units out before or after this
+        makes no difference.
+        """
         if op is Op.CONCAT:
             inputs = [
                 inner
                 for source in inputs
                 for inner in (self.nodes[source].inputs if self.nodes[source].op is Op.CONCAT else (source,))
             ]
-        distinct = sorted(set(inputs))
+        distinct = list(dict.fromkeys(inputs))
         if len(distinct) < 2:
             return distinct[0] if distinct else INPUT
-        return self._add(Node(op, tuple(inputs) if op.ordered else tuple(distinct)))
+        return self._add(Node(op, tuple(distinct if op.ordered else sorted(distinct))))
 
     def build(self) -> Wiring:
         """The wiring, with what belongs together made one: sums of sums, and batch norms with their scales."""
@@ -207,7 +211,7 @@ def without_units(wiring: Wiring, left_out: Collection[int]) -> Wiring:
             else (builder.use(index[node.unit], inputs) if node.unit in index else (*inputs, INPUT)[0])
         ),
     )
-    return Wiring(tuple(wiring.units[number] for number in kept), placed.nodes)
+    return Wiring(tuple(wiring.units[number] for number in kept), merge_sums(placed).nodes)
 
 
 def merge_sums(wiring: Wiring) -> Wiring:

@@ -113,17 +113,20 @@ class Matching:
     sizes: Sizes = Sizes.STRICT
 
 
-def match_whole(net: Wiring, model: Wiring, named: Pairs, hints: Sequence[Pairs] = ()) -> Matching | None:
+def match_whole(
+    net: Wiring, model: Wiring, named: Pairs, hints: Sequence[Pairs] = (), *, same_ends: bool = False
+) -> Matching | None:
     """The counterparts of all units where the two wirings are equal as a whole, else ``None``.
 
     ``named`` are pairs that stand; ``hints`` decide between units that the structure does not distinguish, the first
     that decides wins. The wirings may end differently (losses, heads that are added up): junctions that feed no unit
-    are left out where they differ. Sizes are compared strictly, then with axes flattened, at last only as far as
-    both sides have them equally often: the wirings agree then, and which sizes differ is for the caller to check.
+    are left out where they differ, but for ``same_ends``. Sizes are compared strictly, then with axes flattened, at
+    last only as far as both sides have them equally often: the wirings agree then, and which sizes differ is for the
+    caller to check.
     """
-    trimmed = (without_tails(net), without_tails(model))
+    trimmed = [] if same_ends else [(without_tails(net), without_tails(model))]
     for sizes in Sizes:
-        for one, other in ((net, model), trimmed):
+        for one, other in ((net, model), *trimmed):
             found = _Isomorphism(one, other, sizes, named).pairs(hints)
             if found is not None:
                 return found

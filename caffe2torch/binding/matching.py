@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -111,12 +112,14 @@ def _by_wiring(
     nets = [net.without(absent)]
     if skipped:
         nets.append(net.without(absent.union(skipped)))
+    certain: dict[str, str] = {}
     if reshaped:
         stated = _whole_but_extra(nets[-1], model, named, reshaped)
         if stated is not None and not stated.conflicting:
             return stated
+        certain = {} if stated is None else {one.layer: one.module.name for one in stated.found}
     for one in nets:
-        findings = _whole(one, model, named)
+        findings = _whole(one, model, named, certain)
         if findings is not None:
             return findings
     for one in nets:
@@ -137,11 +140,15 @@ def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
     return without_units(wiring, {number for number, unit in enumerate(wiring.units) if unit.kind not in kinds})
 
 
-def _whole(net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings | None:
+def _whole(
+    net: Wiring, model: Wiring, named: Mapping[str, str], certain: Mapping[str, str] | None = None
+) -> Findings | None:
+    """Counterparts by structure where the wirings are equal as wholes; ``certain`` are layers whose place stands."""
     known = _named_pairs(net, model, named)
     equal, alike = name_hints(net.units, model.units)
     findings = Findings(agree=True)
-    matching = match_whole(net, model, known, (equal, alike))
+    pairs = {**_named_pairs(net, model, certain or {}), **known}
+    matching = match_whole(net, model, pairs, (equal, alike))
     if matching is None and known:
         matching = match_whole(net, model, {}, (known, equal, alike))
         if matching is not None:
@@ -208,22 +215,47 @@ def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], resha
 def _possible(
     net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], found: Mapping[int, list[int]]
 ) -> dict[int, list[int]]:
-    """The candidates that are still possible when taken as known; as they are, where there are very many."""
-    kept = dict(found)
+    """The candidates that are still possible when taken as known; as they are, where there are very many.
+
+    Where some way makes even what no unit reads the same, the others count for nothing.
+    """
     if sum(len(others) for others in found.values() if len(others) > 1) > _MOST_TRIED:
-        return kept
-    for one, others in found.items():
-        if len(others) > 1:
-            kept[one] = [other for other in others if _holds(net, model, {**known, one: other}, reshaped)]
+        return dict(found)
+    kept: dict[int, list[int]] = {}
+    for same_ends in (True, False):
+        for one, others in found.items():
+            tries = iter(range(_MOST_NODES // len(model.nodes)))
+            kept[one] = [
+                other
+                for other in others
+                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+            ]
+        if all(kept.values()):
+            break
     return kept
 
 
-def _holds(net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> bool:
+def _holds(
+    net: Wiring,
+    model: Wiring,
+    known: Mapping[int, int],
+    reshaped: Collection[int],
+    tries: Iterator[int],
+    same_ends: bool,
+) -> bool:
+    """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
     trial = candidates(net, model, known, reshaped)
     if not all(trial.values()):
         return False
-    pairs = {one: others[0] for one, others in trial.items()}
-    return any(len(others) > 1 for others in trial.values()) or _agree_elsewhere(net, model, pairs)
+    undecided = [one for one, others in trial.items() if len(others) > 1]
+    if not undecided:
+        pairs = {one: others[0] for one, others in trial.items()}
+        return _agree_elsewhere(net, model, pairs, same_ends=same_ends)
+    one = min(undecided, key=lambda one: len(trial[one]))
+    return any(
+        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+        for other in trial[one]
+    )
 
 
 def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
@@ -257,14 +289,14 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
     return findings
 
 
-def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int]) -> bool:
+def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int], *, same_ends: bool = False) -> bool:
     """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
     kept = sorted(pairs)
     places = {other: place for place, other in enumerate(sorted(pairs.values()))}
     rest = without_units(net, set(range(len(net.units))) - set(kept))
     others = without_units(model, set(range(len(model.units))) - places.keys())
     expected = {place: places[pairs[one]] for place, one in enumerate(kept)}
-    return match_whole(rest, others, expected) is not None
+    return match_whole(rest, others, expected, same_ends=same_ends) is not None
 
 
 def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[int, int]:
@@ -324,6 +356,7 @@ def _by_names(
 
 _RADIUS = 12
 _MOST_TRIED = 64  # candidates that are tried one by one
+_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,11 +580,11 @@ class _Candidates:
             for use in uses:
                 nodes = self.model.wiring.nodes
                 self.units[one] &= {unit for other in _bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
-        for one, others in enumerate(self.units):
-            if len(others) == 1:
-                for rival in range(len(self.units)):
-                    if rival != one:
-                        self.units[rival] -= others
+        read = [others for others, uses in zip(self.units, self.net.uses, strict=True) if uses]
+        for group, size in Counter(map(frozenset, read)).items():  # as many as they have candidates: none is another's
+            for others in read if len(group) <= size else ():
+                if others != group or len(group) < size:
+                    others.difference_update(group)
 
     def _follow_units(self) -> None:
         for one, uses in enumerate(self.net.uses):

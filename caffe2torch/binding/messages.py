@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.isomorphism import explain
@@ -22,6 +24,7 @@ __all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_note
 
 _CANDIDATES = 5  # modules that a draft offers for a layer
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
+_LONGEST = 400  # characters of a pattern
 
 
 class IncompleteBindingError(BindingError):
@@ -64,7 +67,7 @@ def binding_error(
         *listed(
             stray, _MOST, lambda name: f"{name} ({shape_text(left.parameters[name])}) of the model belongs to no layer"
         ),
-        *listed(idle, _MOST, lambda unit: f"module {unit.name or 'itself'} ({unit.kind}) belongs to no layer"),
+        *listed(idle, _MOST, lambda unit: _idle_line(unit, model)),
         *listed(_second_biases(model.units, left), _MOST),
     ]
     first = next(iter((*bad, *missing)), None)
@@ -75,34 +78,51 @@ def binding_error(
         _headline(net.recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
         where=None if first is None else net.recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint=_hint(net.recipe, findings, assignment, units, free, left=bool(idle or stray)),
+        hint=_hint(net.recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
     )
     error.draft = _draft(net, model, findings, assignment)
     return error
+
+
+def _idle_line(unit: Unit, model: ModelGraph) -> str:
+    used = {tensor.key for one in (model.wiring.units if model.wiring else ()) for tensor in one.tensors}
+    seen = model.wiring is None or bool(model.ended) or any(tensor.key in used for tensor in unit.tensors)
+    text = f"module {unit.name or 'itself'} ({unit.kind}) belongs to no layer"
+    return text if seen else f"{text}, and forward does not use it"
 
 
 def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
     """A names file: certain layers as they are, for each other its candidates as comments, the best first.
 
     Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
-    stand in the order of the differences to the layer, then of the way of their names and places.
+    stand in the order of the differences to the layer, then of their place among those without any, then of names.
     """
     recipe, bound = net.recipe, assignment.bound
     reached = model.units if model.wiring is None else model.wiring.units
     free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
     places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
+    misfits: dict[str, dict[str, None]] = {}
     for misfit, one in assignment.misfits:
-        places[recipe.blobs[misfit.blob].layer] = one.module
+        blob = recipe.blobs[misfit.blob]
+        places[blob.layer] = one.module
+        what = (
+            f"that the model has no such blob: --skip {blob.name!r}"
+            if misfit.tensor is None
+            else f"that its shape differs: --reshaped {blob.layer!r}"
+        )
+        misfits.setdefault(blob.layer, {})[what] = None
+    tied = {part: others for units, others in findings.ties for one in units for part in one.parts}
     certain = names_of(
         Binding(
             model.name,
             tuple(
                 BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
                 for number, one in sorted(assignment.blobs.items())
-                if one.tensor is not None and recipe.blobs[number].layer not in places
+                if one.tensor is not None and not {recipe.blobs[number].layer} & (places.keys() | tied.keys())
             ),
         )
     )
+    unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
     lines = [
         f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
         "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
@@ -115,21 +135,34 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
         lines += [toml_line(key, certain[key]) for key in keys]
         if keys:
             continue
-        if all(number in assignment.blobs for number in numbers) and layer not in places:
+        if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
             lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
             continue
         unit = next((unit for unit in net.units if layer in unit.parts), None)
         claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
-        ranked = [] if unit is None else sorted(_of_kind(unit, free), key=lambda one: _distance(unit, one, claimed))
-        first = [places[layer]] if layer in places else []
+        ranked = [] if unit is None else _ranked(unit, _of_kind(unit, free), unbound, claimed)
+        first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
         for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
             differing = "; ".join(differences(unit, module)) if unit is not None else ""
             lines.append(f"# {toml_line(layer, module.name)}  # {differing or 'the same sizes'}")
-        if layer in places:
-            lines.append(f"# and say that its shape differs: --reshaped {layer!r}")
-        elif not ranked:
+        lines += [f"# and say {what}" for what in misfits.get(layer, ())]
+        if not (first or ranked):
             lines.append("# no module of this kind is left: --skip it")
     return "\n".join(lines) + "\n"
+
+
+def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claimed: Sequence[str]) -> list[Unit]:
+    """The likeliest module first; the n-th layer of some size is likeliest to be the n-th module that it fits."""
+    alike = [one for one in unbound if (one.kind, one.shape, one.groups) == (unit.kind, unit.shape, unit.groups)]
+    place = next((number for number, one in enumerate(alike) if one.name == unit.name), 0)
+    fitting = [module.name for module in modules if not differences(unit, module)]
+    away = {name: abs(number - place) for number, name in enumerate(fitting)}
+
+    def key(module: Unit) -> tuple[bool, int, int, float]:
+        not_claimed, differing, unlike = _distance(unit, module, claimed)
+        return not_claimed, differing, away.get(module.name, 0), unlike
+
+    return sorted(modules, key=key)
 
 
 def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
@@ -172,23 +205,37 @@ def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterab
     return [] if findings.agree else explain(net.wiring, model.wiring)
 
 
-def tie_error(recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit]) -> BindingError | None:
-    """The error for units that nothing distinguishes, if their multipliers differ; ``None`` if they are the same."""
-    multipliers = {}
-    for unit in units:
-        blobs = [recipe.blobs[int(tensor.key)] for tensor in unit.tensors]
-        multipliers[unit.name] = ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
-    if len(set(multipliers.values())) == 1:
+def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> BindingError | None:
+    """The error for units that nothing distinguishes and that learn otherwise; ``None`` if there are none."""
+    recipe, ties = net.recipe, [(units, modules) for units, modules in findings.ties if _differ(net.recipe, units)]
+    if not ties:
         return None
+    units, modules = ties[0]
     layers = " and ".join(repr(unit.name) for unit in units[:4])
     places = " and ".join(module.name for module in modules[:4])
-    either, other = (toml_line(units[0].name, module.name) for module in modules[:2])
-    return BindingError(
-        f"layers {layers} could be modules {places} in any order, and their (lr_mult, decay_mult) differ",
+    decisions = [
+        "  or  ".join(toml_line(units[0].name, module.name) for module in modules[:2]) for units, modules in ties
+    ]
+    more = f"; {len(ties) - 1} more such choices" if len(ties) > 1 else ""
+    error = IncompleteBindingError(
+        f"layers {layers} could be modules {places} in any order, and their (lr_mult, decay_mult) differ{more}",
         where=recipe.blobs[int(units[0].tensors[0].key)].where,
-        found="; ".join(f"{layer!r}: {pairs}" for layer, pairs in multipliers.items()),
-        hint=f"decide in a names file: {either}  or  {other}",
+        found="; ".join(f"{unit.name!r}: {_multipliers(recipe, unit)}" for unit in units),
+        hint="; ".join(
+            (f"decide in a names file: {', '.join(listed(decisions, _MOST))}", *_misfit_advice(recipe, assignment))
+        ),
     )
+    error.draft = _draft(net, model, findings, assignment)
+    return error
+
+
+def _differ(recipe: TrainingRecipe, units: Sequence[Unit]) -> bool:
+    return len({_multipliers(recipe, unit) for unit in units}) > 1
+
+
+def _multipliers(recipe: TrainingRecipe, unit: Unit) -> str:
+    blobs = [recipe.blobs[int(tensor.key)] for tensor in unit.tensors]
+    return ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
 
 
 def _closest(unit: Unit, modules: Iterable[Unit]) -> Unit | None:
@@ -247,28 +294,61 @@ def _hint(
     assignment: Assignment,
     units: Sequence[Unit],
     free: Sequence[Unit],
+    model: ModelGraph,
     *,
     left: bool,
 ) -> str:
-    advice = []
-    shapes = [recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor is not None]
-    lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
-    if shapes:
-        layers = list(dict.fromkeys(shapes))
-        options = " ".join(listed([f"--reshaped {layer!r}" for layer in layers], 3))
-        advice.append(f"keep a layer's own multipliers though its shape differs (reshaped={layers[:3]}, {options})")
-    if lacking:
-        advice.append(f"do without a blob that the model has not (skip, --skip {lacking[0]!r})")
-    if units:
-        unit = next((unit for unit in units if unit.name in findings.conflicting), units[0])
+    advice = _misfit_advice(recipe, assignment)
+    contested = [unit for unit in units if unit.name in findings.conflicting]
+    lonely = [unit for unit in units if unit not in contested and _closest(unit, free) is None]
+    others = [unit for unit in units if unit not in lonely]
+    if others:
+        unit = (contested or others)[0]
         near = _closest(unit, free)
         place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
-        example = toml_line(unit.name, place)
-        alone = next((unit for unit in units if unit.name not in findings.conflicting), units[0])
-        advice.append(f"bind layers in a names file ({example}), or leave them out (skip, --skip {alone.name!r})")
+        alone = next((unit for unit in others if unit not in contested), others[0])
+        either = "" if lonely else f", or leave them out ({_options('skip', [alone.name], recipe)})"
+        advice.append(f"bind layers in a names file ({toml_line(unit.name, place)}){either}")
+    if lonely:
+        options = _options("skip", [part for unit in lonely for part in unit.parts], recipe)
+        advice.append(f"leave out layers that the model has no module for ({options})")
     if left:
         advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")
+    if model.wiring is None:
+        advice.append("or wrap the model so that forward takes tensors alone and can be followed")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
+
+
+def _misfit_advice(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
+    """What to say about blobs that do not fit: all of them at once, so that following it takes one run."""
+    layers = list(dict.fromkeys(recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor))
+    lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
+    advice = []
+    if layers:
+        options = _options("reshaped", layers, recipe)
+        advice.append(f"keep a layer's own multipliers though its shape differs ({options})")
+    if lacking:
+        what = "a blob that the model has not" if len(lacking) == 1 else "blobs that the model has not"
+        advice.append(f"do without {what} ({_options('skip', lacking, recipe)})")
+    return advice
+
+
+def _options(argument: str, names: Sequence[str], recipe: TrainingRecipe) -> str:
+    """How to give these layers or blobs to ``argument``: each by itself, many as one pattern.
+
+    The pattern is what they begin and end with, if that is true of no other; else they stand in it one by one.
+    """
+    keys = list(dict.fromkeys(names))
+    if len(keys) <= _MOST // 2:
+        return f"{argument}={keys}, {' '.join(f'--{argument} {key!r}' for key in keys)}"
+    start, end = commonprefix(keys), commonprefix([key[::-1] for key in keys])[::-1]  # noqa: RUF071  # no paths
+    every = {name for blob in recipe.blobs for name in (blob.layer, blob.name)}
+    short = f"{re.escape(start)}.*{re.escape(end)}"
+    if {name for name in every if re.fullmatch(short, name)} != set(keys):
+        short = "|".join(map(re.escape, keys))
+    if len(short) > _LONGEST:
+        return f"{argument}, {' '.join(listed([f'--{argument} {key!r}' for key in keys], _MOST // 2))}"
+    return f"{argument}, --{argument} '{short}'"
 
 
 def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:

@@ -268,7 +268,9 @@ def _run(
             for path, module in named_modules(runnable) if settled else ():
                 module.training = module.training and path not in settled
             wiring, error = trace(runnable, units, arguments, named)
-            if error is not None and any(word in str(error).lower() for word in ("cuda", "nvidia", "gpu", "meta")):
+            if error is not None and any(
+                word in str(error).lower() for word in ("cuda", "nvidia", "gpu", "meta", "device")
+            ):
                 with StayOnDevice(device):
                     wiring, error = trace(runnable, units, arguments, named)
             if error is None:

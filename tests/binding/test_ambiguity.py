@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+
 import pytest
+import torch
 from nets import IMAGE, conv, layer, names, recipe_of
 from torch import Tensor, nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.messages import IncompleteBindingError
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Severity
@@ -46,6 +51,33 @@ def test_interchangeable_layers_of_different_multipliers_stop_and_show_the_line_
     decided = bind(recipe, Twins(), {"l": "x"})
     assert names(decided) == {"l/0": "x.weight", "l/1": "x.bias", "r/0": "y.weight", "r/1": "y.bias"}
     assert not any(bound.rivals for bound in decided.blobs)
+
+
+def test_several_such_choices_are_one_error_whose_draft_leaves_them_open() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.first, self.second = nn.Conv2d(3, 3, 1), Twins(), Twins()
+
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat([self.first(image), self.second(self.stem(image))], 1)
+
+    text = conv("stem", "data", 3, 1) + layer("Concat", "out", "s s2")
+    for bottom, number in (("data", ""), ("stem", "2")):
+        text += conv(f"l{number}", bottom) + conv(f"r{number}", bottom, params="param { lr_mult: 3 }")
+        text += layer("Eltwise", f"s{number}", f"l{number} r{number}")
+    lines = text.splitlines(keepends=True)
+    recipe = recipe_of(IMAGE, lines[0], *lines[2:], lines[1])
+    with pytest.raises(IncompleteBindingError, match="differ; 1 more such choice") as caught:
+        bind(recipe, Twice())
+    assert re.findall(r'l2? = "\w+\.[xy]"  or ', caught.value.hint or "") == [
+        'l = "first.y"  or ',
+        'l2 = "second.y"  or ',
+    ]
+    assert tomllib.loads(caught.value.draft) == {"stem": "stem"}
+    assert '# l2 = "second.x"' in caught.value.draft
+    decided = bind(recipe, Twice(), {"l": "first.x", "l2": "second.x"})
+    assert names(decided)["r2/0"] == "second.y.weight"
 
 
 def test_fine_tuning_one_of_two_interchangeable_layers_is_a_decision_too() -> None:

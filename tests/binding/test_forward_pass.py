@@ -40,6 +40,20 @@ class Old(nn.Module):
                 x = x + torch.cuda.FloatTensor(2, 3, 8, 8)
             case "type":
                 x = x.type(torch.cuda.FloatTensor)
+            case "name of a type":
+                x = x.type("torch.cuda.FloatTensor")
+            case "type of the CPU":
+                x = x.type(torch.FloatTensor)
+            case "sizes":
+                x = x + torch.cuda.FloatTensor(x.size()).fill_(0)
+            case "number":
+                x = x + torch.zeros(x.shape).to(torch.cuda.current_device())
+            case "get_device()":
+                x = x + torch.zeros(x.shape).pin_memory().cuda(x.get_device())
+            case "synchronize()":
+                with torch.cuda.device(0), torch.cuda.stream(torch.cuda.Stream()):
+                    torch.cuda.Event(enable_timing=True).record()
+                    torch.cuda.synchronize()
         x = self.r(self.q(self.p(x).relu()))
         return self.s(x.flatten(1))
 
@@ -61,17 +75,26 @@ def bound(model: nn.Module) -> Binding:
     return binding
 
 
-@pytest.mark.parametrize("how", ["cuda()", "to(cuda)", "device=", "cuda.FloatTensor", "type"])
+GPU = ["cuda()", "to(cuda)", "device=", "cuda.FloatTensor", "type", "name of a type", "type of the CPU", "sizes"]
+
+
+@pytest.mark.parametrize("how", [*GPU, "number", "get_device()", "synchronize()"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
 def test_a_forward_pass_that_wants_a_gpu_is_traced_without_one(how: str) -> None:
-    before = torch.cuda.FloatTensor
+    before = torch.cuda.FloatTensor, torch.cuda.synchronize
     binding = bound(Old(how))
     assert "wiring is from one forward pass on the meta device with (2, 3, 8, 8)" in messages(binding.notes)
-    assert torch.cuda.FloatTensor is before
+    assert (torch.cuda.FloatTensor, torch.cuda.synchronize) == before
 
 
 @pytest.mark.parametrize("model", [NoReturn(), Several()])
 def test_train_without_a_return_value_and_lists_of_outputs_are_traced(model: nn.Module) -> None:
+    assert "one forward pass on the meta device" in messages(bound(model).notes)
+
+
+def test_tensors_that_are_plain_attributes_are_no_obstacle() -> None:
+    model = Old()
+    model.priors = torch.zeros(5, 4)
     assert "one forward pass on the meta device" in messages(bound(model).notes)
 
 

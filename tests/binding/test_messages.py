@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import tomllib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from nets import IMAGE, conv, layer, linear, messages, names, recipe_of
+from nets import IMAGE, conv, layer, linear, messages, names, norm, recipe_of
 from torch import Tensor, nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.messages import IncompleteBindingError
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Severity
 
@@ -144,3 +149,93 @@ def test_another_order_of_concatenation_is_no_equal_wiring() -> None:
     binding = bind(recipe_of(IMAGE, text), Model(True))
     assert names(binding)["r/0"] == "b.weight"
     assert "but for the order in which branches are concatenated" in messages(binding.notes)
+
+
+def hint_of(text: str, model: nn.Module, **options: Any) -> str:
+    with pytest.raises(BindingError) as caught:
+        bind(recipe_of(IMAGE, text), model, **options)
+    return caught.value.hint or ""
+
+
+def stated(argument: str, hint: str) -> list[str]:
+    return re.findall(f"--{argument} '(.*?)'", hint)
+
+
+CHAIN = conv("a", "data", 4) + "".join(conv(name, before, 4) for before, name in itertools.pairwise("abcde"))
+
+
+def test_one_option_of_the_hint_is_about_all_blobs_that_the_model_has_not() -> None:
+    model = nn.Sequential(*(nn.Conv2d(4 if number else 3, 4, 3, padding=1, bias=False) for number in range(5)))
+    skip = stated("skip", hint_of(CHAIN, model))
+    assert skip == [".*/1"]
+    assert names(bind(recipe_of(IMAGE, CHAIN), model, skip=skip))["e/0"] == "4.weight"
+
+
+def test_one_option_of_the_hint_is_about_all_layers_of_another_shape() -> None:
+    heads = "".join(conv(f"{name}+", "a", 7) for name in "bcde")
+    joined = "".join(layer("Concat", "j", " ".join(f"{name}+" for name in "bcde")))
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.heads = nn.ModuleList(nn.Conv2d(4, 5, 3, padding=1) for _ in "bcde")
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return torch.cat([head(x) for head in self.heads], 1)
+
+    text = conv("a", "data", 4) + heads + joined
+    reshaped = stated("reshaped", hint_of(text, Heads()))
+    assert reshaped == [r".*\+"]
+    assert names(bind(recipe_of(IMAGE, text), Heads(), reshaped=reshaped))["e+/0"] == "heads.3.weight"
+
+
+def test_layers_that_the_model_has_no_module_for_are_to_be_left_out_all_at_once() -> None:
+    text = conv("a", "data", 4) + "".join(
+        norm(f"n{name}", before) + conv(name, before, 4) for before, name in itertools.pairwise("abcde")
+    )
+    bare = [nn.Conv2d(4 if number else 3, 4, 3, padding=1) for number in range(5)]
+    model = nn.Sequential(bare[0], nn.BatchNorm2d(4), *bare[1:])
+    skip = stated("skip", hint_of(text, model, names={"nb": "1"}))
+    assert skip == ["nc|nc/scale|nd|nd/scale|ne|ne/scale"]
+    assert names(bind(recipe_of(IMAGE, text), model, {"nb": "1"}, skip=skip))["e/0"] == "5.weight"
+
+
+def test_a_module_that_forward_does_not_use_is_said_to_be_such() -> None:
+    class Leftover(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.old, self.new = nn.Conv2d(3, 9, 1), nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.new(x)  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        BindingError, match=r"module old \(linear map\) belongs to no layer, and forward does not use it"
+    ):
+        bind(recipe_of(IMAGE, conv("a", "data")), Leftover())
+
+
+class Untraceable(nn.Module):
+    """Its forward takes an array of numpy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4 if number else 3, 4, 3, padding=1) for number in range(5))
+
+    def forward(self, image: Any) -> Tensor:
+        x = torch.from_numpy(image)
+        for module in self.layers:
+            x = module(x)
+        return x
+
+
+def test_a_forward_pass_that_cannot_be_followed_has_a_wrapper_advised_and_a_draft_in_order() -> None:
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe_of(IMAGE, CHAIN), Untraceable())
+    assert "wrap the model so that forward takes tensors alone" in (caught.value.hint or "")
+    firsts = re.findall(r'^# . \(.*\n# (. = ".*")', caught.value.draft, re.M)
+    assert firsts == [f'{name} = "layers.{number}"' for number, name in enumerate("abcde")]
+    completed = tomllib.loads("\n".join(firsts))
+    assert names(bind(recipe_of(IMAGE, CHAIN), Untraceable(), completed))["e/1"] == "layers.4.bias"

@@ -259,3 +259,33 @@ class TestUnclaimed:
     def test_what_is_no_pair_of_numbers_is_one_clear_error(self, given: object) -> None:
         with pytest.raises(BindingError, match="unclaimed gives"):
             bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed=given)  # type: ignore[arg-type]
+
+
+def test_a_head_of_another_shape_is_what_its_sisters_cannot_be() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z, self.y, self.x = (nn.Conv2d(3, outputs, 3, padding=1) for outputs in (9, 4, 4))
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            return [self.x(image), self.y(image), self.z(image)]
+
+    binding = bind(recipe_of(IMAGE, *(conv(name, "data") for name in "abc")), Heads(), reshaped=["c"])
+    assert names(binding)["c/0"] == "z.weight"
+    assert [bool(bound.rivals) for bound in binding.blobs if bound.blob.role == "weight"] == [True, True, False]
+
+
+def test_a_value_joined_with_itself_is_that_value_whatever_stands_before_it_in_the_model() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more, self.last = nn.Conv2d(7, 7, 1), nn.Conv2d(14, 2, 1)
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = self.more(torch.cat([image, self.first(image)], 1))
+            return self.last(torch.cat([x, x.relu()], 1))  # type: ignore[no-any-return]
+
+    text = conv("a", "data") + layer("Concat", "j", "data a") + layer("Concat", "k", "j j") + conv("b", "k", 2, 1)
+    binding = bind(recipe_of(IMAGE, text), Joined(), unclaimed=(1.0, 1.0))
+    assert names(binding).items() >= {"a/0": "first.weight", "b/0": "last.weight"}.items()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +83,7 @@ def make_case(seed: int) -> Case:
 
 
 def _program(rng: random.Random) -> list[Step]:
-    """Up to a dozen steps that learn, in chains whose branches meet in sums and concatenations."""
+    """Up to a dozen steps that learn, in chains whose branches meet in sums and concatenations, none of them twice."""
     program: list[Step] = []
     wanted = rng.randint(1, 12)
     while len(learning(program)) < wanted:
@@ -94,7 +93,9 @@ def _program(rng: random.Random) -> list[Step]:
         if op in ("sum", "cat"):
             fits = [n for n, c in enumerate(channels) if (c == channels[first] or op == "cat") and n != first]
             if fits and channels[first] <= 20:
-                program.append(Step(op, (first, rng.choice(fits))))
+                step = Step(op, (first, rng.choice(fits)))
+                *before, made = _values([*program, step], {*learning(program)}, {n: n for n in learning(program)})
+                program += [] if made in before else [step]
         else:
             program.append(Step(op, (first,), rng.choice((2, 3)) if op.startswith("conv") else 0))
     return program
@@ -227,24 +228,31 @@ def _look(case: Case, program: Sequence[Step], number: int) -> tuple[Any, ...]:
 
 
 def _values(program: Sequence[Step], kept: set[int], way: dict[int, int]) -> list[Any]:
-    """What each value is, in terms of the steps of the port; ReLUs and steps that are left out change nothing."""
+    """What each value is, in terms of the steps of the port: what is joined counts once, what is left out never."""
     values: list[Any] = [("in",)]
     for number, step in enumerate(program, start=1):
         sources = [values[source] for source in step.sources]
         if number in kept:
             values.append(("unit", way.get(number)))
         elif step.op == "sum":
-            parts = Counter(part for one in sources for part in (one[1] if one[0] == "sum" else (one,)))
-            values.append(("sum", tuple(sorted(parts.elements(), key=repr))) if len(parts) > 1 else sources[0])
+            parts = {part for one in sources for part in (one[1] if one[0] == "sum" else (one,))}
+            values.append(("sum", tuple(sorted(parts, key=repr))) if len(parts) > 1 else sources[0])
         elif step.op == "cat":
-            flat = [part for one in sources for part in (one[1] if one[0] == "cat" else (one,))]
-            values.append(("cat", tuple(flat)) if len(set(flat)) > 1 else sources[0])
+            flat = dict.fromkeys(part for one in sources for part in (one[1] if one[0] == "cat" else (one,)))
+            values.append(("cat", tuple(flat)) if len(flat) > 1 else sources[0])
         else:
             values.append(sources[0])
     return values
 
 
 def _ends(program: Sequence[Step], values: Sequence[Any]) -> set[Any]:
-    """The sums and concatenations that were made."""
-    made = [values[number] for number, step in enumerate(program, start=1) if step.op in ("sum", "cat")]
-    return {value for value in made if value[0] in ("sum", "cat")}
+    """The sums and concatenations that were made; ``(a + b) + c`` is one where nothing else reads ``a + b``."""
+    readers: list[set[int]] = [set() for _ in values]
+    for number in range(len(program), 0, -1):
+        for source in program[number - 1].sources:
+            readers[source] |= readers[number] if values[number] == values[source] else {number}
+    return {
+        value
+        for value, read in zip(values, readers, strict=True)
+        if value[0] == "cat" or (value[0] == "sum" and not (len(read) == 1 and program[min(read) - 1].op == "sum"))
+    }
