@@ -429,6 +429,9 @@ class _Comparing:
             orders = any(one.kind in ("order", "unknown") for one in theirs[0].chain)
             if orders or self._channels_last(key[0]) or key[0] in self.moved:
                 continue
+            flat = edges[0].shape is not None and len(edges[0].shape) == 2
+            if flat and (edges[0].shape or ())[1:2] != (theirs[0].shape or ())[1:2]:
+                continue  # not an image of what the net gives in a row
             sizes = _spatial(edges[0].shape, theirs[0].shape)
             if sizes is None or sizes[0] == sizes[1] or self.net.origins(key[0]) & wrong.keys():
                 continue

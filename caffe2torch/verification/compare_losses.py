@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = ["LossFault", "LossFinding", "compare_losses", "describe_loss", "loss_
 
 _ANY = (Exception, SystemExit)  # the user's code may raise anything
 _SAME = 1e-4  # relative: float32 sums in another order, and no mistake worth a name
+_SPELLED_OUT = 3  # equal terms that are listed one by one
 _HALVED = ("ContrastiveLoss", "EuclideanLoss")
 
 
@@ -78,7 +80,9 @@ def describe_loss(recipe: TrainingRecipe) -> str:
         else:
             half = "half a sum" if term.layer.type in _HALVED else "a sum"
             parts.append(f"{weight}{term.layer.type}, {half} divided by {own.words} (no torch call is the same)")
-    return " + ".join(parts)
+    alike = Counter(parts)
+    short = [f"{many} terms of {part}" if (many := alike[part]) > _SPELLED_OUT else part for part in parts]
+    return " + ".join(dict.fromkeys(short) if max(alike.values()) > _SPELLED_OUT else short)
 
 
 @dataclass(frozen=True)

@@ -413,6 +413,12 @@ def test_coefficients_of_a_sum_are_factors() -> None:
         assert said(found(net, forward, s=nn.Conv2d(4, 2, 1))) == expected
 
 
+def test_an_output_of_rows_is_no_image_of_one_number() -> None:
+    net = HEAD + layer("Flatten", "f", "a")
+    check = found(net + tail("a"), lambda m, x: (m.b(m.a(x)), m.a(x).permute(0, 2, 3, 1).reshape(2, -1, 4)))
+    assert said(check) == []
+
+
 # What is the same in another layout, or cannot be told.
 
 

@@ -377,6 +377,7 @@ def test_a_loss_that_cannot_be_run_is_not_seen(loss, words, tmp_path):
         (IGNORE, "torch.nn.CrossEntropyLoss(ignore_index=2)"),
         (aux(0.3), "torch.nn.CrossEntropyLoss() + 0.3 * torch.nn.CrossEntropyLoss()"),
         (SIGMOID, "SigmoidCrossEntropyLoss, a sum divided by the batch (no torch call is the same)"),
+        ("".join(SOFTMAX.replace('"loss"', f'"{name}"') for name in "abcd"), "4 terms of torch.nn.CrossEntropyLoss()"),
     ],
 )
 def test_the_nets_loss_is_one_line(layers, line, tmp_path):
