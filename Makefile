@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEGNET := fixtures/segnet_basic
 
-.PHONY: help demo test trainers fuzz grid ports memory check lint types contract proto docs wheel format clean
+.PHONY: help demo test quick trainers fuzz grid ports memory check lint types contract proto docs wheel format clean
 
 help: ## list the commands; PYTHON=python3.12 says which Python makes the environment
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## translate SegNetBasic's prototxts: the report, and b
 
 test: $(VENV)/.installed-dev ## run every test
 	$(PY) -m pytest -n 2
+
+quick: $(VENV)/.installed-dev ## run the tests that are quick and need nothing beside the repository, half a minute
+	$(PY) -m pytest -n 2 -q -m "not slow and not shared and not large"
 
 trainers: $(VENV)/.installed-trainers ## run the tests with Lightning, Accelerate, the HF Trainer and LoRA
 	$(PY) -m pytest tests/trainers "tests/docs/test_docs.py::test_every_example_of_the_page_runs[trainers.md]"

@@ -27,6 +27,34 @@ settings.register_profile(
 settings.load_profile("caffe2torch")
 
 
+SLOW = (
+    "binding/test_isomorphism.py",
+    "cli/",
+    "docs/test_docs.py",
+    "fuzz/",
+    "net/test_net_any.py",
+    "optim/test_processes.py",
+    "optim/test_solvers_agree.py",
+    "optim/test_state.py",
+    "optim/test_trainers.py",
+    "report/test_html.py",
+    "snapshot/test_checkpoint.py",
+    "snapshot/test_load_cost.py",
+    "test_auditing.py",
+    "test_torch_startup.py",
+    "test_verdict_cases.py",
+    "verification/test_audit_laws.py",
+)
+"""What `make quick` leaves out, below tests/: files that start processes or train, besides what is marked as slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.relative_to(REPOSITORY / "tests").as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """The folder of nets, solvers and traces that belong to the project."""
