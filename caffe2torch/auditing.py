@@ -19,7 +19,7 @@ from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, TrainingRecipe
 from caffe2torch.solver.requirements import refuse_unsupported
 from caffe2torch.verification.check_model import check_model, read_accepted
-from caffe2torch.verification.checks import AccumulationReading
+from caffe2torch.verification.checks import AccumulationReading, along_the_run, at_another_rate
 from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
@@ -121,10 +121,13 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
+    courses = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
+    if courses:
+        report = at_another_rate(report, [group.get("initial_lr") for group in optimizer.param_groups])
+        report = replace(report, checks=along_the_run(report.checks, solver, courses))
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
-    courses = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
     whole = replace(report, bound=not by_role, checks=checks, courses=courses, group_names=group_names(optimizer))
     return explained(whole.accepting(accepted))
 

@@ -261,3 +261,98 @@ def test_a_port_on_stock_sgd_has_one_check_that_differs_with_its_effect(
     shown = CliRunner().invoke(main, ["audit", "--help"]).stdout
     assert "rate_change" in shown
     assert "frozen" in shown
+
+
+# The whole run of a scheduler, not its first changes alone.
+
+schedulers = torch.optim.lr_scheduler
+FIXED = f'base_lr: 0.001 {USUAL} lr_policy: "fixed" max_iter: 1000 '
+MULTI = f'base_lr: 0.001 {USUAL} lr_policy: "multistep" gamma: 0.1 max_iter: 1000 ' + "stepvalue: {} " * 4
+
+
+def schedule_of(folder: Path, solver: str, make: Any) -> Check | None:
+    model = Two()
+    optimizer = right(model)
+    report = audit(recipe(folder, solver), model, optimizer, make(optimizer), accept=["rate_change"])
+    assert not report.wrong, str(report)
+    return next((check for check in report.checks if check.name == "rate schedule"), None)
+
+
+@pytest.mark.parametrize(
+    ("solver", "make", "where"),
+    [
+        (FIXED, lambda o: schedulers.StepLR(o, 300, 0.1), "0.1 times the rate of iteration 0, Caffe's 1 times"),
+        (STEP, lambda o: schedulers.MultiStepLR(o, [1000], 0.1), "iteration 2"),
+        (
+            MULTI.format(100, 200, 300, 600),
+            lambda o: schedulers.MultiStepLR(o, [100, 200, 300, 900], 0.1),
+            "at iteration 6",
+        ),
+        (
+            MULTI.format(100, 200, 300, 600),
+            lambda o: schedulers.MultiStepLR(o, [100, 200, 300, 400, 600], 0.1),
+            "at iteration 40",
+        ),
+        (
+            f'base_lr: 0.001 {USUAL} lr_policy: "multistep" gamma: 0.1 stepvalue: 500 max_iter: 1100',
+            lambda o: schedulers.StepLR(o, 500, 0.1),
+            "at iteration 100",
+        ),
+    ],
+)
+def test_a_change_of_the_rate_that_only_one_of_both_has_is_found_wherever_it_is(
+    tmp_path: Path, solver: str, make: Any, where: str
+) -> None:
+    check = schedule_of(tmp_path, solver, make)
+    assert check is not None
+    assert str(check.result) == "differs"
+    assert where in check.text
+
+
+@pytest.mark.parametrize(
+    ("solver", "make"),
+    [
+        (STEP, lambda o: schedulers.StepLR(o, 1000, 0.1)),
+        (MULTI.format(100, 200, 300, 600), lambda o: schedulers.MultiStepLR(o, [100, 200, 300, 600], 0.1)),
+        (
+            f'base_lr: 0.001 {USUAL} lr_policy: "exp" gamma: 0.9999 max_iter: 100000',
+            lambda o: schedulers.ExponentialLR(o, 0.9999),
+        ),
+        (FIXED, lambda o: schedulers.LambdaLR(o, lambda _: 1.0)),
+        (
+            f'base_lr: 0.001 {USUAL} lr_policy: "poly" power: 0.9 max_iter: 5000',
+            lambda o: schedulers.PolynomialLR(o, 5000, 0.9),
+        ),
+    ],
+)
+def test_a_scheduler_that_is_caffes_to_the_end_is_right(tmp_path: Path, solver: str, make: Any) -> None:
+    check = schedule_of(tmp_path, solver, make)
+    assert check is None or str(check.result) == "ok", check.text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: schedulers.SequentialLR(o, [schedulers.LinearLR(o, 0.1, 1, 5), schedulers.StepLR(o, 1000, 0.1)], [5]),
+        lambda o: schedulers.LambdaLR(o, lambda _: 0.5),
+    ],
+)
+def test_a_rate_that_the_scheduler_alone_makes_another_one_is_no_fault_of_rows(tmp_path: Path, make: Any) -> None:
+    check = schedule_of(tmp_path, STEP, make)
+    assert check is not None
+    assert str(check.result) == "differs"
+    assert "at iteration 0 the scheduler makes every lr" in check.text
+
+
+def test_groups_with_another_rate_are_a_fault_of_rows_with_a_scheduler_too(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = right(model, lr=0.01)
+    report = audit(recipe(tmp_path, STEP), model, optimizer, step_lr(optimizer), accept=["rate_change"])
+    assert len(report.wrong) == 4
+    assert not any(check.name == "rate schedule" for check in report.differing)
+
+
+def test_where_caffes_rate_is_constant_the_fix_is_to_give_no_scheduler(tmp_path: Path) -> None:
+    check = schedule_of(tmp_path, FIXED, lambda o: schedulers.StepLR(o, 3, 0.1))
+    assert check is not None
+    assert "give no scheduler" in check.text

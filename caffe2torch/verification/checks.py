@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
+from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
 from caffe2torch.solver.requirements import has_momentum
 from caffe2torch.solver.update_rules import History
 from caffe2torch.verification.diagnose import Judgement, number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
-from caffe2torch.verification.report import Check, Fault, FaultKind, Result
+from caffe2torch.verification.report import (
+    Check,
+    Course,
+    Fault,
+    FaultKind,
+    Report,
+    ReportRow,
+    Result,
+    UnclaimedRow,
+    Verdict,
+)
 from caffe2torch.verification.simulate import effect
 
-__all__ = ["AccumulationReading", "notes_of", "run_checks"]
+__all__ = ["AccumulationReading", "along_the_run", "at_another_rate", "notes_of", "run_checks"]
+
+Row = TypeVar("Row", ReportRow, UnclaimedRow)
 
 AUDIT_FIX = "write the right file with caffe2torch audit ... --fix optimizer.py"
 
@@ -128,9 +141,80 @@ def _schedule(solver: SolverSettings, judged: Mapping[str, Judgement], observati
         Result.DIFFERS,
         policy,
         (Fault(FaultKind.SCHEDULE, message),),
-        fix="call scheduler.step() after each optimizer.step(), with the policy counted in iterations",
+        fix=_SCHEDULE_FIX if first is not None else _CONSTANT_FIX,
         parameters=concerned,
     )
+
+
+_SCHEDULE_FIX = "call scheduler.step() after each optimizer.step(), with the policy counted in iterations"
+_CONSTANT_FIX = "give no scheduler: Caffe's rate is constant"
+
+
+def along_the_run(checks: Sequence[Check], solver: SolverSettings, courses: Sequence[Course]) -> tuple[Check, ...]:
+    """The checks with what the whole run shows of the rate: courses that leave Caffe's make ``rate schedule`` differ.
+
+    A course is Caffe's where it is the same multiple of it everywhere; which multiple is a matter of the rows.
+    """
+    left = next((why for course in courses if (why := _leaves(solver, course)) is not None), None)
+    if solver.policy.type is PolicyType.PLATEAU:
+        return tuple(checks)  # which follows the test's loss
+    if left is None or any(check.name == "rate schedule" and check.result is Result.DIFFERS for check in checks):
+        return tuple(checks)
+    constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
+    policy = "the rate is constant" if constant else f"{solver.policy.type}"
+    fix = _CONSTANT_FIX if constant else _SCHEDULE_FIX
+    found = Check("rate schedule", Result.DIFFERS, policy, (Fault(FaultKind.SCHEDULE, left),), fix=fix)
+    others = [check for check in checks if check.name != "rate schedule"]
+    return (*others[:1], found, *others[1:])
+
+
+def _leaves(solver: SolverSettings, course: Course) -> str | None:
+    """Where a course leaves Caffe's, in a sentence; ``None`` where it does not."""
+    pairs = [(iteration, own, rate_at(solver.policy, iteration)) for iteration, own in course.points]
+    largest = max((abs(due) for _, _, due in pairs), default=0.0)
+    multiple = next((own / due for _, own, due in pairs if abs(due) > 1e-6 * largest), 0.0)
+    tolerance = 0.05 if solver.policy.type is PolicyType.EXP else 1e-3  # Caffe's gamma is a float32 to a high power
+    for iteration, own, due in pairs:
+        if abs(own - multiple * due) > tolerance * abs(multiple) * max(abs(due), 1e-3 * largest):
+            times = own / pairs[0][1] if pairs[0][1] else math.inf
+            caffes = due / pairs[0][2] if pairs[0][2] else math.inf
+            began = f"the rate of iteration {pairs[0][0]}"
+            return f"at iteration {iteration} the rate is {number(times)} times {began}, Caffe's {number(caffes)} times"
+    return None
+
+
+def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
+    """The report where rows that a scheduler alone put at another rate are right, and the schedule is not.
+
+    Such rows all have the same multiple of Caffe's rate, and groups whose ``initial_lr`` is Caffe's.
+    """
+    rows = [row for row in report.all_rows if row.expected.lr and row.observed.lr is not None and len(row.groups) == 1]
+    multiples = {float(f"{(row.observed.lr or 0) / (row.expected.lr or 1):.4g}") for row in rows}
+    begun = rate_at(report.solver.policy, report.iteration) / (rate_at(report.solver.policy, 0) or math.inf)
+    base = [(initial[row.groups[0]], row.expected.lr) for row in rows]
+    if len(multiples) != 1 or multiples == {1.0} or not begun:
+        return report
+    if any(own is None or not close(own * begun, due) for own, due in base if due is not None):
+        return report
+    (multiple,) = multiples
+    message = f"at iteration {report.iteration} the scheduler makes every lr {number(multiple)} times Caffe's"
+    checks = [check for check in report.checks if check.name != "rate schedule"]
+    before = next((check for check in report.checks if check.name == "rate schedule"), None)
+    faults = (Fault(FaultKind.SCHEDULE, message), *(before.faults if before else ()))
+    policy = before.expected if before else f"{report.solver.policy.type}"
+    found = Check("rate schedule", Result.DIFFERS, policy, faults, fix=_SCHEDULE_FIX)
+    return replace(
+        report,
+        rows=tuple(map(_without_rate, report.rows)),
+        unclaimed=tuple(map(_without_rate, report.unclaimed)),
+        checks=(*checks[:1], found, *checks[1:]),
+    )
+
+
+def _without_rate(row: Row) -> Row:
+    left = tuple(fault for fault in row.faults if fault.kind is not FaultKind.LR)
+    alone = row.verdict is Verdict.MISMATCH and not left
+    return replace(row, faults=left, verdict=Verdict.OK if alone else row.verdict)
 
 
 def _first_change(solver: SolverSettings, start: int, caffes: Sequence[int]) -> int | None:
