@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache, lru_cache
 from io import StringIO
@@ -331,7 +332,7 @@ def _odd_strings(block: Block) -> Iterator[Note]:
                 if odd["placeholder"]
                 else f"the escape {odd['escape']} is kept as it stands, but Caffe refuses it"
             )
-            yield Note(field.where, Severity.WARNING, f"in the string of {field.name!r}, {what}")
+            yield Note(field.where, Severity.WARNING, sys.intern(f"in the string of {field.name!r}, {what}"))
 
 
 def _missing(block: Block, paths: list[str]) -> Iterator[Note]:
@@ -344,4 +345,5 @@ def _missing(block: Block, paths: list[str]) -> Iterator[Note]:
             field = inner.all(field_name)[int(index or 0)]
             assert isinstance(field.value, Block)
             where, inner = field.where, field.value
-        yield Note(where, Severity.WARNING, f"{steps[-1]} does not state {name!r}, which Caffe requires")
+        text = sys.intern(f"{steps[-1]} does not state {name!r}, which Caffe requires")
+        yield Note(where, Severity.WARNING, text)
