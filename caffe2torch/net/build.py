@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import prod
@@ -63,17 +63,16 @@ def read_layers(
     has_unknown = parsed.block.has_unknown
     if has_unknown:
         unknown_names(parsed.block, "net", names)
-    signs = ((kind, index) for index, kind in enumerate(upgraded.layers.types) if kind in SIGNS_BY_TYPE)
-    dialect = read_dialect(((kind, upgraded.layers[index].where) for kind, index in signs), names)
-    drafts = _Drafts(upgraded.layers, array("i"), [])
-    transforming: list[int] = []
+    drafts, transforming, signs = _Drafts(upgraded.layers, array("i"), has_unknown), array("i"), []
     for index, layer in enumerate(upgraded.layers):
         if layer.message.HasField("transform_param"):
             transforming.append(index)
+        if layer.type in SIGNS_BY_TYPE:
+            signs.append((layer.type, layer.where))
         if _takes_part(layer, state):
             _check_type(layer)
             drafts.numbers.append(index)
-            drafts.settings.append(layer_settings(layer.message, layer.type, layer.block if has_unknown else None))
+    dialect = read_dialect(signs, names)
     built = _build(drafts, dialect, BlobShapes(inputs))
     while built.shapes.learned:
         built = _build(drafts, dialect, built.shapes.again())
@@ -83,8 +82,7 @@ def read_layers(
         notes.add(note)
     _explain_missing(built, upgraded.layers, state, notes)
     beyond_the_optimizer(layers, notes)
-    read = [upgraded.layers[index] for index in transforming]
-    _note_the_data(read, [one for one in (state, tested) if one is not None], notes)
+    _note_the_data(upgraded.layers, transforming, [one for one in (state, tested) if one is not None], notes)
     return upgraded.net.name, layers, built.learnables.finish(), notes.finish()
 
 
@@ -101,12 +99,18 @@ def _check_type(layer: UpgradedLayer) -> None:
         raise NetError(f"the layer {layer.message.name!r} has no type", where=layer.where, hint=hint)
 
 
-def _note_the_data(transforming: Sequence[UpgradedLayer], states: Sequence[NetState], notes: Notes) -> None:
-    taking_part = {state.phase: [layer for layer in transforming if _takes_part(layer, state)] for state in states}
-    read = {layer.field: layer_settings(layer.message, layer.type, layer.block) for layer in transforming}
-    line = data_transforms({phase: [read[one.field] for one in found] for phase, found in taking_part.items()})
-    if line:
-        notes.info(next(found[0].where for found in taking_part.values() if found), line)
+def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Sequence[NetState], notes: Notes) -> None:
+    """Add the note on what the layers of these numbers, which have a ``transform_param``, do to the data."""
+
+    def taking_part(state: NetState) -> Iterator[UpgradedLayer]:
+        return (layer for number in numbers if _takes_part(layer := layers[number], state))
+
+    read = {
+        state.phase: (layer_settings(layer.message, layer.type, layer.block) for layer in taking_part(state))
+        for state in states
+    }
+    if line := data_transforms(read):
+        notes.info(next(layer.where for state in states for layer in taking_part(state)), line)
 
 
 def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:
@@ -193,11 +197,13 @@ class BlobShapes:
 
 
 class _Drafts(NamedTuple):
-    """The layers that take part, by their numbers in the net, and the settings of each."""
+    """The layers that take part, by their numbers in the net, and whether it has anything that the schema does not
+    know.
+    """
 
     layers: UpgradedLayers
     numbers: array[int]
-    settings: list[Mapping[str, object]]
+    has_unknown: bool
 
 
 @dataclass(slots=True)
@@ -213,8 +219,9 @@ class _Built:
 
 def _build(drafts: _Drafts, dialect: Dialect, shapes: BlobShapes) -> _Built:
     built, forks = _Built(shapes), tuple(dialect.clues)
-    for number, own in zip(drafts.numbers, drafts.settings, strict=True):
+    for number in drafts.numbers:
         layer = drafts.layers[number]
+        own = layer_settings(layer.message, layer.type, layer.block if drafts.has_unknown else None)
         message, where = layer.message, layer.where
         bottoms, tops = tuple(message.bottom), tuple(message.top)
         absent = dict.fromkeys(name for name in bottoms if name not in shapes.shapes)

@@ -6,7 +6,7 @@ learning rate. One note for each kind, at the first layer that has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from caffe2torch.errors import SourceLocation, listed
@@ -110,7 +110,7 @@ _KINDS: Sequence[tuple[Detail, str]] = (
 )
 
 
-def data_transforms(phases: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
+def data_transforms(phases: Mapping[str, Iterable[Mapping[str, object]]]) -> str:
     """What the data layers do to an image (``data_transformer.cpp``), with torchvision's transforms that do the same.
 
     Args:

@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -29,7 +29,8 @@ _NO_TEXT = parse("", "")
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
-class UpgradedLayer(NamedTuple):
+@dataclass(slots=True)
+class UpgradedLayer:
     """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written, and ``field`` what
     holds that in the file.
     """
@@ -38,11 +39,14 @@ class UpgradedLayer(NamedTuple):
     type: str
     block: Block
     field: Field
+    _where: SourceLocation | None = None
 
     @property
     def where(self) -> SourceLocation:
-        """The place of the layer in the file."""
-        return self.field.where
+        """The place of the layer in the file; one object for all that refers to it."""
+        if self._where is None:
+            self._where = self.field.where
+        return self._where
 
     @property
     def params(self) -> tuple[SourceLocation, ...]:
@@ -68,34 +72,30 @@ class UpgradedLayers(Sequence[UpgradedLayer]):
         self._table = parsed.block.table
         self._others: list[bytes] = []
         self._numbers, self._fields, self._blocks = array("i"), array("i"), array("i")
-        self.types: list[str] = []
 
     def add(self, message: int | Message, field: Field, block: Block = _NO_TEXT) -> None:
         """Add a layer: the number of a message of today's format, or a message that was made of an older one."""
-        if isinstance(message, int):
-            number, stated = message, self._todays[message]
-        else:
-            self._others.append(message.SerializePartialToString())
-            number, stated = -len(self._others), message
-        self._numbers.append(number)
+        self._numbers.append(message if isinstance(message, int) else self._kept(message))
         self._fields.append(field.row)
         self._blocks.append(block.row)
-        self.types.append(sys.intern(stated.type))
 
     def change(self, index: int, message: Message) -> None:
-        """Put a message of the same type in the place of a layer's own."""
+        """Put a message in the place of a layer's own."""
+        self._numbers[index] = self._kept(message)
+
+    def _kept(self, message: Message) -> int:
         self._others.append(message.SerializePartialToString())
-        self._numbers[index] = -len(self._others)
+        return -len(self._others)
 
     def __len__(self) -> int:
-        return len(self.types)
+        return len(self._numbers)
 
     def __getitem__(self, index: Any) -> Any:
         """The layer of this number."""
         number, row = self._numbers[index], self._blocks[index]
         message = self._todays[number] if number >= 0 else _LAYER.FromString(self._others[-number - 1])
         block = Block(self._table, row) if row else _NO_TEXT
-        return UpgradedLayer(message, self.types[index], block, Field(self._table, self._fields[index]))
+        return UpgradedLayer(message, sys.intern(message.type), block, Field(self._table, self._fields[index]))
 
 
 _LAYER: Any = message_class("LayerParameter")
@@ -133,8 +133,8 @@ def upgrade(parsed: Parsed) -> Upgraded:
     layers = UpgradedLayers(parsed)
     _add_input_layer(layers, parsed)
     if not (old := parsed.block.all("layers")):
-        for index, field in enumerate(parsed.block.all("layer")):
-            layers.add(index, field, _block(field))
+        for index, (one, field) in enumerate(zip(message.layer, parsed.block.all("layer"), strict=True)):
+            layers.add(_frozen(one) if _freezes_statistics(one) else index, field, _block(field))
     else:
         if ignored := parsed.block.all("layer"):
             notes.append(Note(ignored[0].where, Severity.WARNING, _MIXED.format(len(ignored))))
@@ -143,9 +143,9 @@ def upgrade(parsed: Parsed) -> Upgraded:
                 layers.add(one, field, block)
         else:
             for one, field in zip(message.layers, old, strict=True):
-                layers.add(_from_v1(one, field, notes), field, _block(field))
+                new = _from_v1(one, field, notes)
+                layers.add(_frozen(new) if _freezes_statistics(new) else new, field, _block(field))
             _upgrade_transforms(layers)
-    _freeze_statistics(layers)
     return Upgraded(_net(parsed.message), layers, tuple(notes))
 
 
@@ -172,7 +172,7 @@ def _block(field: Field) -> Block:
     return block
 
 
-def _from_v1(old: Any, field: Field, notes: list[Note]) -> Message:
+def _from_v1(old: Any, field: Field, notes: list[Note]) -> Any:
     """``UpgradeV1LayerParameter``: today's messages, multipliers and names gathered into ``param`` blocks."""
     new: Any = _LAYER()
     for descriptor, value in old.ListFields():
@@ -215,7 +215,7 @@ def _v1_type(old: Any, layer: Field, notes: list[Note]) -> str:
 def _upgrade_transforms(layers: UpgradedLayers) -> None:
     """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
     moved = ("scale", "mean_file", "crop_size", "mirror")
-    indices = [index for index, kind in enumerate(layers.types) if kind in _TRANSFORMED]
+    indices = [index for index, layer in enumerate(layers) if layer.type in _TRANSFORMED]
     if not any(_own(layers[index].message).HasField(name) for index in indices for name in moved):
         return
     for index in indices:
@@ -257,15 +257,17 @@ def _add_input_layer(layers: UpgradedLayers, parsed: Parsed) -> None:
     layers.add(layer, block.all("input")[0])
 
 
-def _freeze_statistics(layers: UpgradedLayers) -> None:
+def _freezes_statistics(layer: Any) -> bool:
     """``UpgradeNetBatchNorm``: three ``param`` blocks were once how one wrote that the statistics do not learn."""
-    for index, kind in enumerate(layers.types):
-        if kind == "BatchNorm" and len((layer := layers[index].message).param) == 3:
-            frozen = _LAYER()
-            frozen.CopyFrom(layer)
-            for spec in frozen.param:
-                spec.lr_mult = spec.decay_mult = 0.0
-            layers.change(index, frozen)
+    return layer.type == "BatchNorm" and len(layer.param) == 3
+
+
+def _frozen(layer: Any) -> Any:
+    frozen: Any = _LAYER()
+    frozen.CopyFrom(layer)
+    for spec in frozen.param:
+        spec.lr_mult = spec.decay_mult = 0.0
+    return frozen
 
 
 # The oldest nets, ``layers { layer { type: "conv" ... } }``, as today's layers (``util/upgrade_proto.cpp``).

@@ -95,7 +95,7 @@ print(peak_bytes() - before)
 @pytest.mark.parametrize("kind", sorted(KINDS) if os.environ.get("MEMORY_KINDS") == "all" else FEW)
 def test_a_text_of_a_megabyte_is_read_in_sixty_times_its_size(kind: str, tmp_path: Path) -> None:
     small, large = tmp_path / "small.prototxt", tmp_path / "large.prototxt"
-    small.write_text('input: "b0"\n' + CONVOLUTION.format(0, 1) + "fork: 1 layer { }")
+    small.write_text('input: "b0"\n' + CONVOLUTION.format(0, 1) + 'fork: 1 layer { type: "A" x { } }')
     large.write_text(KINDS[kind]())
     run = [sys.executable, "-c", CODE, str(small), str(large)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
