@@ -53,9 +53,12 @@ class UpgradedLayer:
         """The place of each of the message's ``param``: of the block, or in an old layer of its ``blobs_lr``, or else
         of its decay or its name.
         """
-        count = len(self.message.param)
+        if self.field.name == "layer":
+            return tuple(one.where for one in self.block.all("param"))
         columns = [self.block.all(name) for name in ("blobs_lr", "weight_decay", "param", "blob_share_mode")]
-        return tuple(next((one[i].where for one in columns if i < len(one)), self.where) for i in range(count))
+        return tuple(
+            next((one[i].where for one in columns if i < len(one)), self.where) for i in range(len(self.message.param))
+        )
 
 
 class UpgradedLayers(Sequence[UpgradedLayer]):
@@ -89,6 +92,9 @@ class UpgradedLayers(Sequence[UpgradedLayer]):
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def __iter__(self) -> Iterator[UpgradedLayer]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
         """The layer of this number."""
