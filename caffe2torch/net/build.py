@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from caffe2torch.errors import NetError, SourceLocation, shape_text
 from caffe2torch.net.forks import SIGNS_BY_TYPE, Dialect, read_dialect, unknown_names
@@ -64,13 +64,14 @@ def read_layers(
     if has_unknown:
         unknown_names(parsed.block, "net", names)
     drafts, transforming, signs = _Drafts(upgraded.layers, array("i"), has_unknown), array("i"), []
-    for index, layer in enumerate(upgraded.layers):
-        if layer.message.HasField("transform_param"):
+    for index, message in enumerate(upgraded.layers.messages()):
+        if message.HasField("transform_param"):
             transforming.append(index)
-        if layer.type in SIGNS_BY_TYPE:
-            signs.append((layer.type, layer.where))
-        if _takes_part(layer, state):
-            _check_type(layer)
+        if message.type in SIGNS_BY_TYPE:
+            signs.append((message.type, upgraded.layers[index].where))
+        if _takes_part(upgraded.layers, index, message, state):
+            if not message.type:  # refused before anything is built: a text of nothing but ``layer { }`` is long enough
+                raise _without_type(upgraded.layers[index])
             drafts.numbers.append(index)
     dialect = read_dialect(signs, names)
     built = _build(drafts, dialect, BlobShapes(inputs))
@@ -86,24 +87,21 @@ def read_layers(
     return upgraded.net.name, layers, built.learnables.finish(), notes.finish()
 
 
-def _takes_part(layer: UpgradedLayer, state: NetState) -> bool:
+def _takes_part(layers: UpgradedLayers, index: int, message: Any, state: NetState) -> bool:
     """Whether a layer takes part; most have no rules to look at."""
-    message = layer.message
-    return not (message.include or message.exclude) or included(message, layer.where, state)
+    return not (message.include or message.exclude) or included(message, layers[index].where, state)
 
 
-def _check_type(layer: UpgradedLayer) -> None:
-    """Refuse a layer without a type, before anything is built: a text of nothing but ``layer { }`` is long enough."""
-    if not layer.type:
-        hint = 'write type: "Convolution" or whatever it is'
-        raise NetError(f"the layer {layer.message.name!r} has no type", where=layer.where, hint=hint)
+def _without_type(layer: UpgradedLayer) -> NetError:
+    hint = 'write type: "Convolution" or whatever it is'
+    return NetError(f"the layer {layer.message.name!r} has no type", where=layer.where, hint=hint)
 
 
 def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Sequence[NetState], notes: Notes) -> None:
     """Add the note on what the layers of these numbers, which have a ``transform_param``, do to the data."""
 
     def taking_part(state: NetState) -> Iterator[UpgradedLayer]:
-        return (layer for number in numbers if _takes_part(layer := layers[number], state))
+        return (layer for i in numbers if _takes_part(layers, i, (layer := layers[i]).message, state))
 
     read = {
         state.phase: (layer_settings(layer.message, layer.type, layer.block) for layer in taking_part(state))
@@ -299,7 +297,7 @@ def _explain_missing(built: _Built, layers: UpgradedLayers, state: NetState, not
     """Bottoms that no layer of this state makes: Caffe refuses the net; we know its blobs all the same."""
     if not built.missing:
         return
-    rules = [rule for layer in layers for rule in (*layer.message.include, *layer.message.exclude)]
+    rules = [rule for message in layers.messages() for rule in (*message.include, *message.exclude)]
     stages = {stage for rule in rules for stage in rule.stage}
     for name, layer, where in built.missing:
         text = f"layer {layer!r} takes blob {name!r}, which no layer before it makes in phase {state.phase}"

@@ -90,6 +90,13 @@ class UpgradedLayers(Sequence[UpgradedLayer]):
         self._others.append(message.SerializePartialToString())
         return -len(self._others)
 
+    def messages(self) -> Iterator[Any]:
+        """Today's message of each layer."""
+        return map(self._message, self._numbers)
+
+    def _message(self, number: int) -> Any:
+        return self._todays[number] if number >= 0 else _LAYER.FromString(self._others[-number - 1])
+
     def __len__(self) -> int:
         return len(self._numbers)
 
@@ -98,8 +105,7 @@ class UpgradedLayers(Sequence[UpgradedLayer]):
 
     def __getitem__(self, index: Any) -> Any:
         """The layer of this number."""
-        number, row = self._numbers[index], self._blocks[index]
-        message = self._todays[number] if number >= 0 else _LAYER.FromString(self._others[-number - 1])
+        row, message = self._blocks[index], self._message(self._numbers[index])
         block = Block(self._table, row) if row else _NO_TEXT
         return UpgradedLayer(message, sys.intern(message.type), block, Field(self._table, self._fields[index]))
 
@@ -221,7 +227,7 @@ def _v1_type(old: Any, layer: Field, notes: list[Note]) -> str:
 def _upgrade_transforms(layers: UpgradedLayers) -> None:
     """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
     moved = ("scale", "mean_file", "crop_size", "mirror")
-    indices = [index for index, layer in enumerate(layers) if layer.type in _TRANSFORMED]
+    indices = [index for index, layer in enumerate(layers.messages()) if layer.type in _TRANSFORMED]
     if not any(_own(layers[index].message).HasField(name) for index in indices for name in moved):
         return
     for index in indices:

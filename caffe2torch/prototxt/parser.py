@@ -139,9 +139,9 @@ class Table:
         if self._named[:2] == (row, name):
             return self._named[2]
         names, marks = self.names, self.marks
-        rows = (one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED)
         if self.stops[row] - row <= _FEW:
-            return list(rows)
+            return [one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED]
+        rows = (one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED)
         self._named = row, name, array(self.starts.typecode, rows)  # so that a loop over layers by index stays linear
         return self._named[2]
 
