@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import prod
+from typing import Any, NamedTuple
 
 from caffe2torch.errors import NetError, SourceLocation, shape_text
-from caffe2torch.net.forks import Dialect, read_dialect, unknown_names
+from caffe2torch.net.forks import SIGNS_BY_TYPE, Dialect, read_dialect, unknown_names
 from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
 from caffe2torch.net.layer_types import blob_rules, top_shapes
@@ -15,7 +18,7 @@ from caffe2torch.net.learnable_blobs import Learnables, append_blobs
 from caffe2torch.net.phases import NetState, included
 from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer, data_transforms
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
-from caffe2torch.net.upgrade import UpgradedLayer, upgrade
+from caffe2torch.net.upgrade import UpgradedLayer, UpgradedLayers, upgrade
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
 
@@ -54,38 +57,58 @@ def read_layers(
     notes = Notes()
     upgraded = upgrade(parsed)
     renamed = {note.where for note in upgraded.notes}
-    for note in (*upgraded.notes, *(note for note in parsed.notes if note.where not in renamed)):
+    for note in chain(upgraded.notes, (note for note in parsed.notes if note.where not in renamed)):
         notes.add(note)
     names: dict[str, SourceLocation] = {}
     has_unknown = parsed.block.has_unknown
     if has_unknown:
         unknown_names(parsed.block, "net", names)
-    dialect = read_dialect(((layer.type, layer.where) for layer in upgraded.layers), names)
-    drafts = [layer for layer in upgraded.layers if included(layer.message, layer.where, state)]
-    settings = [layer_settings(one.message, one.type, one.block if has_unknown else None) for one in drafts]
-    built = _build(drafts, settings, dialect, BlobShapes(inputs))
+    drafts, transforming, signs = _Drafts(upgraded.layers, array("i"), has_unknown), array("i"), []
+    for index, message in enumerate(upgraded.layers.messages()):
+        if message.HasField("transform_param"):
+            transforming.append(index)
+        if message.type in SIGNS_BY_TYPE:
+            signs.append((message.type, upgraded.layers[index].where))
+        if _takes_part(upgraded.layers, index, message, state):
+            if not message.type:  # refused before anything is built: a text of nothing but ``layer { }`` is long enough
+                raise _without_type(upgraded.layers[index])
+            drafts.numbers.append(index)
+    dialect = read_dialect(signs, names)
+    built = _build(drafts, dialect, BlobShapes(inputs))
     while built.shapes.learned:
-        built = _build(drafts, settings, dialect, built.shapes.again())
+        built = _build(drafts, dialect, built.shapes.again())
     layers = tuple(built.layers)
     _check_made(layers, inputs, parsed.source.file)
     for note in built.notes.finish():
         notes.add(note)
     _explain_missing(built, upgraded.layers, state, notes)
     beyond_the_optimizer(layers, notes)
-    _note_the_data(upgraded.layers, [one for one in (state, tested) if one is not None], notes)
+    _note_the_data(upgraded.layers, transforming, [one for one in (state, tested) if one is not None], notes)
     return upgraded.net.name, layers, built.learnables.finish(), notes.finish()
 
 
-def _note_the_data(layers: Sequence[UpgradedLayer], states: Sequence[NetState], notes: Notes) -> None:
-    transforming = [layer for layer in layers if layer.message.HasField("transform_param")]
-    taking_part = {
-        state.phase: [layer for layer in transforming if included(layer.message, layer.where, state)]
+def _takes_part(layers: UpgradedLayers, index: int, message: Any, state: NetState) -> bool:
+    """Whether a layer takes part; most have no rules to look at."""
+    return not (message.include or message.exclude) or included(message, layers[index].where, state)
+
+
+def _without_type(layer: UpgradedLayer) -> NetError:
+    hint = 'write type: "Convolution" or whatever it is'
+    return NetError(f"the layer {layer.message.name!r} has no type", where=layer.where, hint=hint)
+
+
+def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Sequence[NetState], notes: Notes) -> None:
+    """Add the note on what the layers of these numbers, which have a ``transform_param``, do to the data."""
+
+    def taking_part(state: NetState) -> Iterator[UpgradedLayer]:
+        return (layer for i in numbers if _takes_part(layers, i, (layer := layers[i]).message, state))
+
+    read = {
+        state.phase: (layer_settings(layer.message, layer.type, layer.block) for layer in taking_part(state))
         for state in states
     }
-    read = {layer.where: layer_settings(layer.message, layer.type, layer.block) for layer in transforming}
-    line = data_transforms({phase: [read[one.where] for one in found] for phase, found in taking_part.items()})
-    if line:
-        notes.info(next(found[0].where for found in taking_part.values() if found), line)
+    if line := data_transforms(read):
+        notes.info(next(layer.where for state in states for layer in taking_part(state)), line)
 
 
 def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:
@@ -171,6 +194,16 @@ class BlobShapes:
         return kept
 
 
+class _Drafts(NamedTuple):
+    """The layers that take part, by their numbers in the net, and whether it has anything that the schema does not
+    know.
+    """
+
+    layers: UpgradedLayers
+    numbers: array[int]
+    has_unknown: bool
+
+
 @dataclass(slots=True)
 class _Built:
     """What one pass over the layers gives."""
@@ -182,15 +215,15 @@ class _Built:
     notes: Notes = field(default_factory=Notes)
 
 
-def _build(
-    drafts: Sequence[UpgradedLayer], settings: Sequence[Mapping[str, object]], dialect: Dialect, shapes: BlobShapes
-) -> _Built:
+def _build(drafts: _Drafts, dialect: Dialect, shapes: BlobShapes) -> _Built:
     built, forks = _Built(shapes), tuple(dialect.clues)
-    for layer, own in zip(drafts, settings, strict=True):
-        message = layer.message
+    for number in drafts.numbers:
+        layer = drafts.layers[number]
+        own = layer_settings(layer.message, layer.type, layer.block if drafts.has_unknown else None)
+        message, where = layer.message, layer.where
         bottoms, tops = tuple(message.bottom), tuple(message.top)
         absent = dict.fromkeys(name for name in bottoms if name not in shapes.shapes)
-        built.missing += [(name, message.name, layer.where) for name in absent]
+        built.missing += [(name, message.name, where) for name in absent]
         sizes, count = shapes.bottoms(bottoms), len(message.param)
         node = Node(message.name, layer.type, own, sizes, bottoms, tops, count, dialect)
         blobs = append_blobs(built.learnables, built.notes, node, layer)
@@ -202,11 +235,11 @@ def _build(
             own_tops.add(name)
         found = _shape_tops(built, node, layer)
         for text in dict.fromkeys(node.assumptions):
-            built.notes.info(layer.where, text)
+            built.notes.info(where, text)
         for name in twice:
-            built.notes.warn(layer.where, f"blob {name!r} is made by more than one layer; Caffe refuses this net")
+            built.notes.warn(where, f"blob {name!r} is made by more than one layer; Caffe refuses this net")
         built.layers.append(
-            Layer(node.name, node.type, bottoms, tops, node.settings, found, blobs, layer.where, count, forks)
+            Layer(node.name, node.type, bottoms, tops, node.settings, found, blobs, where, count, forks)
         )
     return built
 
@@ -260,9 +293,11 @@ def _check_made(layers: Sequence[Layer], inputs: Inputs, file: str | None = None
         )
 
 
-def _explain_missing(built: _Built, layers: Sequence[UpgradedLayer], state: NetState, notes: Notes) -> None:
+def _explain_missing(built: _Built, layers: UpgradedLayers, state: NetState, notes: Notes) -> None:
     """Bottoms that no layer of this state makes: Caffe refuses the net; we know its blobs all the same."""
-    rules = [rule for layer in layers for rule in (*layer.message.include, *layer.message.exclude)]
+    if not built.missing:
+        return
+    rules = [rule for message in layers.messages() for rule in (*message.include, *message.exclude)]
     stages = {stage for rule in rules for stage in rule.stage}
     for name, layer, where in built.missing:
         text = f"layer {layer!r} takes blob {name!r}, which no layer before it makes in phase {state.phase}"

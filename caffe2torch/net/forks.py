@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from caffe2torch.errors import SourceLocation
 from caffe2torch.prototxt.parser import Block
 
-__all__ = ["CLUES", "Clue", "Dialect", "read_dialect", "unknown_names"]
+__all__ = ["CLUES", "SIGNS_BY_TYPE", "Clue", "Dialect", "read_dialect", "unknown_names"]
 
 CLUES: Mapping[str, tuple[str, ...]] = {
     "NVIDIA": (
@@ -52,6 +52,8 @@ CLUES: Mapping[str, tuple[str, ...]] = {
 """Fork to what no other Caffe has: a layer type, or a field (by its message's field in the layer, and its name)."""
 
 _SIGNS = frozenset(sign for signs in CLUES.values() for sign in signs)
+SIGNS_BY_TYPE = frozenset(sign.removeprefix("type ") for sign in _SIGNS if sign.startswith("type "))
+"""The layer types among them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 
 from caffe2torch.net.bvlc_layers import BVLC_LAYERS
 from caffe2torch.net.data_tops import images
@@ -71,7 +71,7 @@ def _in_place(node: Node) -> tuple[Shape | None, ...]:
     return tuple(known.get(name) for name in node.top_names)
 
 
-@cache
+@lru_cache
 def misspelt_type(kind: str) -> str | None:
     """The type that a misspelt one means: BVLC's but for case and underscores, or a V1 enum's name; else ``None``.
 
@@ -85,7 +85,7 @@ def misspelt_type(kind: str) -> str | None:
     return next((known for known in BVLC_LAYERS if known.casefold() == kind.replace("_", "").casefold()), None)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def own_field(kind: str) -> str | None:
     """The field of ``LayerParameter`` that holds the settings of this type; ``None`` where the schema has none.
 

@@ -193,18 +193,17 @@ def append_blobs(learnables: Learnables, notes: Notes, node: Node, layer: Upgrad
             expected=f"at most {len(rules)}: {roles}" if rules else f"none: a {node.type} layer has no learnable blobs",
             hint="Caffe refuses this net" + ("; with bias_term: false there is no bias" if dropped else ""),
         )
-    indices = []
+    if not rules:
+        return ()
+    indices, places = [], layer.params
     for i, rule in enumerate(rules):
-        spec, where = (specs[i], layer.params[i]) if i < len(specs) else (None, layer.where)
+        spec, where = (specs[i], places[i]) if i < len(specs) else (None, layer.where)
         use = BlobUse(node.name, node.type, i, where)
         indices.append(learnables.append(use, rule, spec, _filler(node, rule, layer)))
     return tuple(indices)
 
 
 def _rules(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, ...]:
-    if not node.type:
-        hint = 'write type: "Convolution" or whatever it is'
-        raise NetError(f"the layer {node.name!r} has no type", where=layer.where, hint=hint)
     row = layer_type(node)
     if row.blobs is None and (meant := misspelt_type(node.type)) is not None:
         raise NetError(

@@ -6,7 +6,8 @@ learning rate. One note for each kind, at the first layer that has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from caffe2torch.errors import SourceLocation, listed
 from caffe2torch.net.layer_rules import losses, nested
@@ -109,7 +110,7 @@ _KINDS: Sequence[tuple[Detail, str]] = (
 )
 
 
-def data_transforms(phases: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
+def data_transforms(phases: Mapping[str, Iterable[Mapping[str, object]]]) -> str:
     """What the data layers do to an image (``data_transformer.cpp``), with torchvision's transforms that do the same.
 
     Args:
@@ -262,7 +263,7 @@ class Notes:
     """Collects notes; equal ones become one with a count."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[Severity, str], list[SourceLocation | None]] = {}
+        self._alike: dict[tuple[Severity, str], _Alike] = {}
 
     def info(self, where: SourceLocation | None, message: str) -> None:
         """Something to know."""
@@ -274,7 +275,13 @@ class Notes:
 
     def add(self, note: Note) -> None:
         """A note that someone else made."""
-        self._places.setdefault((note.severity, note.message), []).append(note.where)
+        alike = self._alike.get((note.severity, note.message))
+        if alike is None:
+            self._alike[note.severity, note.message] = _Alike(note.where)
+        elif note.where is not None:
+            alike.count += 1
+            if len(alike.lines) <= _SHOWN:  # one more than is shown
+                alike.lines.append(note.where.line)
 
     def finish(self) -> tuple[Note, ...]:
         """One note for each message, in the order in which they came first.
@@ -285,12 +292,19 @@ class Notes:
         [('n:3:1', 'so it is (and 1 more like it, line 9)')]
         """
         return tuple(
-            Note(places[0], severity, message + _more([where.line for where in places[1:] if where is not None]))
-            for (severity, message), places in self._places.items()
+            Note(alike.where, severity, message + alike.more()) for (severity, message), alike in self._alike.items()
         )
 
 
-def _more(lines: list[int]) -> str:
-    if not lines:
-        return ""
-    return f" (and {len(lines)} more like it, line{'s' * (len(lines) > 1)} {listed(lines)})"
+@dataclass(slots=True)
+class _Alike:
+    """The place of a note, how many more say the same, and the lines of the first of those."""
+
+    where: SourceLocation | None
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+
+    def more(self) -> str:
+        if not self.count:
+            return ""
+        return f" (and {self.count} more like it, line{'s' * (self.count > 1)} {listed(self.lines, _SHOWN)})"

@@ -8,8 +8,9 @@ become an Input layer, and a BatchNorm with three ``param`` blocks gets (0,0) fo
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
@@ -22,31 +23,94 @@ from caffe2torch.prototxt.parser import Block, Field, parse
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import Note, Severity
 
-__all__ = ["Upgraded", "UpgradedLayer", "upgrade"]
+__all__ = ["Upgraded", "UpgradedLayer", "UpgradedLayers", "upgrade"]
 
 _NO_TEXT = parse("", "")
 _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UpgradedLayer:
-    """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written.
-
-    ``messages[index]`` is its message, made when asked for: protobuf's object for it takes more than a short layer.
-    ``params`` has the place of each of the message's ``param``: of the block, or in an old net of its ``blobs_lr``.
+    """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written, and ``field`` what
+    holds that in the file.
     """
 
-    messages: Any
-    index: int
+    message: Any
     type: str
     block: Block
-    where: SourceLocation
-    params: tuple[SourceLocation, ...]
+    field: Field
+    _where: SourceLocation | None = None
 
     @property
-    def message(self) -> Any:
-        """The layer as today's ``LayerParameter``."""
-        return self.messages[self.index]
+    def where(self) -> SourceLocation:
+        """The place of the layer in the file; one object for all that refers to it."""
+        if self._where is None:
+            self._where = self.field.where
+        return self._where
+
+    @property
+    def params(self) -> tuple[SourceLocation, ...]:
+        """The place of each of the message's ``param``: of the block, or in an old layer of its ``blobs_lr``, or else
+        of its decay or its name.
+        """
+        if self.field.name == "layer":
+            return tuple(one.where for one in self.block.all("param"))
+        columns = [self.block.all(name) for name in ("blobs_lr", "weight_decay", "param", "blob_share_mode")]
+        return tuple(
+            next((one[i].where for one in columns if i < len(one)), self.where) for i in range(len(self.message.param))
+        )
+
+
+class UpgradedLayers(Sequence[UpgradedLayer]):
+    """A net's layers in columns, each made when it is asked for: kept, each would take more than a short one's text.
+
+    Args:
+        parsed: The net, whose messages of today's layers are taken as they are. Others are kept serialized, which
+            takes a tenth of protobuf's object.
+    """
+
+    def __init__(self, parsed: Parsed) -> None:
+        message: Any = parsed.message
+        self._todays = message.layer
+        self._table = parsed.block.table
+        self._others: list[bytes] = []
+        self._numbers, self._fields, self._blocks = array("i"), array("i"), array("i")
+
+    def add(self, message: int | Message, field: Field, block: Block = _NO_TEXT) -> None:
+        """Add a layer: the number of a message of today's format, or a message that was made of an older one."""
+        self._numbers.append(message if isinstance(message, int) else self._kept(message))
+        self._fields.append(field.row)
+        self._blocks.append(block.row)
+
+    def change(self, index: int, message: Message) -> None:
+        """Put a message in the place of a layer's own."""
+        self._numbers[index] = self._kept(message)
+
+    def _kept(self, message: Message) -> int:
+        self._others.append(message.SerializePartialToString())
+        return -len(self._others)
+
+    def messages(self) -> Iterator[Any]:
+        """Today's message of each layer."""
+        return map(self._message, self._numbers)
+
+    def _message(self, number: int) -> Any:
+        return self._todays[number] if number >= 0 else _LAYER.FromString(self._others[-number - 1])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[UpgradedLayer]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        """The layer of this number."""
+        row, message = self._blocks[index], self._message(self._numbers[index])
+        block = Block(self._table, row) if row else _NO_TEXT
+        return UpgradedLayer(message, sys.intern(message.type), block, Field(self._table, self._fields[index]))
+
+
+_LAYER: Any = message_class("LayerParameter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +118,7 @@ class Upgraded:
     """A net in today's terms: ``net`` is its ``NetParameter`` without layers."""
 
     net: Any
-    layers: tuple[UpgradedLayer, ...]
+    layers: UpgradedLayers
     notes: tuple[Note, ...]
 
 
@@ -78,20 +142,23 @@ def upgrade(parsed: Parsed) -> Upgraded:
     """
     notes: list[Note] = []
     message: Any = parsed.message
-    new: Any = message_class("NetParameter")()
-    old = parsed.block.all("layers")
-    if not old:
-        layers = [_today(message.layer, *pair) for pair in enumerate(parsed.block.all("layer"))]
+    layers = UpgradedLayers(parsed)
+    _add_input_layer(layers, parsed)
+    if not (old := parsed.block.all("layers")):
+        for index, (one, field) in enumerate(zip(message.layer, parsed.block.all("layer"), strict=True)):
+            layers.add(_frozen(one) if _freezes_statistics(one) else index, field, _block(field))
     else:
         if ignored := parsed.block.all("layer"):
             notes.append(Note(ignored[0].where, Severity.WARNING, _MIXED.format(len(ignored))))
         if is_v0(message):
-            layers = [_added(new.layer, *pair) for pair in upgrade_v0(parsed, new.layer, notes)]
+            for one, field, block in upgrade_v0(parsed, notes):
+                layers.add(one, field, block)
         else:
-            layers = [_from_v1(*pair, new.layer, notes) for pair in zip(message.layers, old, strict=True)]
+            for one, field in zip(message.layers, old, strict=True):
+                new = _from_v1(one, field, notes)
+                layers.add(_frozen(new) if _freezes_statistics(new) else new, field, _block(field))
             _upgrade_transforms(layers)
-    layers[:0] = _input_layer(parsed, new.layer)
-    return Upgraded(_net(parsed.message), tuple(_freeze_statistics(layer, new.layer) for layer in layers), tuple(notes))
+    return Upgraded(_net(parsed.message), layers, tuple(notes))
 
 
 def _net(old: Any) -> Any:
@@ -111,25 +178,15 @@ _MIXED = (
 )
 
 
-def _today(messages: Any, index: int, field: Field) -> UpgradedLayer:
+def _block(field: Field) -> Block:
     block = field.value
     assert isinstance(block, Block)
-    params = tuple(one.where for one in block.all("param"))
-    return UpgradedLayer(messages, index, sys.intern(messages[index].type), block, field.where, params)
+    return block
 
 
-def _added(messages: Any, block: Block, where: SourceLocation) -> UpgradedLayer:
-    """An old layer, of which the last one of ``messages`` was made."""
-    last = len(messages) - 1
-    new = messages[last]
-    return UpgradedLayer(messages, last, sys.intern(new.type), block, where, _stated(new, block, where))
-
-
-def _from_v1(old: Any, field: Field, messages: Any, notes: list[Note]) -> UpgradedLayer:
+def _from_v1(old: Any, field: Field, notes: list[Note]) -> Any:
     """``UpgradeV1LayerParameter``: today's messages, multipliers and names gathered into ``param`` blocks."""
-    assert isinstance(field.value, Block)
-    block = field.value
-    new = messages.add()
+    new: Any = _LAYER()
     for descriptor, value in old.ListFields():
         name = descriptor.name
         if name.endswith("_param"):
@@ -138,7 +195,7 @@ def _from_v1(old: Any, field: Field, messages: Any, notes: list[Note]) -> Upgrad
             getattr(new, name).extend(value)
     if old.HasField("name"):
         new.name = old.name
-    new.type = _v1_type(old, block, field.where, notes)
+    new.type = _v1_type(old, field, notes)
     counts = (len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))
     for i in range(max(counts)):
         spec = new.param.add()
@@ -150,19 +207,11 @@ def _from_v1(old: Any, field: Field, messages: Any, notes: list[Note]) -> Upgrad
             spec.lr_mult = old.blobs_lr[i]
         if i < counts[3]:
             spec.decay_mult = old.weight_decay[i]
-    return _added(messages, block, field.where)
+    return new
 
 
-def _stated(message: Any, block: Block, layer: SourceLocation) -> tuple[SourceLocation, ...]:
-    """The place of each ``param`` of an old layer: where its ``blobs_lr`` stands, or else its decay or its name."""
-    columns = [block.all(name) for name in ("blobs_lr", "weight_decay", "param", "blob_share_mode")]
-    return tuple(
-        next((column[i].where for column in columns if i < len(column)), layer) for i in range(len(message.param))
-    )
-
-
-def _v1_type(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> str:
-    for field in block.unknown:
+def _v1_type(old: Any, layer: Field, notes: list[Note]) -> str:
+    for field in _block(layer).each_unknown():
         if field.name == "type" and isinstance(field.value, str):
             spelled = todays_type(field.value.strip("\"'"))
             spelled = misspelt_type(spelled) or spelled
@@ -170,24 +219,27 @@ def _v1_type(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -
             notes.append(Note(field.where, Severity.INFO, text))
             return spelled
     if not old.HasField("type"):
-        raise NetError("a layer without a type", where=where, hint="write type: CONVOLUTION or whatever it is")
+        raise NetError("a layer without a type", where=layer.where, hint="write type: CONVOLUTION or whatever it is")
     enum = old.DESCRIPTOR.fields_by_name["type"].enum_type
     return todays_type(enum.values_by_number[old.type].name)
 
 
-def _upgrade_transforms(layers: list[UpgradedLayer]) -> None:
+def _upgrade_transforms(layers: UpgradedLayers) -> None:
     """``UpgradeNetDataTransformation``: crop, mirror, mean and scale moved from data_param into transform_param."""
     moved = ("scale", "mean_file", "crop_size", "mirror")
-    pairs = [(layer.message, _own(layer.message)) for layer in layers if layer.type in _TRANSFORMED]
-    if not any(own.HasField(name) for _, own in pairs for name in moved):
+    indices = [index for index, layer in enumerate(layers.messages()) if layer.type in _TRANSFORMED]
+    if not any(_own(layers[index].message).HasField(name) for index in indices for name in moved):
         return
-    for layer, own in pairs:
+    for index in indices:
+        layer = layers[index].message
+        own = _own(layer)
         own.SetInParent()
         layer.transform_param.SetInParent()
         for name in moved:
             if own.HasField(name):
                 setattr(layer.transform_param, name, getattr(own, name))
                 own.ClearField(name)
+        layers.change(index, layer)
 
 
 def _own(message: Any) -> Any:
@@ -195,13 +247,12 @@ def _own(message: Any) -> Any:
     return getattr(message, own_field(message.type) or "")
 
 
-def _input_layer(parsed: Parsed, messages: Any) -> Iterator[UpgradedLayer]:
+def _add_input_layer(layers: UpgradedLayers, parsed: Parsed) -> None:
     """``UpgradeNetInput``: ``input`` fields and their sizes as a layer at the front; without sizes Caffe drops them."""
     block = parsed.block
     net: Any = parsed.message
     if not net.input or not (net.input_shape or net.input_dim):
         return
-    where = block.all("input")[0].where
     name, each = ("input_shape", 1) if net.input_shape else ("input_dim", 4)
     got, needed = len(getattr(net, name)), each * len(net.input)
     if got < needed:
@@ -211,22 +262,24 @@ def _input_layer(parsed: Parsed, messages: Any) -> Iterator[UpgradedLayer]:
             found=str(got),
             hint="give one input_shape for each input, or four input_dim",
         )
-    layer = messages.add(name="input", type="Input", top=net.input)
+    layer = _LAYER(name="input", type="Input", top=net.input)
     for i in range(len(net.input)):
         sizes = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
         layer.input_param.shape.add().dim.extend(sizes)
-    yield UpgradedLayer(messages, len(messages) - 1, "Input", _NO_TEXT, where, ())
+    layers.add(layer, block.all("input")[0])
 
 
-def _freeze_statistics(layer: UpgradedLayer, messages: Any) -> UpgradedLayer:
+def _freezes_statistics(layer: Any) -> bool:
     """``UpgradeNetBatchNorm``: three ``param`` blocks were once how one wrote that the statistics do not learn."""
-    if layer.type != "BatchNorm" or len(layer.message.param) != 3:
-        return layer
-    frozen = messages.add()
-    frozen.CopyFrom(layer.message)
+    return layer.type == "BatchNorm" and len(layer.param) == 3
+
+
+def _frozen(layer: Any) -> Any:
+    frozen: Any = _LAYER()
+    frozen.CopyFrom(layer)
     for spec in frozen.param:
         spec.lr_mult = spec.decay_mult = 0.0
-    return replace(layer, messages=messages, index=len(messages) - 1)
+    return frozen
 
 
 # The oldest nets, ``layers { layer { type: "conv" ... } }``, as today's layers (``util/upgrade_proto.cpp``).
@@ -300,8 +353,8 @@ def is_v0(net: Any) -> bool:
     return any(layer.HasField("layer") for layer in net.layers)
 
 
-def upgrade_v0(parsed: Parsed, messages: Any, notes: list[Note]) -> Iterator[tuple[Block, SourceLocation]]:
-    """Add today's message of each layer, whose text and place are given back; ``padding`` goes into the next layer.
+def upgrade_v0(parsed: Parsed, notes: list[Note]) -> Iterator[tuple[Message, Field, Block]]:
+    """Today's message of each layer, with what holds it and its text; ``padding`` goes into the next layer.
 
     Raises:
         NetError: a type that Caffe's upgrade does not know, or a padding layer that does not pad one conv or pool.
@@ -321,12 +374,12 @@ def upgrade_v0(parsed: Parsed, messages: Any, notes: list[Note]) -> Iterator[tup
         maker.update(dict.fromkeys(connection.top, connection))
         if old.type == "padding":
             continue
-        new = _layer(old, inner, field.where, messages, notes)
+        new = _layer(old, inner, field.where, notes)
         new.bottom.extend(bottoms)
         new.top.extend(connection.top)
         if pad is not None:
             _set(_own(new), "pad", pad)
-        yield inner, field.where
+        yield new, field, inner
 
 
 def _check_padding(connection: Any, source: Any, where: SourceLocation) -> None:
@@ -339,7 +392,7 @@ def _check_padding(connection: Any, source: Any, where: SourceLocation) -> None:
         )
 
 
-def _layer(old: Any, block: Block, where: SourceLocation, messages: Any, notes: list[Note]) -> Any:
+def _layer(old: Any, block: Block, where: SourceLocation, notes: list[Note]) -> Any:
     kind = old.type
     if kind not in _TYPES:
         raise NetError(
@@ -347,7 +400,7 @@ def _layer(old: Any, block: Block, where: SourceLocation, messages: Any, notes: 
             where=where,
             expected="one of " + ", ".join(sorted(_TYPES)),
         )
-    new = messages.add(type=_TYPES[kind])
+    new = _LAYER(type=_TYPES[kind])
     if old.HasField("name"):
         new.name = old.name
     for descriptor, value in old.ListFields():

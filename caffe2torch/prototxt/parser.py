@@ -139,10 +139,11 @@ class Table:
         if self._named[:2] == (row, name):
             return self._named[2]
         names, marks = self.names, self.marks
-        rows = [one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED]
-        if self.stops[row] - row > _FEW:  # kept, so that a loop over a net's layers by index stays linear
-            self._named = row, name, array(self.starts.typecode, rows)
-        return rows
+        if self.stops[row] - row <= _FEW:
+            return [one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED]
+        rows = (one for one in self.inside(row) if names[one] == name and marks[one] <= LISTED)
+        self._named = row, name, array(self.starts.typecode, rows)  # so that a loop over layers by index stays linear
+        return self._named[2]
 
 
 _FEW = 64  # rows of a block that is searched each time

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache, lru_cache
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ class _Separation:
                 if marks[one] or name in singles:
                     raise _not_single(Field(table, one), fact, message, singles.get(name))
                 singles[name] = one
-            elif marks[one] and table.begins[one] == table.stops[one]:
+            elif marks[one] and values[one] == table.stops[one]:
                 marks[one] |= LEFT_OUT  # an empty list is nothing
                 continue
             if values[one] == BLOCK:
@@ -312,9 +314,16 @@ def parse_warnings(block: Block, message: Any, text: str) -> tuple[Note, ...]:
         text: The text without what the schema does not know.
     """
     may_be_odd = any(mark in text for mark in "$@\\") and _ODD.search(text) is not None
-    odd = _odd_strings(block) if may_be_odd else ()
-    missing = () if message.IsInitialized() else _missing(block, message.FindInitializationErrors())
-    return (*odd, *missing)
+    odd = _odd_strings(block) if may_be_odd else iter(())
+    missing = iter(()) if message.IsInitialized() else _missing(block, message.FindInitializationErrors())
+    return (*_first(odd, "odd strings"), *_first(missing, "fields that Caffe requires"))
+
+
+def _first(notes: Iterator[Note], what: str) -> Iterator[Note]:
+    """The first notes of many, and a count of the rest."""
+    yield from islice(notes, _MOST_NOTES)
+    for note in notes:
+        yield Note(note.where, Severity.WARNING, f"{1 + sum(1 for _ in notes)} more {what} from here on")
 
 
 def _odd_strings(block: Block) -> Iterator[Note]:
@@ -331,7 +340,7 @@ def _odd_strings(block: Block) -> Iterator[Note]:
                 if odd["placeholder"]
                 else f"the escape {odd['escape']} is kept as it stands, but Caffe refuses it"
             )
-            yield Note(field.where, Severity.WARNING, f"in the string of {field.name!r}, {what}")
+            yield Note(field.where, Severity.WARNING, sys.intern(f"in the string of {field.name!r}, {what}"))
 
 
 def _missing(block: Block, paths: list[str]) -> Iterator[Note]:
@@ -344,4 +353,5 @@ def _missing(block: Block, paths: list[str]) -> Iterator[Note]:
             field = inner.all(field_name)[int(index or 0)]
             assert isinstance(field.value, Block)
             where, inner = field.where, field.value
-        yield Note(where, Severity.WARNING, f"{steps[-1]} does not state {name!r}, which Caffe requires")
+        text = sys.intern(f"{steps[-1]} does not state {name!r}, which Caffe requires")
+        yield Note(where, Severity.WARNING, text)

@@ -7,7 +7,7 @@ and of NVIDIA's 0.17. No run of these was recorded: each rule is tested against 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = ["FORK_FIELDS", "FORK_POLICIES", "FORK_SOLVERS", "ForkField", "Meaning
 Stated = Mapping[str, Sequence[Field]]
 
 
-def apply_fork_rules(settings: SolverSettings, unknown: Sequence[Field]) -> tuple[SolverSettings, tuple[Note, ...]]:
+def apply_fork_rules(settings: SolverSettings, unknown: Iterable[Field]) -> tuple[SolverSettings, tuple[Note, ...]]:
     """Add to BVLC's settings what the fields that its schema does not know mean in the forks that do.
 
     Args:

@@ -7,12 +7,15 @@ Sources: BVLC's ``UpgradeSolverType`` (``upgrade_proto.cpp``), ``SolverRegistry`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from heapq import merge
+from itertools import islice
 from typing import Any
 
 from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError, close_name
-from caffe2torch.prototxt.parser import Field
+from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
 from caffe2torch.solver.float32 import shortest
@@ -22,6 +25,7 @@ from caffe2torch.solver.solver_warnings import solver_warnings
 
 __all__ = ["read_solver"]
 
+_MOST_MEANT = 1000  # names of which a likely one is looked for: that costs far more than to read them
 _NETS = ("net", "net_param", "train_net", "train_net_param")
 
 
@@ -71,64 +75,78 @@ def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
         max_iter=message.max_iter,
         random_seed=message.random_seed if message.random_seed >= 0 else None,
         net=message.net or message.train_net or None,
-        places={name: field.where for name, field in stated.fields.items()},
+        places=stated.places,
     )
-    settings, fork_notes = apply_fork_rules(settings, parsed.block.unknown)
-    settings = replace(settings, unsupported=(*settings.unsupported, *_unknown_fields(parsed)))
-    understood = {field.where for field in parsed.block.unknown if field.name in FORK_FIELDS}
+    settings, fork_notes = apply_fork_rules(settings, parsed.block.each_unknown())
+    settings = replace(settings, unsupported=(*settings.unsupported, *_unknown_fields(parsed, settings.places)))
+    understood = {field.where for field in parsed.block.each_unknown() if field.name in FORK_FIELDS}
     left = tuple(note for note in parsed.notes if note.where not in understood)
     return settings, (*left, *fork_notes, *solver_warnings(settings, message))
 
 
-def _unknown_fields(parsed: Parsed) -> Iterator[Unsupported]:
+def _unknown_fields(parsed: Parsed, places: Mapping[str, SourceLocation]) -> Iterator[Unsupported]:
     """Fields that no Caffe known to us has. Caffe stops at them, since a misspelt field is a setting that is lost."""
     names = parsed.message.DESCRIPTOR.fields_by_name
-    for field in parsed.block.unknown:
-        if field.name not in FORK_FIELDS:
-            what = "has a value" if field.name in names else "is a field"
-            close = None if field.name in names else close_name(field.name, names)
-            meant = f"; did you mean {close!r}?" if close else ""
-            yield Unsupported(field.name, field.where, f"it {what} that no Caffe we know of reads{meant}")
+    foreign = (field for field in parsed.block.each_unknown() if field.name not in FORK_FIELDS)
+    for number, field in enumerate(foreign):
+        what = "has a value" if field.name in names else "is a field"
+        close = close_name(field.name, names) if field.name not in names and number < _MOST_MEANT else None
+        reason = f"it {what} that no Caffe we know of reads" + (f"; did you mean {close!r}?" if close else "")
+        first, where = places[field.name], field.where
+        yield Unsupported(field.name, first if first == where else where, sys.intern(reason))
 
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What the file states, known to the schema or not: the first field of each name, for places and errors."""
+    """What the file states, known to the schema or not: where the first field of each name is."""
 
-    file: str
-    fields: Mapping[str, Field]
+    parsed: Parsed
+    places: Mapping[str, SourceLocation]
 
     @classmethod
     def of(cls, parsed: Parsed) -> _Stated:
-        fields = sorted((*parsed.block.fields, *parsed.block.unknown), key=lambda field: field.row, reverse=True)
-        return cls(parsed.source.file, {field.name: field for field in fields})
+        places: dict[str, SourceLocation] = {}
+        for field in _each(parsed):
+            if field.name not in places:
+                places[field.name] = field.where
+        return cls(parsed, places)
+
+    def value(self, name: str) -> str | Block:
+        """What the first field of this name holds."""
+        return next(field.value for field in _each(self.parsed) if field.name == name)
 
     def error(self, text: str, name: str, *, because: str = "", expected: str = "", hint: str = "") -> SolverError:
         """An error about the field ``name``; where that is absent, it is placed at ``because``, which asks for it."""
-        field = self.fields.get(name)
-        if field is not None:
-            where, found = field.where, f"{name}: {field.value}" if isinstance(field.value, str) else None
+        where = self.places.get(name)
+        if where is not None:
+            value = self.value(name)
+            found = f"{name}: {value}" if isinstance(value, str) else None
         else:
-            where = self.fields[because].where if because in self.fields else SourceLocation(self.file, 1, 1)
+            where = self.places.get(because) or SourceLocation(self.parsed.source.file, 1, 1)
             found = f"no {name}"
-            if misspelt := close_name(name, self.fields):
-                found += f", but {misspelt} at {self.fields[misspelt].where}"
+            if misspelt := close_name(name, islice(self.places, _MOST_MEANT)):
+                found += f", but {misspelt} at {self.places[misspelt]}"
         return SolverError(text, where=where, found=found, expected=expected or None, hint=hint or None)
 
 
+def _each(parsed: Parsed) -> Iterator[Field]:
+    """Every field in the file's order, known to the schema or not."""
+    return merge(parsed.block.each(), parsed.block.each_unknown(), key=lambda field: field.row)
+
+
 def _solver_type(message: Any, stated: _Stated) -> SolverType:
-    if "solver_type" in stated.fields and "type" in stated.fields:
+    if "solver_type" in stated.places and "type" in stated.places:
         raise stated.error(
             "solver_type and type say the same thing, and Caffe takes only one of them",
             "solver_type",
             hint='remove solver_type, which is the old one: type: "Adam" is solver_type: ADAM',
         )
-    if "solver_type" in stated.fields:
+    if "solver_type" in stated.places:
         old = {kind.upper(): kind for kind in SolverType}
         if message.HasField("solver_type"):
             descriptor = message.DESCRIPTOR.fields_by_name["solver_type"].enum_type
             return old[descriptor.values_by_number[message.solver_type].name]
-        written = str(stated.fields["solver_type"].value)
+        written = str(stated.value("solver_type"))
         _refuse_forks(written, "solver_type", FORK_SOLVERS, stated)
         hint = _meant(written, old)
         raise stated.error("unknown solver_type", "solver_type", expected=_either(old), hint=hint)
@@ -141,7 +159,7 @@ def _solver_type(message: Any, stated: _Stated) -> SolverType:
 
 
 def _check_nets(message: Any, stated: _Stated) -> None:
-    nets = [name for name in _NETS if name in stated.fields]
+    nets = [name for name in _NETS if name in stated.places]
     if not nets:
         return
     if len(nets) > 1:
@@ -224,6 +242,6 @@ def _refuse_forks(written: str, field: str, known: Mapping[str, str], stated: _S
     if reason is not None:
         raise UnsupportedError(
             f"{field} {written!r} is a rule of Caffe's forks and not translated: {reason}",
-            where=stated.fields[field].where,
+            where=stated.places[field],
             hint="choose one of BVLC Caffe's, with what it takes",
         )

@@ -532,6 +532,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("blanks", range(4))
+def test_a_listed_block_is_no_empty_list_wherever_it_begins(blanks: int) -> None:
+    parsed = parse_net(Source("n", " " * blanks + "input_shape: [{ }]"))
+    assert_aligned(parsed.block, parsed.message)
+
+
 @pytest.mark.parametrize(("text", "error"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_caffe_refuses_is_refused_at_its_place(text: str, error: str) -> None:
     with pytest.raises(PrototxtError) as caught:
