@@ -18,7 +18,7 @@ from caffe2torch.binding.skeleton import skeleton
 from caffe2torch.emit import emit
 from caffe2torch.errors import Caffe2TorchError, SolverError, UnsupportedError, visible
 from caffe2torch.models import SegNetBasic
-from caffe2torch.models.build_net import build_model
+from caffe2torch.models.build_net import build_model, unstated_size
 from caffe2torch.models.net_loss import NetLoss, build_loss
 from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
@@ -115,8 +115,11 @@ class Translation:
     def source(self, *, initialize: bool = False, loss: bool = True) -> str:
         """Python that builds the same optimizer, scheduler and loss with torch alone.
 
-        With ``initialize`` it can fill the model by the prototxt's fillers, too.
+        With ``initialize`` it can fill the model by the prototxt's fillers, too. Raises ``NetError`` where these follow
+        from a size that neither a file nor a model of yours states.
         """
+        if initialize and self._built and (error := unstated_size(self.recipe)) is not None:
+            raise error
         return emit(
             self.recipe,
             self.groups,
@@ -342,6 +345,9 @@ def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
     text = "no model was given; bound to the net built from the prototxt"
     if model.missing:
         text += f", which cannot compute {', '.join(f'{name} ({why})' for name, why in model.missing.items())}"
+    if (unstated := unstated_size(recipe)) is not None:
+        text += f"; {unstated.message}, and stands as 1: {unstated.hint}"
+        return model, Note(None, Severity.WARNING, text)
     return model, Note(None, Severity.INFO, text)
 
 

@@ -53,8 +53,10 @@ def command(
     import torch
 
     from caffe2torch.emit.model import model_source
-    from caffe2torch.models.build_net import build_model
+    from caffe2torch.models.build_net import build_model, unstated_size
 
+    if (error := unstated_size(recipe)) is not None:
+        raise error
     with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
         model = build_model(recipe)  # what it would warn of is an error of model_source
     text = model_source(model, loss="loss" in parts)

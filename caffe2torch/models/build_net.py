@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caffe2torch.binding.net_graph import net_inputs
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
-from caffe2torch.errors import Caffe2TorchError, UnsupportedError
+from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models import functions
 from caffe2torch.models.builders import Spec, blob_shapes, spec_of
 from caffe2torch.models.losses import LOSSES, is_loss, loss_weights
@@ -24,6 +25,7 @@ from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.reading import read_phase
 from caffe2torch.recipe import Layer, LearnableBlob, Shape, TrainingRecipe
 from caffe2torch.snapshot.fillers import initialize
+from caffe2torch.wording import shape_text
 
 __all__ = ["CaffeNet", "LayerFactory", "build_model", "identifier"]
 
@@ -199,8 +201,8 @@ def build_model(
     """The net of a recipe as a module, filled as its fillers say; blobs whose lr_mult is 0 are frozen.
 
     Phase TEST is read from the same files where their layers differ by phase. Blobs that share a name share a
-    parameter. Sizes that neither the file states nor ``inputs`` gives stand as 1. Under ``torch.device("meta")`` the
-    model takes no memory and is not filled.
+    parameter. Sizes that neither the file states nor ``inputs`` gives stand as 1 (``unstated_size`` names them). Under
+    ``torch.device("meta")`` the model takes no memory and is not filled.
 
     Args:
         recipe: What ``read_recipe`` gives.
@@ -239,6 +241,19 @@ def build_model(
     if binding is not None and not on_meta:
         initialize(model, recipe, binding, generator)
     return model
+
+
+def unstated_size(recipe: TrainingRecipe) -> NetError | None:
+    """The error for who wants the net itself, where a size of its parameters follows from what no file states."""
+    blob = next((blob for blob in recipe.blobs if blob.shape is None or None in blob.shape), None)
+    if blob is None or not recipe.layers:
+        return None
+    name = next((name for name, shape in net_inputs(recipe) if shape is None or None in shape), "data")
+    return NetError(
+        f"{blob.name!r}, {shape_text(blob.shape)}, follows from the size of {name!r}, which no file states",
+        where=blob.where,
+        hint=f"say it: --input {name}=N,C,H,W, or read_recipe(..., inputs={{{name!r}: (N, C, H, W)}})",
+    )
 
 
 class _Builder:

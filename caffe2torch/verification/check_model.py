@@ -88,7 +88,9 @@ def check_model(
         _EXPECTED,
         tuple(Fault(FaultKind.MODEL, message) for message in _messages(shown)),
         effect=summary,
-        fix=f"change the layers, or accept what is meant: --accept {_PREFIX}{shown[0].name}",
+        fix=f"change the layers, or accept what is meant: --accept {_PREFIX}{shown[0].name}"
+        + (f", or all {len(shown)} by --accept model" if len(shown) > 1 else "")
+        + ("" if strict else "; --strict makes the exit status count them"),
         counts=strict,
         differences=tuple(shown),
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from places import REPOSITORY
 
 from caffe2torch.cli import main
+from caffe2torch.errors import NetError
+from caffe2torch.translation import translate
 
 RUN = REPOSITORY / "fixtures" / "runs" / "sigmoid_nesterov_sum"
 NET, SOLVER = str(RUN / "net.prototxt"), str(RUN / "solver.prototxt")
@@ -87,3 +91,27 @@ def test_layers_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
     status, _, message = run(str(tmp_path / "net.prototxt"))
     assert status == 2
     assert "a (Python)" in message
+
+
+def test_a_size_that_no_file_states_is_asked_for_where_the_net_itself_is_wanted(tmp_path: Path) -> None:
+    net, solver = tmp_path / "net.prototxt", tmp_path / "solver.prototxt"
+    net.write_text(
+        'layer { name: "d" type: "Data" top: "data" data_param { source: "db" } }\n'
+        'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 2 kernel_size: 1 } }'
+    )
+    solver.write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
+    unstated = r"'c/0', 2x\?x1x1, follows from the size of 'data', which no file states"
+    done = CliRunner().invoke(main, ["model", str(net)])
+    assert done.exit_code == 2
+    assert re.search(unstated, done.output)
+    assert "--input data=N,C,H,W" in done.output
+    done = CliRunner().invoke(main, ["model", str(net), "--input", "data=4,3,8,8"])
+    assert "nn.Conv2d(3, 2, 1)" in done.output
+    t = translate(net, solver)
+    assert t.report.ok
+    assert any(re.search(unstated + ", and stands as 1", note.message) for note in t.report.notes)
+    with pytest.raises(NetError, match=unstated):
+        t.source(initialize=True)
+    assert not any(
+        "no file states" in note.message for note in translate(net, solver, inputs={"data": (4, 3, 8, 8)}).report.notes
+    )
