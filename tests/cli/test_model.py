@@ -97,7 +97,8 @@ def test_a_size_that_no_file_states_is_asked_for_where_the_net_itself_is_wanted(
     net, solver = tmp_path / "net.prototxt", tmp_path / "solver.prototxt"
     net.write_text(
         'layer { name: "d" type: "Data" top: "data" data_param { source: "db" } }\n'
-        'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 2 kernel_size: 1 } }'
+        'layer { name: "c" type: "Convolution" bottom: "data" top: "c" '
+        "convolution_param { num_output: 2 kernel_size: 1 } }"
     )
     solver.write_text('base_lr: 0.1 lr_policy: "fixed" max_iter: 10')
     unstated = r"'c/0', 2x\?x1x1, follows from the size of 'data', which no file states"

@@ -154,7 +154,9 @@ def test_full_and_only_wrong_show_every_row_and_the_wrong_ones(segnet: tuple[str
 def test_make_help_names_every_target() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in shown.splitlines()} == targets
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
