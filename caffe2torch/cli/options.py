@@ -220,7 +220,14 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
         ),
         click.option("--full", is_flag=True, help="In text, every row, however many there are."),
         click.option("--force", is_flag=True, help="Replace files that exist."),
-        click.option("--format", "style", type=click.Choice(["text", "json", "md"]), default="text", show_default=True),
+        click.option(
+            "--format",
+            "style",
+            type=click.Choice(["text", "json", "md"]),
+            default="text",
+            show_default=True,
+            help="What is printed; a page goes into a file: --report FILE.html.",
+        ),
         click.option(
             "--report",
             "report_file",

@@ -57,8 +57,10 @@ def command(
     recipe = read_files(files)
     outputs.check_against(recipe)
 
-    from caffe2torch.report.plots import draw, png, svg
+    from caffe2torch.report.plots import draw, png, require_matplotlib, svg
     from caffe2torch.report.rate_plot import LONGEST_WALK, divergence_panel, rates_panels, say_divergence, say_rates
+
+    require_matplotlib()  # before the work, not after it
 
     def named(run: Run, text: str) -> str:
         return f"{visible(run.label.removeprefix(', '))}: {text}" if run.label else text
