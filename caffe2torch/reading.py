@@ -81,7 +81,7 @@ def read_recipe(
         parsed_solver = None if solver_source is None else parse_solver(solver_source)
         settings, solver_notes = (None, ()) if parsed_solver is None else read_solver(parsed_solver)
         if net_source is not None:
-            parsed = parse_net(net_source)
+            parsed = parse_net(net_source, to_build=True)
         else:
             assert parsed_solver is not None
             assert settings is not None
@@ -200,7 +200,7 @@ def _named_net(solver: Parsed, settings: SolverSettings, files: _Files, notes: N
             if candidate != name:
                 text = f"the net is not at {settings.net!r}; taken from {fspath(candidate)!r}"
                 notes.info(where, text)
-            return parse_net(files.read(candidate, "a net as text"))
+            return parse_net(files.read(candidate, "a net as text"), to_build=True)
     raise InputError(
         f"the solver's net {settings.net!r} is not there",
         where=where,

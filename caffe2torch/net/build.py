@@ -19,7 +19,7 @@ from caffe2torch.net.phases import NetState, included
 from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer, data_transforms
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, UpgradedLayers, upgrade
-from caffe2torch.prototxt.schema import Parsed
+from caffe2torch.prototxt.schema import Parsed, without_type
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
 
 __all__ = ["NetState", "read_layers", "with_inputs"]
@@ -71,7 +71,7 @@ def read_layers(
             signs.append((message.type, upgraded.layers[index].where))
         if _takes_part(upgraded.layers, index, message, state):
             if not message.type:  # refused before anything is built: a text of nothing but ``layer { }`` is long enough
-                raise _without_type(upgraded.layers[index])
+                raise without_type(upgraded.layers[index].message.name, upgraded.layers[index].where)
             drafts.numbers.append(index)
     dialect = read_dialect(signs, names)
     built = _build(drafts, dialect, BlobShapes(inputs))
@@ -90,11 +90,6 @@ def read_layers(
 def _takes_part(layers: UpgradedLayers, index: int, message: Any, state: NetState) -> bool:
     """Whether a layer takes part; most have no rules to look at."""
     return not (message.include or message.exclude) or included(message, layers[index].where, state)
-
-
-def _without_type(layer: UpgradedLayer) -> NetError:
-    hint = 'write type: "Convolution" or whatever it is'
-    return NetError(f"the layer {layer.message.name!r} has no type", where=layer.where, hint=hint)
 
 
 def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Sequence[NetState], notes: Notes) -> None:

@@ -126,6 +126,10 @@ class Table:
         value = self.text[self.values[row] : self.stops[row]]
         return f"-{next(tokens(value[1:]))[1]}" if DETACHED_SIGN.match(value) else value
 
+    def is_block(self, row: int) -> bool:
+        """Whether a row is a block, and no scalar."""
+        return self.values[row] == BLOCK
+
     def inside(self, row: int) -> Iterator[int]:
         """The rows of a block's fields."""
         values, stops = self.values, self.stops

@@ -16,7 +16,7 @@ from itertools import islice
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from caffe2torch.errors import PrototxtError, SourceLocation
+from caffe2torch.errors import NetError, PrototxtError, SourceLocation
 from caffe2torch.prototxt import parser as prototxt
 from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.prototxt.diagnosis import shown
@@ -43,11 +43,12 @@ class Parsed:
     source: Source
 
 
-def parse_net(source: Source) -> Parsed:
+def parse_net(source: Source, *, to_build: bool = False) -> Parsed:
     """Read a net (``NetParameter``).
 
     Args:
         source: The text of a net, or of a solver that holds its training net itself.
+        to_build: Whether its layers will be built, so that an empty one can be refused at once.
 
     Returns:
         The net's message, its fields with their places, and notes on what the schema does not know.
@@ -55,6 +56,7 @@ def parse_net(source: Source) -> Parsed:
     Raises:
         PrototxtError: the text is not in protobuf's text format, gives a field a value that it cannot take or a single
             field two, or is a solver.
+        NetError: an empty layer in a net to build.
 
     >>> parsed = parse_net(Source("net.prototxt", 'layer { name: "ip" tpye: "InnerProduct" }'))
     >>> parsed.message.layer[0].name, str(parsed.notes[0].where)
@@ -64,12 +66,27 @@ def parse_net(source: Source) -> Parsed:
     """
     block = prototxt.parse(source.text, source.file)
     if not _is_rather(_SOLVER, _NET, block):
+        if to_build:
+            _refuse_empty_layers(block)
         return _read(source, block, _NET)
     swapped = _swapped(_SOLVER, _NET, block)  # shows fields that reading takes out, too
     net = inline_net(_read(source, block, _SOLVER))
     if net is None:
         raise swapped
     return net
+
+
+def _refuse_empty_layers(block: Block) -> None:
+    """Before protobuf makes a message of each, which takes eighty times their text."""
+    table = block.table
+    empty = next((row for row in table.named(0, "layer") if table.stops[row] == row + 1 and table.is_block(row)), None)
+    if empty is not None:
+        raise without_type("", prototxt.Field(table, empty).where)
+
+
+def without_type(name: str, where: SourceLocation) -> NetError:
+    """The error of a layer that takes part and has no type, which Caffe looks up (``layer_factory.hpp``)."""
+    return NetError(f"the layer {name!r} has no type", where=where, hint='write type: "Convolution" or whatever it is')
 
 
 def parse_solver(source: Source) -> Parsed:
