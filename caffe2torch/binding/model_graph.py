@@ -20,9 +20,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from caffe2torch.binding.forward_pass import Feed, InputShapes, StayOnDevice, candidate_inputs, meta_copy, real_copy
-from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring
+from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.skeleton import SkeletonLayer, skeleton_wiring
-from caffe2torch.binding.tracing import fx_wiring, trace
+from caffe2torch.binding.tracing import REST, fx_wiring, trace
 from caffe2torch.binding.wrappers import bare, named_modules, named_tensors
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import TrainingRecipe
@@ -238,6 +238,11 @@ def _wiring(
     if not early or len(_furthest(early[::-1])[0].units) < 2:
         return None, "; ".join(reasons), ""
     wiring, given, raised = _furthest(early[::-1])
+    reached = {tensor.key for unit in wiring.units for tensor in unit.tensors}
+    if all(any(tensor.key in reached for tensor in unit.tensors) for unit in units):
+        rest = [number for number, unit in enumerate(wiring.units) if unit.name == REST]
+        whole = replace(without_units(wiring, rest), computation=wiring.computation)
+        return whole, f"a forward pass{given} that ended after every layer ({_brief(raised)})", ""
     return wiring, f"a forward pass{given} that ended early", _brief(raised)
 
 

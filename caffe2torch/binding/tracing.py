@@ -319,11 +319,23 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.computation.shapes[node] = tuple(outputs[0].shape) if outputs else None
 
     def _note_order(self, factor: Tensor) -> None:
-        """The last factor of a product is inputs x outputs: a parameter itself, or a transposed view of one."""
+        """The last factor of a product is inputs x outputs: a parameter itself, or a transposed view of one.
+
+        Of a copy or another view nothing is known: loading weights then asks.
+        """
         source = self.source.get(_memory(factor))
-        if isinstance(source, frozenset) and len(source) == 1:
-            own = self.parameters[next(iter(source))]
-            self.transposed[next(iter(source))] = (own.shape, own.stride()) == (factor.shape, factor.stride())
+        if not isinstance(source, frozenset) or len(source) != 1:
+            return
+        (name,) = source
+        own = self.parameters[name]
+        if own.dim() != 2:
+            self.transposed[name] = (own.shape, own.stride()) == (factor.shape, factor.stride())
+        elif _memory(own) == _memory(factor):
+            seen = tuple(factor.shape[-2:]), tuple(factor.stride()[-2:])
+            for transposed, turn in ((True, 1), (False, -1)):
+                if seen == (tuple(own.shape[::turn]), tuple(own.stride()[::turn])):
+                    self.transposed[name] = transposed
+                    break
 
     def _write(self, name: str, inputs: list[Tensor]) -> None:
         """Numbers written over others: all of them, or joining those that stay."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from nets import IMAGE, conv, recipe_of, spelled
+from nets import IMAGE, conv, linear, names, recipe_of, spelled
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from caffe2torch.binding.bind import bind
 from caffe2torch.binding.graph import Op, UnitKind
 from caffe2torch.binding.model_graph import model_graph
 
@@ -188,3 +191,54 @@ def test_a_norm_without_scale_and_a_scale_after_it_are_one_unit() -> None:
     assert wiring is not None
     assert [unit.parts for unit in wiring.units] == [("0",), ("1", "2"), ("3",)]
     assert Op.SUM not in {node.op for node in wiring.nodes}
+
+
+class Swapped(nn.Module):
+    """Its second and third layers stand in each other's place, and its forward pass ends in an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.four = (nn.Linear(a, b) for a, b in ((4, 8), (8, 8), (8, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.four(self.two(self.three(self.one(x))))
+        raise RuntimeError("a loss that wants labels")
+
+
+def test_an_error_after_the_last_layer_does_not_make_names_win_over_what_was_seen() -> None:
+    layers = ("one", "two", "three", "four")
+    net = 'input: "data" input_shape { dim: 1 dim: 4 }\n' + "".join(
+        linear(name, bottom, 2 if name == "four" else 8)
+        for name, bottom in zip(layers, ("data", *layers), strict=False)
+    )
+    binding = bind(recipe_of(net), Swapped())
+    bound = names(binding)
+    assert (bound["two/0"], bound["three/0"]) == ("three.weight", "two.weight")
+    assert any("ended after every layer" in note.message for note in binding.notes)
+
+
+@pytest.mark.parametrize(
+    ("product", "transposed"),
+    [
+        (lambda x, w: x @ w, True),
+        (lambda x, w: x @ w.t(), False),
+        (lambda x, w: torch.einsum("bi,ij->bj", x, w), True),
+        (lambda x, w: torch.einsum("bi,ji->bj", x, w), False),
+        (lambda x, w: torch.bmm(x[:, None], w.expand(len(x), 8, 8))[:, 0], True),
+        (lambda x, w: x @ w.T.contiguous(), None),
+        (lambda x, w: functional.linear(x, w.t().contiguous()), None),
+    ],
+)
+def test_the_order_of_a_weight_is_what_the_product_shows_or_not_known(product: Any, transposed: bool | None) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return product(x, self.w)
+
+    graph = model_graph(Product(), recipe_of('input: "data" input_shape { dim: 2 dim: 8 }\n' + linear("ip", "data", 8)))
+    assert graph.wiring is not None
+    (unit,) = graph.wiring.units
+    assert unit.tensors[0].transposed is transposed
