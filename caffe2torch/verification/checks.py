@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -170,7 +171,9 @@ def along_the_run(checks: Sequence[Check], solver: SolverSettings, courses: Sequ
 
 def _leaves(solver: SolverSettings, course: Course) -> str | None:
     """Where a course leaves Caffe's, in a sentence; ``None`` where it does not."""
-    pairs = [(iteration, own, rate_at(solver.policy, iteration)) for iteration, own in course.points]
+    # Of several changes at one iteration Caffe makes one an iteration; a scheduler that is set there makes all.
+    twice = {step + more for step, many in Counter(solver.policy.stepvalues).items() for more in range(many - 1)}
+    pairs = [(i, own, rate_at(solver.policy, i)) for i, own in course.points if i not in twice]
     largest = max((abs(due) for _, _, due in pairs), default=0.0)
     multiple = next((own / due for _, own, due in pairs if abs(due) > 1e-6 * largest), 0.0)
     tolerance = 0.05 if solver.policy.type is PolicyType.EXP else 1e-3  # Caffe's gamma is a float32 to a high power

@@ -16,8 +16,9 @@ from caffe2torch.binding.plan import plan_groups
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings, SolverType
+from caffe2torch.verification.checks import along_the_run
 from caffe2torch.verification.report import Report
-from caffe2torch.verification.run_probe import observe
+from caffe2torch.verification.run_probe import follow, observe
 from caffe2torch.verification.verify import verify
 
 
@@ -164,3 +165,15 @@ def _differs(one: LrPolicy, other: LrPolicy) -> bool:
 
     places = {0, 1, 2, *(i + d for i in changes(other, 60) for d in (-2, 0, 2))}
     return any(abs(rate_at(one, i) / rate_at(other, i) - 1) > 1e-3 for i in places if 0 <= i < 60)
+
+
+@settings(max_examples=40)
+@given(solvers(), st.sampled_from([1, 100, 30_000]))
+def test_caffes_own_scheduler_never_leaves_caffes_rate_along_the_run(solver: SolverSettings, more: int) -> None:
+    solver = replace(solver, max_iter=max(solver.max_iter, solver.policy.max_iter, 1) + more)
+    ones = ((1.0, 1.0), (2.0, 0.0))
+    case = Case(solver, ones, ones, scheduled=True)
+    assert case.scheduler is not None
+    courses = follow(case.optimizer, case.scheduler, solver.max_iter)
+    assert courses
+    assert along_the_run((), solver, courses) == ()
