@@ -121,14 +121,14 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    courses = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
-    if courses:
+    curves = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
+    if curves:
         report = at_another_rate(report, [group.get("initial_lr") for group in optimizer.param_groups])
-        report = replace(report, checks=along_the_run(report.checks, solver, courses))
+        report = replace(report, checks=along_the_run(report.checks, solver, curves))
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
-    whole = replace(report, bound=not by_role, checks=checks, courses=courses, group_names=group_names(optimizer))
+    whole = replace(report, bound=not by_role, checks=checks, curves=curves, group_names=group_names(optimizer))
     return explained(whole.accepting(accepted))
 
 

@@ -300,17 +300,17 @@ def _hint(
 ) -> str:
     advice = _misfit_advice(recipe, assignment)
     contested = [unit for unit in units if unit.name in findings.conflicting]
-    lonely = [unit for unit in units if unit not in contested and _closest(unit, free) is None]
-    others = [unit for unit in units if unit not in lonely]
+    unmatched = [unit for unit in units if unit not in contested and _closest(unit, free) is None]
+    others = [unit for unit in units if unit not in unmatched]
     if others:
         unit = (contested or others)[0]
         near = _closest(unit, free)
         place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
         alone = next((unit for unit in others if unit not in contested), others[0])
-        either = "" if lonely else f", or leave them out ({_options('skip', [alone.name], recipe)})"
+        either = "" if unmatched else f", or leave them out ({_options('skip', [alone.name], recipe)})"
         advice.append(f"bind layers in a names file ({toml_line(unit.name, place)}){either}")
-    if lonely:
-        options = _options("skip", [part for unit in lonely for part in unit.parts], recipe)
+    if unmatched:
+        options = _options("skip", [part for unit in unmatched for part in unit.parts], recipe)
         advice.append(f"leave out layers that the model has no module for ({options})")
     if left:
         advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")

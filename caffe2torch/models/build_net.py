@@ -274,8 +274,10 @@ class _Builder:
     def model(self) -> CaffeNet:
         other = "TEST" if self.recipe.phase == "TRAIN" else "TRAIN"
         phases = {self.recipe.phase: self._add(self.recipe, self.recipe.phase)}
-        twin = read_phase(self.recipe, other)
-        phases[other] = phases[self.recipe.phase] if twin is None else self._add(_sized(twin, self.recipe), other)
+        other_net = read_phase(self.recipe, other)
+        phases[other] = (
+            phases[self.recipe.phase] if other_net is None else self._add(_sized(other_net, self.recipe), other)
+        )
         for name in overwriting(phases["TRAIN"].trace) & overwriting(phases["TEST"].trace):
             if self.makes[name] == Spec(nn.ReLU):
                 self.makes[name] = Spec(nn.ReLU, (), {"inplace": True})
@@ -383,7 +385,7 @@ class _Builder:
                 module.register_buffer(attribute, tensor)
 
 
-def _sized(twin: TrainingRecipe, recipe: TrainingRecipe) -> TrainingRecipe:
+def _sized(other_net: TrainingRecipe, recipe: TrainingRecipe) -> TrainingRecipe:
     """The recipe of another phase, with the sizes that the blobs of ``recipe`` were made with where those fit."""
     known = {(blob.layer, blob.index): blob.shape for blob in recipe.blobs}
 
@@ -394,7 +396,7 @@ def _sized(twin: TrainingRecipe, recipe: TrainingRecipe) -> TrainingRecipe:
         fits = all(a is None or b is None or a == b for a, b in zip(own, made, strict=True))
         return replace(blob, shape=tuple(size or 1 for size in made)) if fits else blob
 
-    return replace(twin, blobs=tuple(sized(blob) for blob in twin.blobs))
+    return replace(other_net, blobs=tuple(sized(blob) for blob in other_net.blobs))
 
 
 def _material(tensor: Tensor) -> Tensor:

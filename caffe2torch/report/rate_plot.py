@@ -217,22 +217,22 @@ def _beneath(curves: Sequence[Curve]) -> Iterator[Curve]:
 
 
 def seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:
-    """The courses of the audited scheduler, at the height of what was seen of each group's parameters.
+    """The curves of the audited scheduler, at the height of what was seen of each group's parameters.
 
     A group whose blobs have one multiplier has that multiplier's colour.
     """
     series = {lr_mult: index for index, lr_mult in enumerate(_spread([speed.value for speed in speeds]))}
     curves = []
-    for course in report.courses[:_MOST_CURVES]:
-        rows = [row for row in report.rows if row.groups and set(row.groups) <= set(course.groups)]
-        begins = course.points[0][1]
+    for curve in report.curves[:_MOST_CURVES]:
+        rows = [row for row in report.rows if row.groups and set(row.groups) <= set(curve.groups)]
+        begins = curve.points[0][1]
         lr = next((row.observed.lr for row in rows if row.observed.lr), begins)
         factor = lr / begins if begins else 1.0  # an optimizer may step by more than the lr of its group
         mults = {row.blob.lr_mult * row.factor for row in rows}
         kind = series.get(mults.pop(), len(series)) if len(mults) == 1 else len(series)
-        groups = f"group{'s' if len(course.groups) > 1 else ''} {', '.join(map(str, course.groups[:4]))}"
-        more = ", …" if len(course.groups) > 4 else ""
-        curves.append(Curve(f"{groups}{more}, seen", [(i, y * factor) for i, y in course.points], kind))
+        groups = f"group{'s' if len(curve.groups) > 1 else ''} {', '.join(map(str, curve.groups[:4]))}"
+        more = ", …" if len(curve.groups) > 4 else ""
+        curves.append(Curve(f"{groups}{more}, seen", [(i, y * factor) for i, y in curve.points], kind))
     return curves
 
 

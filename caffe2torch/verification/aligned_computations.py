@@ -92,7 +92,7 @@ class Side:
         node = self.nodes_of.get(name)
         return self.name_of(node) if node is not None and self.of.nodes[node].unit is not None else ""
 
-    def elsewhere(self, kind: str, way: tuple[int, int]) -> bool:
+    def near_junction(self, kind: str, way: tuple[int, int]) -> bool:
         """Whether an operation of a kind may stand beside or behind a junction, where it comes to the same."""
         for end, name in enumerate(way):
             op = self.ops.get(name)
@@ -132,10 +132,10 @@ class Side:
             parts += part[1:] if nested and isinstance(part, tuple) else [part]
         return (op, *(parts if op.ordered else sorted(parts, key=str)))
 
-    def told(self, origin: Origin) -> str:
+    def described(self, origin: Origin) -> str:
         """What it stands for in words."""
         if isinstance(origin, tuple):
-            words = [self.told(part) for part in origin[1:]]
+            words = [self.described(part) for part in origin[1:]]
             return f"the {origin[0]} of {', '.join(words[:-1])} and {words[-1]}"
         if origin == INPUT:
             return "the input"
@@ -144,7 +144,7 @@ class Side:
         unit, inputs = self.of.nodes[node].unit, self.of.nodes[node].inputs
         before = self.origin(self.names[inputs[0]]) if inputs else None
         twice = sum(one.unit == unit for one in self.of.nodes) > 1
-        return f"{own} of {self.told(before)}" if twice and before is not None and before != origin else own
+        return f"{own} of {self.described(before)}" if twice and before is not None and before != origin else own
 
     def layer_at(self, key: tuple[int, int]) -> Operation:
         """The layer nearest to an edge, for its name and place."""

@@ -77,7 +77,7 @@ def check_model(
     left = [one for one in found.differences if not any(one.matches(pattern) for pattern in accepted)]
     for pattern in accepted:
         if not any(one.matches(pattern) for one in found.differences):
-            found.remarks[f"no difference matches --accept {_PREFIX}{pattern}"] = None
+            found.notes[f"no difference matches --accept {_PREFIX}{pattern}"] = None
     summary = _summary(found, binding, sizes, len(found.differences) - len(left) if left else 0)
     if not found.differences:
         return Check("model", Result.OK, _EXPECTED, seen=summary, counts=strict)
@@ -153,8 +153,8 @@ def _summary(found: Comparison, binding: Binding, sizes: Sizes, accepted: int) -
         said += f"; {len(found.unseen)} not seen ({', '.join(listed(list(found.unseen), 3))})"
     if found.unread:
         said += f"; not read: what is computed {', '.join(listed(list(found.unread), 3))}"
-    for remark in found.remarks:
-        said += f"; {remark}"
+    for note in found.notes:
+        said += f"; {note}"
     if accepted:
         said += f"; {accepted} accepted"
     for (yours, caffes), count in Counter(found.averages).items():

@@ -16,9 +16,9 @@ from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
 from caffe2torch.verification.report import (
     Check,
-    Course,
     Fault,
     FaultKind,
+    RateCurve,
     Report,
     ReportRow,
     Result,
@@ -151,12 +151,12 @@ _SCHEDULE_FIX = "call scheduler.step() after each optimizer.step(), with the pol
 _CONSTANT_FIX = "give no scheduler: Caffe's rate is constant"
 
 
-def along_the_run(checks: Sequence[Check], solver: SolverSettings, courses: Sequence[Course]) -> tuple[Check, ...]:
-    """The checks with what the whole run shows of the rate: courses that leave Caffe's make ``rate schedule`` differ.
+def along_the_run(checks: Sequence[Check], solver: SolverSettings, curves: Sequence[RateCurve]) -> tuple[Check, ...]:
+    """The checks with what the whole run shows of the rate: curves that leave Caffe's make ``rate schedule`` differ.
 
-    A course is Caffe's where it is the same multiple of it everywhere; which multiple is a matter of the rows.
+    A curve is Caffe's where it is the same multiple of it everywhere; which multiple is a matter of the rows.
     """
-    left = next((why for course in courses if (why := _leaves(solver, course)) is not None), None)
+    left = next((why for curve in curves if (why := _leaves(solver, curve)) is not None), None)
     if solver.policy.type is PolicyType.PLATEAU:
         return tuple(checks)  # which follows the test's loss
     if left is None or any(check.name == "rate schedule" and check.result is Result.DIFFERS for check in checks):
@@ -169,11 +169,11 @@ def along_the_run(checks: Sequence[Check], solver: SolverSettings, courses: Sequ
     return (*others[:1], found, *others[1:])
 
 
-def _leaves(solver: SolverSettings, course: Course) -> str | None:
-    """Where a course leaves Caffe's, in a sentence; ``None`` where it does not."""
+def _leaves(solver: SolverSettings, curve: RateCurve) -> str | None:
+    """Where a curve leaves Caffe's, in a sentence; ``None`` where it does not."""
     # Of several changes at one iteration Caffe makes one an iteration; a scheduler that is set there makes all.
     twice = {step + more for step, many in Counter(solver.policy.stepvalues).items() for more in range(many - 1)}
-    pairs = [(i, own, rate_at(solver.policy, i)) for i, own in course.points if i not in twice]
+    pairs = [(i, own, rate_at(solver.policy, i)) for i, own in curve.points if i not in twice]
     largest = max((abs(due) for _, _, due in pairs), default=0.0)
     multiple = next((own / due for _, own, due in pairs if abs(due) > 1e-6 * largest), 0.0)
     tolerance = 0.05 if solver.policy.type is PolicyType.EXP else 1e-3  # Caffe's gamma is a float32 to a high power

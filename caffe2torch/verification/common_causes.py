@@ -177,7 +177,7 @@ def whole_causes(rows: Sequence[ReportRow], observations: Observations) -> Itera
     if observations.problem:
         yield Cause((FaultKind.UNOBSERVED,), f"the optimizer could not be observed: {observations.problem}")
     if observations.foreign:
-        yield Cause((FaultKind.UNCLAIMED,), _strangers(rows, observations))
+        yield Cause((FaultKind.UNCLAIMED,), _foreign_tensors(rows, observations))
 
 
 def explained(report: Report) -> Report:
@@ -264,7 +264,7 @@ def _pronoun(group: Sequence[Row]) -> str:
     return "it" if len(group) == 1 else "them"
 
 
-def _strangers(rows: Sequence[ReportRow], observations: Observations) -> str:
+def _foreign_tensors(rows: Sequence[ReportRow], observations: Observations) -> str:
     count = len(observations.foreign)
     missing = sum(row.verdict is Verdict.MISSING for row in rows)
     hint = ": it was built on another copy of the model, or before its parameters were replaced" if missing else ""

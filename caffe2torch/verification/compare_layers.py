@@ -33,7 +33,7 @@ from caffe2torch.verification.layer_settings import (
     described,
     effective_poolings,
     named,
-    said,
+    phrases,
     same,
 )
 from caffe2torch.wording import shape_text
@@ -98,7 +98,7 @@ class Comparison:
         seen: The layers that were compared.
         unseen: Those that could not be.
         unread: Where something is computed that could not be read, in words.
-        remarks: What is no difference and worth knowing.
+        notes: What is no difference and worth knowing.
         averages: Of batch norms, how much of each batch your moving average takes, and Caffe's.
     """
 
@@ -106,7 +106,7 @@ class Comparison:
     seen: set[str] = field(default_factory=set)
     unseen: dict[str, None] = field(default_factory=dict)
     unread: dict[str, None] = field(default_factory=dict)
-    remarks: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
     averages: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -233,7 +233,7 @@ class _Comparing:
         for name in names:
             if name in but or name not in ours or name not in theirs or same(ours[name], theirs[name]):
                 continue
-            yours, caffes = said(net.kind, name, theirs[name])[0], said(net.kind, name, ours[name])[1]
+            yours, caffes = phrases(net.kind, name, theirs[name])[0], phrases(net.kind, name, ours[name])[1]
             self._differs(name, yours, caffes, net, model, at)
             if name in ("function", "statistics", "region"):
                 break  # what follows belongs to it
@@ -294,7 +294,7 @@ class _Comparing:
 
     def _lacks(self, kind: str, key: tuple[int, int], xs: list[Operation], ys: list[Operation]) -> None:
         """Say that one side has none of a kind, where that is certain."""
-        if not (xs or ys) or any(side.elsewhere(kind, key) for side in (self.net, self.model)):
+        if not (xs or ys) or any(side.near_junction(kind, key) for side in (self.net, self.model)):
             return
         if kind == "dropout" and not self.training:
             return
@@ -315,7 +315,7 @@ class _Comparing:
             if own and named(y).startswith("log "):
                 continue  # the softmax of a log softmax is that softmax
             if own and named(y) == "sigmoid":
-                self.found.remarks[
+                self.found.notes[
                     f"it ends in a sigmoid, and {own[0]} applies one itself: right for a loss of "
                     "probabilities as BCELoss, wrong for one of scores as BCEWithLogitsLoss"
                 ] = None
@@ -353,7 +353,7 @@ class _Comparing:
             self._unread((INPUT, name))
         elif net != model:
             module = Operation("input", name=self.model.label(name))
-            yours, caffes = f"{self.model.told(model)} as the input", self.net.told(net)
+            yours, caffes = f"{self.model.described(model)} as the input", self.net.described(net)
             self._differs("input", yours, caffes, self.net.layer_at((name, name)), module, name)
 
     def _channels_last(self, name: int) -> bool:

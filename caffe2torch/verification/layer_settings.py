@@ -9,7 +9,7 @@ from typing import Any
 from caffe2torch.binding.computation import Operation
 from caffe2torch.net.shape_arithmetic import MisfitError, pool_length
 
-__all__ = ["SETTINGS", "SPATIAL", "commute", "described", "effective_poolings", "named", "said", "same"]
+__all__ = ["SETTINGS", "SPATIAL", "commute", "described", "effective_poolings", "named", "phrases", "same"]
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "convolution": ("kernel", "stride", "padding", "pads with", "dilation", "output padding", "groups", "bias"),
@@ -56,10 +56,10 @@ _WORDS = {
 }
 
 
-def said(kind: str, setting: str, value: object) -> tuple[str, str]:
+def phrases(kind: str, setting: str, value: object) -> tuple[str, str]:
     """A value as it is said of the model, and of Caffe.
 
-    >>> said("convolution", "stride", (2, 2)), said("dropout", "ratio", 0.5)
+    >>> phrases("convolution", "stride", (2, 2)), phrases("dropout", "ratio", 0.5)
     (('stride 2', '2'), ('dropout ratio 0.5', '0.5'))
     """
     if (setting, value) in _SAID:
@@ -111,7 +111,7 @@ def described(operation: Operation) -> str:
         return f"dropout {_text(settings['ratio'])}"
     if operation.kind == "scaling":
         parts = [("factor", settings["factor"] != 1), ("shift", settings["shift"] != 0)]
-        return " and ".join(said("scaling", name, settings[name])[0] for name, counts in parts if counts)
+        return " and ".join(phrases("scaling", name, settings[name])[0] for name, counts in parts if counts)
     return named(operation)
 
 

@@ -20,8 +20,8 @@ __all__ = [
     "OptimizerCopy",
     "bare_optimizer",
     "bare_scheduler",
+    "copy_optimizer",
     "group_names",
-    "make_twin",
     "runs_foreign_code",
     "step",
     "together",
@@ -38,34 +38,36 @@ _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 class OptimizerCopy:
     """An optimizer, and the scheduler that drives it if there is one, on stand-ins.
 
-    ``stand_ins`` maps ``id`` of each original tensor to its probe tensor.
+    ``probe_tensors`` maps ``id`` of each original tensor to its probe tensor.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, stand_ins: dict[int, torch.Tensor]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, probe_tensors: dict[int, torch.Tensor]
+    ) -> None:
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.stand_ins = stand_ins
+        self.probe_tensors = probe_tensors
 
 
-def make_twin(
+def copy_optimizer(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
-    stand_ins: Mapping[int, torch.Tensor],
+    probe_tensors: Mapping[int, torch.Tensor],
     *,
     started: bool = False,
 ) -> OptimizerCopy:
-    """Copy ``optimizer`` and ``scheduler`` onto ``stand_ins``, with an empty history.
+    """Copy ``optimizer`` and ``scheduler`` onto ``probe_tensors``, with an empty history.
 
     Where the optimizer made its history when it was built (``torch.optim.Adagrad``), ``started`` keeps that: constants
     as they are, anything that has already moved as zeros. Whatever in the optimizer cannot be copied raises as
     ``copy.deepcopy`` does.
     """
-    memo: dict[int, Any] = dict(stand_ins)
+    memo: dict[int, Any] = dict(probe_tensors)
     for inner in _inner_optimizers(optimizer):
         memo[id(inner.state)] = _history(inner, memo) if started else defaultdict(dict)
     optimizer_copy = _copy(optimizer, memo)
     follower = None if scheduler is None else _copy(scheduler, memo)
-    return OptimizerCopy(optimizer_copy, follower, dict(stand_ins))
+    return OptimizerCopy(optimizer_copy, follower, dict(probe_tensors))
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:

@@ -16,10 +16,10 @@ from caffe2torch.verification.compare_layers import Difference
 __all__ = [
     "Cause",
     "Check",
-    "Course",
     "Effective",
     "Fault",
     "FaultKind",
+    "RateCurve",
     "Report",
     "ReportRow",
     "Result",
@@ -259,7 +259,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class RateCurve:
     """The rate that a scheduler gave some param groups, ``(iteration, rate)`` at those that were looked at."""
 
     groups: tuple[int, ...]
@@ -272,11 +272,11 @@ class Report:
 
     ``iteration`` is the one whose rate ``expected`` and ``observed`` stand for. ``checks`` concern the run as a whole,
     ``causes`` explain every wrong row, each once. ``notes`` are the recipe's, the binding's and the probe's own.
-    ``sources`` are the files' texts and ``courses`` the rates of an audited scheduler, for the page that shows them.
-    ``model_checked`` is False where no model was given
-    and the net's own parameters stood for it. ``bound`` is False where parameters were judged by their role alone,
-    which is never ok. ``translating`` says that the optimizer is the tool's own: then a parameter that its user froze
-    is no fault. ``group_names`` are what the param groups' own ``name`` entries say, empty where a group has none.
+    ``sources`` are the files' texts and ``curves`` the rates of an audited scheduler, for the page that shows them.
+    ``model_checked`` is False where no model was given and the net's own parameters stood for it. ``bound`` is False
+    where parameters were judged by their role alone, which is never ok. ``translating`` says that the optimizer is the
+    tool's own: then a parameter that its user froze is no fault. ``group_names`` are what the param groups' own
+    ``name`` entries say, empty where a group has none.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -295,7 +295,7 @@ class Report:
     translating: bool = False
     bound: bool = True
     group_names: tuple[str, ...] = ()
-    courses: tuple[Course, ...] = field(default=(), repr=False, compare=False)
+    curves: tuple[RateCurve, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def all_rows(self) -> tuple[ReportRow | UnclaimedRow, ...]:

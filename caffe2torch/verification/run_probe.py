@@ -33,13 +33,13 @@ from caffe2torch.verification.optimizer_copy import (
     OptimizerCopy,
     bare_optimizer,
     bare_scheduler,
-    make_twin,
+    copy_optimizer,
     runs_foreign_code,
     user_hooks,
 )
 from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import Movements, Observation, Observations, ProbeSequence, Window, design
-from caffe2torch.verification.report import Course
+from caffe2torch.verification.report import RateCurve
 
 __all__ = ["follow", "observe"]
 
@@ -145,7 +145,7 @@ class _Run:
     ) -> None:
         """Live through the windows one after the other. A copy that takes no step itself carries the scheduler on."""
         small = {id(one.tensor): one.probe_tensor(1) for one in self.probed}
-        carrier = make_twin(optimizer, scheduler, small, started=True)
+        carrier = copy_optimizer(optimizer, scheduler, small, started=True)
         self.started = self._needs_history(carrier, windows[0])
         if scheduler is not None:
             windows = self._with_first_change(carrier, windows)
@@ -187,9 +187,9 @@ class _Run:
 
     def _with_first_change(self, carrier: OptimizerCopy, windows: Sequence[Window]) -> Sequence[Window]:
         """Find where the scheduler first changes a rate, and look at that place as well."""
-        onto = {key: one.probe_tensor(1) for key, one in zip(carrier.stand_ins, self.probed, strict=True)}
-        ahead = make_twin(
-            carrier.optimizer, carrier.scheduler, {id(carrier.stand_ins[key]): made for key, made in onto.items()}
+        onto = {key: one.probe_tensor(1) for key, one in zip(carrier.probe_tensors, self.probed, strict=True)}
+        ahead = copy_optimizer(
+            carrier.optimizer, carrier.scheduler, {id(carrier.probe_tensors[key]): made for key, made in onto.items()}
         )
         rates = _rates(ahead.scheduler)
         until = min(self.at + SCOUTED, max(SCOUTED_LEAST, *(window.iteration for window in windows)))
@@ -333,11 +333,11 @@ def run_window(
 ) -> dict[int, torch.Tensor]:
     """Step a fresh copy of ``carrier`` through a window: ``id`` of each tensor to its movements, (sequences, steps).
 
-    ``started`` is as in ``make_twin``. Whatever the optimizer's ``step()`` raises goes through.
+    ``started`` is as in ``copy_optimizer``. Whatever the optimizer's ``step()`` raises goes through.
     """
     made = {id(one.tensor): one.probe_tensor(len(sequences), along_last=along_last) for one in probed}
-    onto = {id(carrier.stand_ins[key]): probe_tensor for key, probe_tensor in made.items()}
-    return _steps(make_twin(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, sequences)
+    onto = {id(carrier.probe_tensors[key]): probe_tensor for key, probe_tensor in made.items()}
+    return _steps(copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, sequences)
 
 
 def _steps(
@@ -447,41 +447,43 @@ def _rates(scheduler: Any) -> list[float]:
 
 
 LOOKS = 240
-"""Iterations at which the course of a scheduler over a run is looked at, where it can be set to any."""
+"""Iterations at which the curve of a scheduler over a run is looked at, where it can be set to any."""
 
 
-def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> tuple[Course, ...]:
-    """The rate that a copy of ``scheduler`` gives each group from ``start`` on; groups of one course are one.
+def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> tuple[RateCurve, ...]:
+    """The rate that a copy of ``scheduler`` gives each group from ``start`` on; groups of one curve are one.
 
     A scheduler that cannot be set to an iteration is stepped, ``NEAR`` times at most. Whatever it raises ends its
-    course, which may thus be shorter than the run.
+    curve, which may thus be shorter than the run.
 
     >>> weight = torch.nn.Parameter(torch.zeros(1))
     >>> optimizer = torch.optim.SGD([weight], lr=1.0)
     >>> follow(optimizer, lr_scheduler.StepLR(optimizer, 2), 4)
-    (Course(groups=(0,), points=((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.1))),)
+    (RateCurve(groups=(0,), points=((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.1))),)
     """
     optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     probed = subjects_of(optimizer)
     seen: dict[int, list[float]] = {}
     with undisturbed(probed), suppress(Exception):  # the checks say what it is
-        twin = make_twin(optimizer, scheduler, {id(one.tensor): one.probe_tensor(1) for one in probed}, started=True)
-        seen[start] = _rates(twin.scheduler)
+        copied = copy_optimizer(
+            optimizer, scheduler, {id(one.tensor): one.probe_tensor(1) for one in probed}, started=True
+        )
+        seen[start] = _rates(copied.scheduler)
         at = start
         for wanted in sorted({start + (iterations - 1 - start) * k // LOOKS for k in range(1, LOOKS + 1)}):
             if wanted <= at:
                 continue
-            if not _leap(twin.scheduler, wanted):
+            if not _leap(copied.scheduler, wanted):
                 if wanted - start > NEAR:
                     break
                 for _ in range(at, wanted):
-                    twin.scheduler.step()
+                    copied.scheduler.step()
             at = wanted
-            seen[at] = _rates(twin.scheduler)
+            seen[at] = _rates(copied.scheduler)
     groups: dict[tuple[float, ...], list[int]] = {}
-    for index, course in enumerate(zip(*seen.values(), strict=True)):
-        groups.setdefault(course, []).append(index)
-    return tuple(Course(tuple(found), tuple(zip(seen, course, strict=True))) for course, found in groups.items())
+    for index, curve in enumerate(zip(*seen.values(), strict=True)):
+        groups.setdefault(curve, []).append(index)
+    return tuple(RateCurve(tuple(found), tuple(zip(seen, curve, strict=True))) for curve, found in groups.items())
 
 
 # Whether an optimizer clips gradients inside its step, and beyond which norm: told from what it does.

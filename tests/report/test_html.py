@@ -26,7 +26,7 @@ from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import seen_curves
 from caffe2torch.report.wording import number, visible
 from caffe2torch.verification.common_causes import explained
-from caffe2torch.verification.report import Course, Effective, Fault, FaultKind, Report, ReportRow, Verdict
+from caffe2torch.verification.report import Effective, Fault, FaultKind, RateCurve, Report, ReportRow, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -314,15 +314,15 @@ def test_a_constant_rate_is_a_sentence_and_no_picture(right: Report) -> None:
 
 def test_the_curve_of_an_audited_scheduler_lies_on_caffes(right: Report) -> None:
     """At the height of what was seen: the group's own lr here is half of that."""
-    courses = (Course((0,), ((0, 0.005), (9_999, 0.005))), Course((1,), ((0, 0.01), (5_000, 0.001))))
-    page = Page(render_html(replace(right, courses=courses))).root
+    curves = (RateCurve((0,), ((0, 0.005), (9_999, 0.005))), RateCurve((1,), ((0, 0.01), (5_000, 0.001))))
+    page = Page(render_html(replace(right, curves=curves))).root
     drawn = {text.words for text in page.by_id("rate").all("text")}
     assert {"Caffe, lr ×1", "Caffe, lr ×2", "group 0, seen", "group 1, seen"} <= drawn
     assert "The broad lines are Caffe’s" in page.by_id("rate").words
-    curves = seen_curves(replace(right, courses=courses), strip(right).speeds)
+    curves = seen_curves(replace(right, curves=curves), strip(right).speeds)
     assert [curve.points[0][1] for curve in curves] == pytest.approx([0.01, 0.02])
     assert [curve.series for curve in curves] == [0, 1]  # the colours of lr ×1 and lr ×2
-    constant = replace(right, courses=courses[:1])
+    constant = replace(right, curves=curves[:1])
     assert not Page(render_html(constant)).root.by_id("rate").all("svg")
 
 

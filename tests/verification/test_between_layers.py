@@ -225,11 +225,8 @@ def judged(kind: str) -> str:
 def test_what_follows_the_last_layer_is_compared(loss: str, last: Any, expected: list[str]) -> None:
     check = found(judged(loss), lambda m, x: last(m.b(m.a(x).flatten(1))), b=nn.Linear(1024, 2))
     assert said(check) == expected
-    own = {"SoftmaxWithLoss": "softmax", "SigmoidCrossEntropyLoss": "sigmoid"}.get(loss)
-    applied = [
-        f"its {loss} applies one itself" if expected and expected[0].startswith(str(own)) else "" for _ in expected
-    ]
-    assert [one.effect for one in check.differences] == applied
+    applies = {"softmax, none after b": "its SoftmaxWithLoss applies one itself"}
+    assert [one.effect for one in check.differences] == [applies.get(one, "") for one in expected]
 
 
 def test_a_sigmoid_before_a_loss_that_applies_one_may_be_right() -> None:
@@ -503,17 +500,12 @@ def test_a_weight_that_is_computed_on_the_way_is_not_compared(weight: Any) -> No
         lambda y: torch.cat([y[:, 2:], y[:, :2]], 1),
         lambda y: torch.stack(y.unbind(1), -1).movedim(-1, 1),
         lambda y: y[:, :1].expand(-1, 4, -1, -1),
-        lambda y: _half_in_place(y),
+        lambda y: torch.cat([y[:, :2] * 0, y[:, 2:]], 1),
     ],
 )
 def test_parts_that_are_put_together_are_not_known(between: Callable[[Tensor], Tensor]) -> None:
     check = found(PLAIN, lambda m, x: m.b(between(m.a(x).relu())))
     assert "not read: what is computed between a and b" in check.seen
-
-
-def _half_in_place(y: Tensor) -> Tensor:
-    y[:, :2].mul_(0)
-    return y
 
 
 def test_an_activation_of_half_of_a_tensor_is_not_that_of_the_whole() -> None:

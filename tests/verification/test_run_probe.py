@@ -416,25 +416,25 @@ def test_scalars_halves_and_meta_tensors_are_probed() -> None:
 def test_a_scheduler_is_followed_over_the_run_and_left_as_it_was(optimizer: torch.optim.SGD) -> None:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [300, 700], gamma=0.1)
     before = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
-    courses = follow(optimizer, scheduler, 1000)
+    curves = follow(optimizer, scheduler, 1000)
     assert (optimizer.state_dict(), scheduler.state_dict()) == before
-    assert sorted(group for course in courses for group in course.groups) == list(range(len(optimizer.param_groups)))
-    for course in courses:
-        begins = optimizer.param_groups[course.groups[0]]["lr"]
-        assert course.points[0] == (0, begins)
-        assert course.points[-1][0] == 999
-        assert all(y == pytest.approx(begins * 0.1 ** ((i >= 300) + (i >= 700))) for i, y in course.points)
+    assert sorted(group for curve in curves for group in curve.groups) == list(range(len(optimizer.param_groups)))
+    for curve in curves:
+        begins = optimizer.param_groups[curve.groups[0]]["lr"]
+        assert curve.points[0] == (0, begins)
+        assert curve.points[-1][0] == 999
+        assert all(y == pytest.approx(begins * 0.1 ** ((i >= 300) + (i >= 700))) for i, y in curve.points)
 
 
 def test_a_scheduler_is_followed_as_far_as_it_goes(optimizer: torch.optim.SGD) -> None:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)  # its step() wants a loss
-    assert {len(course.points) for course in follow(optimizer, plateau, 1000)} == {1}
+    assert {len(curve.points) for curve in follow(optimizer, plateau, 1000)} == {1}
     stepped = torch.optim.lr_scheduler.SequentialLR(  # which cannot be set to an iteration
         optimizer,
         [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
         [2],
     )
-    (course, *_) = follow(optimizer, stepped, 1000 * NEAR)
-    assert [i for i, _ in course.points] == [0]
-    (course, *_) = follow(optimizer, stepped, 5)
-    assert [i for i, _ in course.points] == [0, 1, 2, 3, 4]
+    (curve, *_) = follow(optimizer, stepped, 1000 * NEAR)
+    assert [i for i, _ in curve.points] == [0]
+    (curve, *_) = follow(optimizer, stepped, 5)
+    assert [i for i, _ in curve.points] == [0, 1, 2, 3, 4]
