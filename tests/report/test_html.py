@@ -319,9 +319,9 @@ def test_the_curve_of_an_audited_scheduler_lies_on_caffes(right: Report) -> None
     drawn = {text.words for text in page.by_id("rate").all("text")}
     assert {"Caffe, lr ×1", "Caffe, lr ×2", "group 0, seen", "group 1, seen"} <= drawn
     assert "The broad lines are Caffe’s" in page.by_id("rate").words
-    curves = seen_curves(replace(right, curves=curves), strip(right).speeds)
-    assert [curve.points[0][1] for curve in curves] == pytest.approx([0.01, 0.02])
-    assert [curve.series for curve in curves] == [0, 1]  # the colours of lr ×1 and lr ×2
+    drawn = seen_curves(replace(right, curves=curves), strip(right).speeds)
+    assert [curve.points[0][1] for curve in drawn] == pytest.approx([0.01, 0.02])
+    assert [curve.series for curve in drawn] == [0, 1]  # the colours of lr ×1 and lr ×2
     constant = replace(right, curves=curves[:1])
     assert not Page(render_html(constant)).root.by_id("rate").all("svg")
 
