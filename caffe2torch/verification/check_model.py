@@ -12,7 +12,8 @@ from caffe2torch.binding.plan import Binding, Evidence
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.net.build import with_inputs
 from caffe2torch.recipe import Shape, TrainingRecipe
-from caffe2torch.verification.compare_layers import Comparison, Difference, Sizes, compare_layers
+from caffe2torch.verification.compare_layers import Sizes, compare_layers
+from caffe2torch.verification.layer_differences import Comparison, Difference
 from caffe2torch.verification.report import Check, Fault, FaultKind, Result
 from caffe2torch.wording import listed, shape_text
 

@@ -6,9 +6,8 @@ there. Where either side cannot be read with certainty, nothing is claimed: the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 from itertools import combinations
 from math import prod
@@ -24,8 +23,9 @@ from caffe2torch.binding.computation import (
     never_negative,
 )
 from caffe2torch.binding.graph import INPUT
-from caffe2torch.recipe import Shape, SourceLocation
+from caffe2torch.recipe import Shape
 from caffe2torch.verification.aligned_computations import OUTPUT, align
+from caffe2torch.verification.layer_differences import Comparison, Difference
 from caffe2torch.verification.layer_settings import (
     SETTINGS,
     SPATIAL,
@@ -38,76 +38,7 @@ from caffe2torch.verification.layer_settings import (
 )
 from caffe2torch.wording import shape_text
 
-__all__ = ["Comparison", "Difference", "Sizes", "compare_layers"]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A setting that the model has otherwise.
-
-    Attributes:
-        setting: Its name: ``stride``.
-        yours: What the model has, as text: ``stride 1``.
-        caffes: What the net has: ``2``.
-        module: The module; empty for a call of a function.
-        layer: The net's layer.
-        where: The layer's place.
-        effect: What it does to a size.
-        at: The node that it belongs to, or leads to.
-    """
-
-    setting: str
-    yours: str
-    caffes: str
-    module: str
-    layer: str
-    where: SourceLocation | None
-    effect: str = ""
-    at: int | None = field(default=None, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The name by which it is accepted: ``features.3.stride``."""
-        return f"{self.module or self.layer}.{self.setting.replace(' ', '_')}"
-
-    def matches(self, pattern: str) -> bool:
-        """Whether a name or a regular expression means it; the layer's name is as good as the module's."""
-        names = (self.name, f"{self.layer}.{self.setting.replace(' ', '_')}")
-        return pattern in names or any(re.fullmatch(pattern, name) for name in names)
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON has it."""
-        return {
-            "name": self.name,
-            "setting": self.setting,
-            "module": self.module or None,
-            "layer": self.layer,
-            "yours": self.yours,
-            "caffes": self.caffes,
-            "effect": self.effect,
-            "where": None if self.where is None else str(self.where),
-        }
-
-
-@dataclass(slots=True)
-class Comparison:
-    """What was found.
-
-    Attributes:
-        differences: What differs.
-        seen: The layers that were compared.
-        unseen: Those that could not be.
-        unread: Where something is computed that could not be read, in words.
-        notes: What is no difference and worth knowing.
-        averages: Of batch norms, how much of each batch your moving average takes, and Caffe's.
-    """
-
-    differences: list[Difference] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-    unseen: dict[str, None] = field(default_factory=dict)
-    unread: dict[str, None] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-    averages: list[tuple[float, float]] = field(default_factory=list)
+__all__ = ["Sizes", "compare_layers"]
 
 
 class Sizes(Enum):
@@ -256,41 +187,38 @@ class _Comparing:
             self._unread(key)
 
     def _chains(self, key: tuple[int, int], net: Chain, model: Chain, edge: Edge) -> None:
+        """Compare what is computed in a row, kind by kind."""
         net, model = _plain(net), self._flattened(key, net, _plain(model), edge)
         if self._channels_last(key[0]):
             model = (UNKNOWN, *model)
         known = [all(one.kind != "unknown" for one in side) for side in (net, model)]
-        if not known[1]:
+        if not known[1] or UNKNOWN in net:
             self._unread(key)
         places: list[tuple[int, int]] = []
-        if any(one is UNKNOWN for one in net):
-            self._unread(key)
         for kind in dict.fromkeys(operation.kind for operation in (*net, *model)):
             if kind not in SETTINGS:
                 continue
             xs, ys = ([place for place, one in enumerate(side) if one.kind == kind] for side in (net, model))
             pairs = _paired(net, model, xs, ys) if len(xs) == len(ys) or all(known) else []
             for x, y in pairs:
-                changed = kind == "softmax" or (kind == "pooling" and net[x].input != model[y].input)
-                if changed and UNKNOWN in model[:y]:
-                    continue  # what is not known before it may have made the image another one
-                harmless = (
-                    not all(known)
-                    or not self.model.label(key[0])
-                    or any(never_negative((one,)) for one in model[y + 1 :])
-                )
-                self._pair(net[x], model[y], key[1], but=("pads with",) if kind == "pooling" and harmless else ())
+                self._placed(key, net[x], model, y, known=all(known))
             places += pairs
-            left = [
-                [side[one] for one in own if one not in of]
-                for side, own, of in zip(
-                    (net, model), (xs, ys), zip(*pairs, strict=True) if pairs else ((), ()), strict=True
-                )
-            ]
-            if not (xs and ys and not pairs) and (kind in _MAY_LACK or all(known)):  # what is not known may undo it
-                self._lacks(kind, key, left[0] if known[1] else [], left[1] if known[0] else [])
+            xs_left, ys_left = set(xs) - {x for x, _ in pairs}, set(ys) - {y for _, y in pairs}
+            undecided = xs and ys and not pairs
+            if not undecided and (kind in _MAY_LACK or all(known)):  # what is not known may undo it
+                lacking = [net[x] for x in sorted(xs_left)] if known[1] else []
+                self._lacks(kind, key, lacking, [model[y] for y in sorted(ys_left)] if known[0] else [])
         if all(known):
             self._order(key, net, model, sorted(places))
+
+    def _placed(self, key: tuple[int, int], net: Operation, model: Chain, y: int, *, known: bool) -> None:
+        """Compare two operations, as far as what stands around the model's leaves a difference its meaning."""
+        other_image = net.kind == "softmax" or (net.kind == "pooling" and net.input != model[y].input)
+        if other_image and UNKNOWN in model[:y]:
+            return  # what is not known before it may have made the image another one
+        not_negative = any(never_negative((one,)) for one in model[y + 1 :])
+        pads_alike = net.kind == "pooling" and (not_negative or not known or not self.model.label(key[0]))
+        self._pair(net, model[y], key[1], but=("pads with",) if pads_alike else ())
 
     def _lacks(self, kind: str, key: tuple[int, int], xs: list[Operation], ys: list[Operation]) -> None:
         """Say that one side has none of a kind, where that is certain."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import LearnableBlob, Note, SolverSettings, Source
 from caffe2torch.solver.float32 import shortest
-from caffe2torch.verification.compare_layers import Difference
+from caffe2torch.verification.layer_differences import Difference
 
 __all__ = [
     "Cause",
