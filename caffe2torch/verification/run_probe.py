@@ -155,10 +155,11 @@ class _Run:
                     advance(carrier.scheduler, self.at, planned.iteration)
                     self.at = planned.iteration
                 if not self.windows:
-                    self._prove(carrier, planned)
+                    window, moved = self._prove(carrier, planned)
                     self.clip = clip_threshold(carrier, self.probed, planned, clip, self.started) if clip else None
-                window = _fainter(planned) if self.clips else planned
-                moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
+                else:
+                    window = _fainter(planned) if self.clips else planned
+                    moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
             except OutOfReachError as error:
                 self.unreached.append((planned, str(error)))
                 continue
@@ -209,13 +210,18 @@ class _Run:
         added = replace(windows[0], iteration=max(change - 2, windows[0].iteration))
         return (windows[0], *sorted([added, *windows[1:]], key=lambda window: window.iteration))
 
-    def _prove(self, carrier: OptimizerCopy, window: Window) -> None:
-        """Find what does not move number by number; where fainter gradients mend that, the optimizer clips."""
-        self.not_elementwise = _not_elementwise(carrier, self.probed, window, self.elements, self.started)
-        if self.not_elementwise:
-            fainter = _not_elementwise(carrier, self.probed, _fainter(window), self.elements, self.started)
-            self.clips = fainter != self.not_elementwise
-            self.not_elementwise = fainter
+    def _prove(self, carrier: OptimizerCopy, window: Window) -> tuple[Window, dict[int, torch.Tensor]]:
+        """Find what does not move number by number; where fainter gradients mend that, the optimizer clips.
+
+        Gives the window as it is to be run, and what moved in it.
+        """
+        self.not_elementwise, moved = _not_elementwise(carrier, self.probed, window, self.elements, self.started)
+        if not self.not_elementwise:
+            return window, moved
+        fainter, moved_faintly = _not_elementwise(carrier, self.probed, _fainter(window), self.elements, self.started)
+        self.clips = fainter != self.not_elementwise
+        self.not_elementwise = fainter
+        return (_fainter(window), moved_faintly) if self.clips else (window, moved)
 
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, told by the names of the model's parameters."""
@@ -254,8 +260,11 @@ class _Run:
 
 def _not_elementwise(
     carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, elements: int, started: bool
-) -> set[int]:
-    """The ``id`` of every tensor of which a number moves differently in another place, among other numbers."""
+) -> tuple[set[int], dict[int, torch.Tensor]]:
+    """The ``id`` of every tensor of which a number moves differently in another place, among other numbers.
+
+    With it the movements of ``run_window`` in the order of the window's sequences.
+    """
     order = [len(window.sequences) - 1 - k % len(window.sequences) for k in range(elements)]
     sequences = [window.sequences[k] for k in order]
     alone = run_window(carrier, probed, window, window.sequences, started=started)
@@ -268,7 +277,7 @@ def _not_elementwise(
         same = torch.isclose(seen, expected, rtol=1e-9, atol=0.0, equal_nan=True)
         if not bool((same | ((seen - expected).abs() <= rounding)).all()):
             found.add(key)
-    return found
+    return found, alone
 
 
 def _fainter(window: Window) -> Window:
@@ -351,9 +360,10 @@ def _steps(
     kept = weights.isnan()
     for step in range(window.steps):
         before = {}
+        keeps_some = bool(kept[:, step].any())
         for key, probe_tensor in made.items():
             numbers, placed = probe_tensor.detach().view(-1), weights[:, step]
-            if bool(kept[:, step].any()):
+            if keeps_some:
                 placed = torch.where(kept[:, step], numbers.double().cpu(), placed)
             numbers.copy_(placed)
             if probe_tensor.requires_grad:
