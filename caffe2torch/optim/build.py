@@ -62,10 +62,9 @@ def build_optimizer(
     options: dict[str, Any] = {"fused": True} if fused and len(bases) == 1 else {}
     with torch.device("cpu"):  # counters are made here, whatever the default device is
         optimizer = solver_class(bases)(built, **options)
-    options = requirements.stock_options(solver)
-    if fused is not None:  # past the constructor: with it, a GradScaler would not unscale before the norm is taken
-        options["fused"] = fused
-    # Past the constructor's checks, too: Caffe accepts a momentum of 1 in Adam.
+    # The rest goes past the constructor: with fused, a GradScaler would not unscale before the norm is taken, and Caffe
+    # accepts a momentum of 1 in Adam.
+    options = requirements.stock_options(solver) | ({} if fused is None else {"fused": fused})
     for group in (*optimizer.param_groups, optimizer.defaults):
         group.update(options)
     optimizer.register_step_pre_hook(_before_step(model, parameters, devices if fused is None else None))
@@ -89,10 +88,9 @@ def param_groups(
     if problems:
         raise BindingError(f"the groups do not fit the model: {'; '.join(problems[:8])}")
     lr, decay, base = rate(solver.policy, 0), weight_decay_at(solver, 0), solver.policy.base_lr or 1.0
-    scaling: dict[str, Any] = {}
-    if solver.clip_gradients is not None:
-        scaling = {"clip_gradients": solver.clip_gradients, "num_parameters": names.total()}
-    if scaling or solver.iter_size != 1:
+    clips = solver.clip_gradients is not None
+    scaling = {"clip_gradients": solver.clip_gradients, "num_parameters": names.total()} if clips else {}
+    if clips or solver.iter_size != 1:
         scaling["iter_size"] = solver.iter_size or math.ulp(0.0)  # Caffe divides by 0
     return [
         {

@@ -83,10 +83,8 @@ class CaffeLRScheduler(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """What changes from step to step. Multipliers and policy are the recipe's, and stay as they are here."""
-        state = {key: self.__dict__[key] for key in ("last_epoch", "_step_count", "_last_lr")}
-        if self.solver.policy.type is PolicyType.MULTISTEP:
-            state["current_step"] = self.current_step
-        return state
+        counter = ["current_step"] * (self.solver.policy.type is PolicyType.MULTISTEP)
+        return {key: getattr(self, key) for key in ("last_epoch", "_step_count", "_last_lr", *counter)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the iteration of ``state_dict``; the groups get its rates at once."""
