@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffe2torch.binding.plan import Kind
-from caffe2torch.recipe import Note, Severity
+from caffe2torch.recipe import Note, Severity, Statement
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.wording import blob_name, json_text, multipliers, number, pair, shape_text, stated_text, visible
+from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, shape_text, visible
 from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
 from caffe2torch.wording import listed
 
@@ -324,17 +324,20 @@ def _left(left: UnclaimedRow) -> str:
 
 
 def _fine_print(report: Report, width: int) -> Iterator[str]:
-    counted: dict[str, int] = {}
-    for row in report.rows:
-        counted[stated_text(row.blob)] = counted.get(stated_text(row.blob), 0) + 1
     yield ""
-    how = "; ".join(f"{count} {word}" for word, count in counted.items())
-    yield from wrap(f"Multipliers (lr, decay) as stated: {how}.", width)
+    stated = [row.blob.stated for row in report.rows]
+    lr, decay = _counted([one.lr_mult for one in stated]), _counted([one.decay_mult for one in stated])
+    how = lr if lr == decay else f"lr_mult {lr}; decay_mult {decay}"
+    yield from wrap(f"Multipliers as stated: {how}.", width)
     if any(report.group_names):
         names = listed([f"{index} {visible(name) or '-'}" for index, name in enumerate(report.group_names)], 20)
         yield from wrap(f"Groups: {'; '.join(names)}.", width)
     for note in sorted(report.notes, key=lambda note: note.severity is not Severity.WARNING):
         yield from wrap(note_text(note), width)
+
+
+def _counted(stated: Sequence[Statement]) -> str:
+    return ", ".join(f"{count} {STATED[how]}" for how, count in Counter(stated).items())
 
 
 def note_text(note: Note) -> str:

@@ -11,7 +11,7 @@ from caffe2torch.recipe import LearnableBlob, Shape, Statement
 from caffe2torch.solver.float32 import format32
 from caffe2torch.verification.report import Effective, ReportRow
 
-__all__ = ["blob_name", "json_text", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
+__all__ = ["STATED", "blob_name", "json_text", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
 
 
 def number(x: float | None) -> str:
@@ -52,16 +52,19 @@ def shape_text(shape: Shape | None) -> str:
     return "x".join("?" if size is None else str(size) for size in shape) or "()"
 
 
+STATED = {
+    Statement.EXPLICIT: "explicit",
+    Statement.DEFAULTED: "default",
+    Statement.SHARED: "shared",
+    Statement.FORCED: "forced",
+}
+"""How a multiplier was stated, in one word."""
+
+
 def stated_text(blob: LearnableBlob) -> str:
     """How the two multipliers were stated: one word where it is the same."""
-    lr, decay = blob.stated.lr_mult, blob.stated.decay_mult
-    short = {
-        Statement.EXPLICIT: "explicit",
-        Statement.DEFAULTED: "default",
-        Statement.SHARED: "shared",
-        Statement.FORCED: "forced",
-    }
-    return short[lr] if lr == decay else f"{short[lr]}, {short[decay]}"
+    lr, decay = STATED[blob.stated.lr_mult], STATED[blob.stated.decay_mult]
+    return lr if lr == decay else f"{lr}, {decay}"
 
 
 def json_text(data: Any) -> str:
