@@ -28,30 +28,79 @@ settings.load_profile("caffe2torch")
 
 
 SLOW = (
+    "binding/test_ambiguity.py::test_several_such_choices_are_one_error_whose_draft_leaves_them_open",
+    "binding/test_by_role.py::test_rows_go_by_role_and_the_report_is_never_ok",
+    "binding/test_forward_pass.py::test_a_forward_pass_that_fails_late_is_used_as_far_as_it_went_and_that_is_said",
     "binding/test_isomorphism.py",
+    "binding/test_matching.py::test_what_only_the_model_has_shifts_nothing_or_the_binding_is_refused",
+    "binding/test_matching.py::test_what_only_the_net_has_can_be_skipped_and_shifts_nothing",
+    "binding/test_model_untouched.py::test_a_model_that_decides_by_values_is_really_run",
+    "binding/test_names_file.py::test_names_that_cannot_be_are_refused",
+    "binding/test_port_family.py",
+    "binding/test_segnet_basic.py",
     "cli/",
     "docs/test_docs.py",
+    "docs/test_docstrings.py::test_the_examples_of_the_module_run",
+    "docs/test_example_segnet.py::test_the_example_learns_from_scratch_and_in_fine_tuning",
+    "docs/test_how_caffe_differs.py::test_numbers_of_the_page_are_measured_on_the_runs_that_are_here",
+    "emit/test_emit.py",
+    "emit/test_model_source.py",
     "fuzz/",
+    "models/test_build_net.py::test_it_compiles_without_a_break",
+    "models/test_build_net.py::test_it_exports",
+    "models/test_built_nets.py",
+    "models/test_fork_layers.py::test_a_gradient_is_the_derivative",
+    "models/test_segnet_basic.py::test_scores_have_the_size_of_the_images",
+    "models/test_segnet_replay.py",
+    "net/test_net.py::test_cost_grows_linearly_with_the_layers",
     "net/test_net_any.py",
+    "optim/test_norm.py",
     "optim/test_processes.py",
     "optim/test_solvers_agree.py",
     "optim/test_state.py",
+    "optim/test_traces.py",
     "optim/test_trainers.py",
+    "prototxt/test_memory.py",
+    "prototxt/test_parser.py",
+    "prototxt/test_schema.py",
+    "report/test_browser.py",
+    "report/test_divergence.py",
     "report/test_html.py",
+    "report/test_plots.py",
+    "report/test_text.py::test_a_word_is_never_broken_but_a_name_may_be_after_a_separator",
     "snapshot/test_checkpoint.py",
+    "snapshot/test_fillers.py::test_what_caffe_refuses_is_refused_with_its_place_and_nothing_is_filled",
+    "snapshot/test_hdf5.py",
     "snapshot/test_load_cost.py",
+    "snapshot/test_solver_state.py::test_a_restored_run_follows_caffes",
+    "snapshot/test_wire.py",
+    "solver/test_numpy_reference.py::test_the_reference_follows_caffe",
     "test_auditing.py",
+    "test_distributions.py::test_the_wheel_has_every_file_of_the_package_and_its_license",
+    "test_reprs.py::test_the_repr_of_recipe_groups_scheduler_and_translation_fits_on_a_screen",
     "test_torch_startup.py",
     "test_verdict_cases.py",
+    "test_version_0_1.py::test_a_lock_says_what_it_said",
+    "test_version_0_1.py::test_a_run_goes_on_from_its_checkpoint",
     "verification/test_audit_laws.py",
+    "verification/test_check_model.py::test_a_difference_does_not_count_unless_it_is_asked_for",
+    "verification/test_check_model.py::test_what_is_accepted_does_not_count_even_when_strict",
+    "verification/test_compare_layers.py::test_one_planted_difference_is_found_and_nothing_else",
+    "verification/test_fit.py::test_every_suspect_is_told_from_caffes_rule_or_is_it",
+    "verification/test_fit.py::test_what_a_rule_was_run_with_is_read_back",
+    "verification/test_grid.py",
+    "verification/test_run_probe.py::test_every_optimizer_of_torch_is_told_to_be_another_than_the_solvers",
+    "verification/test_run_probe.py::test_names_are_those_of_the_bare_model",
+    "verification/test_verify.py::test_a_frozen_blob_is_right_at_rate_0_left_out_or_without_gradient_and_wrong_when_trained",
 )
-"""What `make quick` leaves out, below tests/: files that start processes or train, besides what is marked as slow."""
+"""What `make quick` leaves out, below tests/: folders, files and tests of a second and more, which start processes,
+train or draw many cases. Tests that are marked as slow are left out as well."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow files."""
     for item in items:
-        if item.path.relative_to(REPOSITORY / "tests").as_posix().startswith(SLOW):
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
