@@ -184,6 +184,8 @@ def _kind(module: nn.Module, tensors: dict[str, torch.Tensor]) -> UnitKind:
             return kind
     if "running_mean" in tensors:
         return UnitKind.NORM
+    if any(inner._parameters for inner in islice(module.modules(), 1, None)):
+        return UnitKind.OTHER  # no layer, but a part of the model with parameters of its own
     sizes = {tensor.numel() for tensor in tensors.values()}
     vectors = all(max(tensor.shape, default=1) == tensor.numel() for tensor in tensors.values())
     if len(tensors) <= 2 and len(sizes) == 1 and vectors:
