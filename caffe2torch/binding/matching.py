@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
-from caffe2torch.binding.isomorphism import (
-    Colours,
-    Graph,
-    Palette,
-    Sizes,
-    backward,
-    explain,
-    forward,
-    match_whole,
-    rounds,
-    signatures,
-    unit_colours,
-    without_tails,
-)
+from caffe2torch.binding.candidates import candidates
+from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.isomorphism import explain, match_whole, without_tails
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
 from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
 from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.surroundings import match_parts
 from caffe2torch.binding.tensor_matching import Counterpart, Findings, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 
-__all__ = ["candidates", "find_counterparts", "match_parts"]
+__all__ = ["find_counterparts"]
+
+_MOST_TRIED = 64  # candidates that are tried one by one
+_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
 
 
 def find_counterparts(
@@ -350,251 +341,3 @@ def _by_names(
         for layer, blobs in layers
         if layer in of_layer
     ]
-
-
-# Where net and model differ somewhere: what still agrees from one end, or for some way around.
-
-_RADIUS = 12
-_MOST_TRIED = 64  # candidates that are tried one by one
-_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
-
-
-@dataclass(frozen=True, slots=True)
-class PartialMatching:
-    """Units of the net to units of the model.
-
-    Attributes:
-        pairs: The pairs.
-        conflicting: Units for which the two ends of the net claim different counterparts, with all that were claimed.
-    """
-
-    pairs: dict[int, int]
-    conflicting: dict[int, frozenset[int]] = field(default_factory=dict)
-
-
-def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> PartialMatching:
-    """Extend ``known`` by every pair that is unique in what surrounds it, strongest evidence first.
-
-    A unit is paired by everything that its value comes from, up to the next pair that is known, or by everything that
-    it goes to; then by what is within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
-    the input and the way from the output lead to different counterparts (a chain of equal blocks that is longer on
-    one side), neither is taken.
-    """
-    search = _Search(without_tails(net), without_tails(model), dict(known))
-    while search.extend():
-        pass
-    return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.conflicting.items()})
-
-
-class _Search:
-    """The pairs so far, and the units that two claims compete for."""
-
-    def __init__(self, net: Wiring, model: Wiring, known: dict[int, int]) -> None:
-        self.graphs = (Graph(net), Graph(model))
-        self.signatures = signatures(net.units, model.units, Sizes.STRICT)
-        self.pairs = known
-        self.conflicting: dict[int, set[int]] = {}
-
-    def extend(self) -> bool:
-        """Add the pairs of the strongest evidence that still yields some; ``False`` when none does."""
-        self.palette = Palette()
-        self.labels = self._labels()
-        return self._take([self._unique(self._swept(forward)), self._unique(self._swept(backward))]) or self._near()
-
-    def _near(self) -> bool:
-        history = rounds(self.graphs, self.labels, self._pinned(), _RADIUS, self.palette)
-        return any(self._take([self._unique(colours)]) for colours in reversed(history[1:]))
-
-    def _take(self, claims: Sequence[Mapping[int, int]]) -> bool:
-        """Accept what no two claims contradict, note what they do; whether anything was accepted."""
-        ones: dict[int, set[int]] = {}
-        others: dict[int, set[int]] = {}
-        for claim in claims:
-            for one, other in claim.items():
-                ones.setdefault(one, set()).add(other)
-                others.setdefault(other, set()).add(one)
-        taken = False
-        for one, wanted in ones.items():
-            rivals = set().union(*(others[other] for other in wanted))
-            if len(wanted) == 1 and len(rivals) == 1 and one not in self.conflicting:
-                self.pairs[one] = next(iter(wanted))
-                taken = True
-            elif len(wanted) > 1 or len(rivals) > 1:
-                self.conflicting.setdefault(one, set()).update(wanted)
-        return taken
-
-    def _unique(self, colours: Sequence[Colours]) -> dict[int, int]:
-        """Units, not paired yet, whose colour no other unit has on its own side and exactly one on the other."""
-        sides: list[dict[int, list[int]]] = [{}, {}]
-        for side, graph, one in zip(sides, self.graphs, colours, strict=True):
-            for number, colour in enumerate(unit_colours(graph, one, self.palette)):
-                if graph.uses[number]:
-                    side.setdefault(colour, []).append(number)
-        done = set(self.pairs.values())
-        return {
-            ones[0]: sides[1][colour][0]
-            for colour, ones in sides[0].items()
-            if len(ones) == len(sides[1].get(colour, ())) == 1
-            and ones[0] not in self.pairs
-            and sides[1][colour][0] not in done
-        }
-
-    def _swept(self, sweep: Callable[[Graph, Colours, Palette, set[int]], Colours]) -> list[Colours]:
-        return [
-            sweep(graph, [self.palette(label) for label in labels], self.palette, pinned)
-            for graph, labels, pinned in zip(self.graphs, self.labels, self._pinned(), strict=True)
-        ]
-
-    def _labels(self) -> list[list[Hashable]]:
-        sides = [list(side) for side in self.signatures]
-        for one, other in self.pairs.items():
-            sides[0][one] = sides[1][other] = ("pair", one)
-        return [
-            [(node.op, None if node.unit is None else side[node.unit]) for node in graph.wiring.nodes]
-            for graph, side in zip(self.graphs, sides, strict=True)
-        ]
-
-    def _pinned(self) -> list[set[int]]:
-        """The nodes of known pairs: what is behind them adds nothing."""
-        paired = (list(self.pairs), list(self.pairs.values()))
-        return [
-            {use for unit in units for use in graph.uses[unit]}
-            for graph, units in zip(self.graphs, paired, strict=True)
-        ]
-
-
-# Where the model has units that the net does not have: which of its units each unit of the net could be.
-#
-# Units that are left out are transparent, so a value of the model can stand for what lies before it, up to the first
-# unit that must stay. A pair is dropped as soon as what feeds it, or what it feeds, has no pair left, until nothing
-# changes any more (arc consistency: Mackworth, 1977). What is dropped is impossible; what is left alone is certain.
-
-
-def candidates(
-    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int] = ()
-) -> dict[int, list[int]]:
-    """For each unit of the net the units of the model that it could be, if the model holds the whole net.
-
-    Args:
-        net: The net.
-        model: The model, which may have more units.
-        known: Pairs that stand.
-        reshaped: Units of the net that may have other sizes in the model.
-    """
-    return _Candidates(net, model, known, frozenset(reshaped)).found()
-
-
-class _Candidates:
-    """Sets of nodes and units as bits of numbers."""
-
-    def __init__(self, net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> None:
-        self.net, self.model = Graph(net), Graph(model)
-        self.known, taken = known, set(known.values())
-        labels = signatures(net.units, model.units, Sizes.STRICT)
-        of_label: dict[Hashable, list[int]] = {}
-        of_kind: dict[UnitKind, list[int]] = {}
-        for other, label in enumerate(labels[1]):
-            if self.model.uses[other] and other not in taken:
-                of_label.setdefault(label, []).append(other)
-                of_kind.setdefault(model.units[other].kind, []).append(other)
-        self.units: list[set[int]] = []
-        for one, label in enumerate(labels[0]):
-            wanted = of_kind.get(net.units[one].kind, []) if one in reshaped else of_label.get(label, [])
-            self.units.append({known[one]} if one in known else set(wanted))
-        self.unread = [number for number, uses in enumerate(self.net.uses) if not uses]
-        everywhere = {
-            op: sum(1 << number for number, node in enumerate(model.nodes) if node.op is op)
-            for op in {node.op for node in net.nodes}
-        }
-        self.nodes = [everywhere[node.op] for node in net.nodes]
-        self.concats = everywhere.get(Op.CONCAT, 0)
-        self._follow_units()
-
-    def found(self) -> dict[int, list[int]]:
-        while True:
-            before = (list(self.nodes), [len(others) for others in self.units])
-            self._reach()
-            self._sweep()
-            self._follow_nodes()
-            self._follow_units()
-            if before == (self.nodes, [len(others) for others in self.units]):
-                break
-        return {one: sorted(others) for one, others in enumerate(self.units) if one not in self.unread}
-
-    def _reach(self) -> None:
-        """For each node of the model the values that it can stand for once units are left out."""
-        must_stay = {next(iter(others)) for others in self.units if len(others) == 1}
-        self.reach, self.parts = [1], [1]  # the parts: what it adds to a junction of its own kind
-        for number, node in enumerate(self.model.wiring.nodes[1:], start=1):
-            reach = 1 << number
-            sources = [self.reach[source] for source in node.inputs]
-            if node.unit is None:
-                common = sources[0]
-                for source in sources:
-                    common &= source
-                reach |= common
-            elif node.unit not in must_stay:
-                reach |= sources[0] if sources else 0
-            self.reach.append(reach)
-            parts = 0
-            for source in node.inputs if node.unit is None else ():
-                parts |= self.parts[source] | self.reach[source]
-            passed = self.parts[node.inputs[0]] if node.unit is not None and reach != 1 << number else 0
-            self.parts.append(reach | parts | passed)
-
-    def _sweep(self) -> None:
-        """Drop nodes whose inputs have no pair, then nodes that feed no pair."""
-        for number, node in enumerate(self.net.wiring.nodes[1:], start=1):
-            inputs = [self.nodes[source] for source in node.inputs]
-            self.nodes[number] = sum(1 << other for other in _bits(self.nodes[number]) if self._fed(other, inputs))
-        for number in range(len(self.nodes) - 1, 0, -1):
-            node = self.net.wiring.nodes[number]
-            reached = [0] * len(node.inputs)
-            for other in _bits(self.nodes[number]):
-                sources = self.model.inputs[other]
-                for place in range(len(node.inputs)):
-                    if self._in_order(other):
-                        reached[place] |= self.reach[sources[place]] if place < len(sources) else 0
-                    else:
-                        reached[place] |= self.parts[other]
-            for source, bits in zip(node.inputs, reached, strict=True):
-                self.nodes[source] &= bits
-
-    def _fed(self, other: int, inputs: Sequence[int]) -> bool:
-        if not self._in_order(other):
-            return all(self.parts[other] & wanted for wanted in inputs)
-        sources = self.model.inputs[other]
-        return len(sources) == len(inputs) and all(
-            self.reach[source] & wanted for source, wanted in zip(sources, inputs, strict=True)
-        )
-
-    def _in_order(self, other: int) -> bool:
-        """Whether a node keeps its inputs as they are: no other concatenation becomes a part of it."""
-        if self.model.wiring.nodes[other].op is not Op.CONCAT:
-            return self.model.ordered[other]
-        return not any(self.reach[source] & self.concats for source in self.model.inputs[other])
-
-    def _follow_nodes(self) -> None:
-        """A unit of the model comes into question if each use of the net's unit can be a use of it."""
-        for one, uses in enumerate(self.net.uses):
-            for use in uses:
-                nodes = self.model.wiring.nodes
-                self.units[one] &= {unit for other in _bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
-        read = [others for others, uses in zip(self.units, self.net.uses, strict=True) if uses]
-        for group, size in Counter(map(frozenset, read)).items():  # as many as they have candidates: none is another's
-            for others in read if len(group) <= size else ():
-                if others != group or len(group) < size:
-                    others.difference_update(group)
-
-    def _follow_units(self) -> None:
-        for one, uses in enumerate(self.net.uses):
-            mask = sum(1 << use for other in self.units[one] for use in self.model.uses[other])
-            for use in uses:
-                self.nodes[use] &= mask
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low

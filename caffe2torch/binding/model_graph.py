@@ -20,9 +20,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from caffe2torch.binding.forward_pass import Feed, InputShapes, StayOnDevice, candidate_inputs, meta_copy, real_copy
+from caffe2torch.binding.fx_wiring import fx_wiring
 from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.skeleton import SkeletonLayer, skeleton_wiring
-from caffe2torch.binding.tracing import REST, fx_wiring, trace
+from caffe2torch.binding.tracing import REST, trace
 from caffe2torch.binding.wrappers import bare, named_modules, named_tensors
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import TrainingRecipe

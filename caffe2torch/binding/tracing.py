@@ -11,14 +11,13 @@ layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,11 +35,12 @@ from caffe2torch.binding.computation import (
     scaled,
     split_at_main,
 )
-from caffe2torch.binding.graph import INPUT, Node, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, moves, read_call, read_operation
+from caffe2torch.binding.uses import BareParameters, in_order, opaque_modules
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
-__all__ = ["REST", "fx_wiring", "trace"]
+__all__ = ["REST", "trace"]
 
 REST = "the rest of the forward pass"
 
@@ -112,7 +112,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = WiringBuilder()
-        self.bare = _BareParameters(units, self.builder)
+        self.bare = BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
@@ -130,7 +130,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.parameters = {name: tensor for name, tensor in named_tensors(model) if name in self.bare}
         for name, tensor in self.parameters.items():
             self.know(tensor, frozenset({name}))
-        for module, unit in _opaque_modules(model, units):
+        for module, unit in opaque_modules(model, units):
             self._watch(module, unit)
         for path, module in named_modules(model):
             if not (module._modules or module._parameters or module._buffers):
@@ -374,7 +374,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
-                self.number[keys] = self.builder.unit(_in_order(unit, self.transposed))
+                self.number[keys] = self.builder.unit(in_order(unit, self.transposed))
             node = self.builder.use(self.number[keys], [source for source, _, _ in entered] or [INPUT])
             outputs = _tensors(result)
             before, own, chain = self._inside_of(module, entered, outputs)
@@ -494,196 +494,3 @@ def _tensors(value: Any) -> list[Tensor]:
     elif not isinstance(value, tuple | list):
         return []
     return [tensor for one in value for tensor in _tensors(one)]
-
-
-def _opaque_modules(model: nn.Module, units: Sequence[Unit]) -> Iterator[tuple[nn.Module, Unit]]:
-    """The modules of which one call is one use of a unit: torch's own layers, and what looks like one.
-
-    A module of unknown kind is not among them: its operations show what it does with its parameters.
-    """
-    by_path = {part: unit for unit in units for part in unit.parts if unit.kind is not UnitKind.OTHER}
-    for path, module in named_modules(model):
-        if path in by_path:
-            yield module, by_path[path]
-
-
-# Parameters that a forward pass uses without calling a module: the operation determines the kind of unit.
-
-_BARE_KINDS = {
-    "convolution": UnitKind.MAP,
-    "conv_transpose": UnitKind.TRANSPOSED,
-    "linear": UnitKind.MAP,
-    "addmm": UnitKind.MAP,
-    "mm": UnitKind.MAP,
-    "bmm": UnitKind.MAP,
-    "baddbmm": UnitKind.MAP,
-    "native_batch_norm": UnitKind.NORM,
-    "batch_norm": UnitKind.NORM,
-    "prelu": UnitKind.SLOPE,
-    "_prelu_kernel": UnitKind.SLOPE,
-    "embedding": UnitKind.TABLE,
-    "mul": UnitKind.SCALE,
-    "div": UnitKind.SCALE,
-    "add": UnitKind.SCALE,
-    "sub": UnitKind.SCALE,
-}
-_BARE_ROLES = {
-    **dict.fromkeys(("mul", "div"), "scale"),
-    **dict.fromkeys(("add", "sub"), "shift"),
-    **dict.fromkeys(("_prelu_kernel", "prelu"), "slope"),
-    "embedding": "weight",
-}
-
-
-class _BareParameters:
-    """Makes units of parameters as operations use them; what one module applies in a row is one unit."""
-
-    def __init__(self, units: Sequence[Unit], builder: WiringBuilder) -> None:
-        self._builder = builder
-        self._tensors = {str(tensor.key): tensor for unit in units for tensor in unit.tensors}
-        self._order = {name: number for number, name in enumerate(self._tensors)}
-        self._made: dict[frozenset[str], int] = {}
-        self._module: dict[int, str] = {}  # unit -> the module whose parameters it holds
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def apply(
-        self,
-        operation: str,
-        parameters: frozenset[str],
-        values: list[int],
-        groups: int = 1,
-        transposed: Mapping[str, bool] | None = None,
-    ) -> int:
-        """The node for an operation that joins ``parameters`` and the nodes ``values``."""
-        names = sorted(parameters, key=self._order.__getitem__)
-        module = names[0].rpartition(".")[0]
-        own = tuple(_in_role(operation, self._tensors[name]) for name in names)
-        before = self._builder.nodes[values[0]].unit if len(set(values)) == 1 else None
-        if before is not None and self._module.get(before) == module and operation in ("mul", "add"):
-            unit = self._builder.units[before]
-            if all(unit.role(one.role) in (None, one) for one in own):
-                new = tuple(one for one in own if unit.role(one.role) is None)
-                self._builder.units[before] = replace(unit, tensors=unit.tensors + new)
-                return values[0]
-        if parameters not in self._made:
-            self._made[parameters] = self._builder.unit(
-                _in_order(_bare_unit(operation, groups, module, own), transposed or {})
-            )
-            self._module[self._made[parameters]] = module
-        return self._builder.use(self._made[parameters], values)
-
-
-def _in_order(unit: Unit, transposed: Mapping[str, bool]) -> Unit:
-    """The unit with what products showed of the order in which its weight stands."""
-    if unit.kind is not UnitKind.MAP or not any(str(one.key) in transposed for one in unit.tensors):
-        return unit
-    tensors = tuple(
-        replace(one, transposed=transposed.get(str(one.key), one.transposed)) if one.transposed is None else one
-        for one in unit.tensors
-    )
-    turned = any(one.transposed and one.shape == unit.shape for one in tensors) and unit.shape is not None
-    return replace(unit, tensors=tensors, shape=unit.shape[::-1] if turned and unit.shape else unit.shape)
-
-
-def _in_role(operation: str, tensor: TensorReference) -> TensorReference:
-    if operation in _BARE_ROLES:
-        return replace(tensor, role=_BARE_ROLES[operation])
-    if _BARE_KINDS.get(operation) in (UnitKind.MAP, UnitKind.TRANSPOSED):
-        return replace(tensor, role="weight" if len(tensor.shape or ()) > 1 else "bias")
-    return tensor
-
-
-def _bare_unit(operation: str, groups: int, module: str, tensors: tuple[TensorReference, ...]) -> Unit:
-    kind = _BARE_KINDS.get(operation, UnitKind.OTHER)
-    main = max(tensors, key=lambda one: len(one.shape or ()))
-    shape = main.shape
-    if kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE):
-        shape = (prod(size or 1 for size in shape or ()),)
-    name = module or str(main.key)
-    return Unit(name, (name,), kind, shape, tensors, groups)
-
-
-# The wiring of a model by symbolic tracing: no sizes needed, but no decision in ``forward`` may depend on a value.
-
-_FX_JOINS = {
-    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), Op.CONCAT),
-    **dict.fromkeys(("add", "iadd", "radd", "sub", "isub", "rsub"), Op.SUM),
-    **dict.fromkeys(("mul", "imul", "rmul", "div", "truediv", "itruediv"), Op.PRODUCT),
-    **dict.fromkeys(("maximum", "max"), Op.MAX),
-}
-_FX_FIRST_ONLY = ("unpool", "interpolate", "upsample", "roi_", "getitem", "expand", "view", "reshape", "crop")
-_NO_NUMBERS = frozenset({"size", "dim", "getattr", "len", "numel", "detach_shape"})
-
-_FxSource = int | frozenset[str] | None
-
-
-def fx_wiring(model: nn.Module, units: Sequence[Unit]) -> Wiring:
-    """Trace ``model`` with ``torch.fx`` and return its wiring. Whatever tracing raises is passed on."""
-    opaque = {id(module): unit for module, unit in _opaque_modules(model, units)}
-    graph = _FxTracer(opaque).trace(model)
-    builder = WiringBuilder()
-    bare = _BareParameters(units, builder)
-    number: dict[tuple[object, ...], int] = {}
-    source: dict[fx.Node, _FxSource] = {}
-    for node in graph.nodes:
-        found = [source[one] for one in node.all_input_nodes]
-        values = [one for one in found if isinstance(one, int)]
-        parameters = frozenset[str]().union(*(one for one in found if isinstance(one, frozenset)))
-        match node.op:
-            case "placeholder":
-                source[node] = INPUT
-            case "get_attr":
-                source[node] = frozenset({str(node.target)}) if str(node.target) in bare else None
-            case "call_module" if (unit := opaque.get(id(model.get_submodule(str(node.target))))) is not None:
-                keys = tuple(tensor.key for tensor in unit.tensors)
-                if keys not in number:
-                    number[keys] = builder.unit(unit)
-                source[node] = builder.use(number[keys], values or [INPUT])
-            case _:
-                source[node] = _joined(_name(node), node, values, parameters, builder, bare)
-    return builder.build()
-
-
-def _joined(
-    name: str,
-    node: fx.Node,
-    values: list[int],
-    parameters: frozenset[str],
-    builder: WiringBuilder,
-    bare: _BareParameters,
-) -> _FxSource:
-    if name in _NO_NUMBERS or not (values or parameters):
-        return None
-    if not values:
-        return parameters
-    if parameters:
-        groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
-        return bare.apply(_spelled(name), parameters, values, groups if isinstance(groups, int) else 1)
-    if any(part in name for part in _FX_FIRST_ONLY):
-        return values[0]
-    return builder.join(_FX_JOINS.get(name, Op.JOINT), values)
-
-
-def _name(node: fx.Node) -> str:
-    target: Any = node.target
-    return str(getattr(target, "__name__", target)).strip("_")
-
-
-def _spelled(name: str) -> str:
-    """The operation's name as ``_BareParameters`` knows it, whatever its number of axes."""
-    if name.startswith("conv_transpose"):
-        return "conv_transpose"
-    return "convolution" if name in ("conv1d", "conv2d", "conv3d") else name.removeprefix("i")
-
-
-class _FxTracer(fx.Tracer):
-    """Does not look inside modules that are one unit."""
-
-    def __init__(self, units: dict[int, Unit]) -> None:
-        super().__init__()
-        self._units = units
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) in self._units or super().is_leaf_module(m, module_qualified_name)

@@ -14,8 +14,8 @@ from torch import nn
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder, without_units
 from caffe2torch.binding.isomorphism import Graph, Palette, match_whole, refine
-from caffe2torch.binding.matching import match_parts
 from caffe2torch.binding.plan import Binding
+from caffe2torch.binding.surroundings import match_parts
 
 
 def expected(binding: Binding, port: Port) -> dict[str, bool]:

@@ -9,8 +9,8 @@ from nets import IMAGE, Port, Step, caffe_net, conv, inserted, names, programs, 
 from torch import nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.candidates import candidates
 from caffe2torch.binding.graph import Wiring
-from caffe2torch.binding.matching import candidates
 from caffe2torch.binding.net_graph import caffe_wiring
 from caffe2torch.binding.plan import Binding
 from caffe2torch.errors import BindingError

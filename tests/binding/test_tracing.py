@@ -115,7 +115,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize("way", ["run", "fx"])
 def test_junctions_are_what_they_do(how: str, junction: str, way: str) -> None:
     from caffe2torch.binding.forward_pass import meta_copy
-    from caffe2torch.binding.tracing import fx_wiring
+    from caffe2torch.binding.fx_wiring import fx_wiring
 
     model = Branches(how)
     seen = model_graph(model, recipe_of(IMAGE))
