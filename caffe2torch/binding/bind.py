@@ -94,7 +94,7 @@ def bind(
     bound = assignment.bound
     left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
     given = _multipliers(unclaimed, [name for name, _, trains in left if trains])
-    undecided = tie_error(net, graph, findings, assignment)
+    undecided = None if assignment.clashes else tie_error(net, graph, findings, assignment)
     if undecided is not None:
         raise undecided
     left_over = Leftovers(

@@ -26,6 +26,7 @@ __all__ = [
     "rounds",
     "signatures",
     "unit_colours",
+    "untied",
     "without_tails",
 ]
 
@@ -139,8 +140,9 @@ def explain(net: Wiring, model: Wiring) -> Iterator[str]:
     for kind in sorted(counts[0].keys() | counts[1].keys()):
         if counts[0][kind] != counts[1][kind]:
             yield f"{kind}: {counts[0][kind]} in the net, {counts[1][kind]} in the model"
-    if match_whole(_untied(net), _untied(model), {}) is not None:
-        yield f"the wirings are equal but for what is shared: {_shared(net)} in the net, {_shared(model)} in the model"
+    shared = _shared(net), _shared(model)
+    if shared != ("nothing", "nothing") and match_whole(untied(net), untied(model), {}) is not None:
+        yield f"the wirings are equal but for what is shared: {shared[0]} in the net, {shared[1]} in the model"
     elif match_whole(_unordered(net), _unordered(model), {}) is not None:
         yield "the wirings are equal but for the order in which branches are concatenated"
 
@@ -159,7 +161,7 @@ def _unordered(wiring: Wiring) -> Wiring:
     return Wiring(wiring.units, tuple(nodes))
 
 
-def _untied(wiring: Wiring) -> Wiring:
+def untied(wiring: Wiring) -> Wiring:
     """The wiring with a unit of its own for every use."""
     units: list[Unit] = []
     nodes: list[Node] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
 from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
 from caffe2torch.binding.plan import Evidence
+from caffe2torch.binding.sharing import shared_otherwise
 from caffe2torch.binding.surroundings import match_parts
-from caffe2torch.binding.tensor_matching import Counterpart, Findings, match_tensors
+from caffe2torch.binding.tensor_matching import Clash, Counterpart, Findings, match_tensors
 from caffe2torch.recipe import TrainingRecipe
 
 __all__ = ["find_counterparts"]
@@ -46,6 +48,8 @@ def find_counterparts(
             findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named)
         else:
             findings = _by_wiring(net, model.wiring, named, absent, skipped, frozenset(reshaped))
+            if not findings.agree:
+                findings.clashes = _clashes(net, model.wiring, absent, skipped, reshaped)
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
         if model.ended:
@@ -62,6 +66,33 @@ def find_counterparts(
     if rest and open_units:
         findings.found += _by_names(net.recipe, open_units, rest, named)
     return findings
+
+
+def _clashes(
+    net: NetGraph, model: Wiring, absent: frozenset[int], skipped: Collection[int], reshaped: Collection[int]
+) -> list[Clash]:
+    """What only one side shares, whatever was skipped of it: leaving out one of two uses makes no port right."""
+    shared = [
+        [
+            wiring.units[unit]
+            for unit, count in Counter(node.unit for node in wiring.nodes).items()
+            if unit is not None and count > 1
+        ]
+        for wiring in (net.wiring, model)
+    ]
+    if not any(shared):
+        return []
+    kept = {
+        number
+        for unit in net.units
+        if unit in shared[0] or any(_alike(unit, one) for one in shared[1])
+        for number in _blobs(unit)
+    }
+    for out in dict.fromkeys((absent, absent.union(skipped) - kept)):
+        one = net.without(out)
+        if clashes := shared_otherwise(_without_other_kinds(one, model), _without_other_kinds(model, one), reshaped):
+            return clashes
+    return []
 
 
 def _absent(net: NetGraph, model: ModelGraph, named: Mapping[str, str]) -> frozenset[int]:

@@ -45,24 +45,30 @@ def binding_error(
     net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment, left: Leftovers
 ) -> BindingError:
     """The error for a binding that leaves something out: all that is wrong in one message, the first place first."""
-    bound = assignment.bound
+    bound, recipe = assignment.bound, net.recipe
     refused = {one.module.name for _, one in assignment.misfits}
     contested = {str(misfit.tensor.key) for misfit, _ in assignment.misfits if misfit.tensor is not None}
+    layers = {name for clash in assignment.clashes for name in clash.layers}
+    modules = {name for clash in assignment.clashes for name in clash.modules}
     free = [unit for unit in model.units if not any(tensor.key in bound for tensor in unit.tensors)]
     idle = [
         unit
         for unit in free
-        if unit.name not in refused and any(tensor.key in left.parameters for tensor in unit.tensors)
+        if unit.name not in refused | modules and any(tensor.key in left.parameters for tensor in unit.tensors)
     ]
     bad = dict.fromkeys(misfit.blob for misfit, _ in assignment.misfits)
-    missing = [number for number in left.blobs if number not in bad]
-    units = [unit for unit in net.units if any(tensor.key in missing for tensor in unit.tensors)]
+    missing = {number for number in left.blobs if number not in bad}
+    units = [
+        unit
+        for unit in net.units
+        if layers.isdisjoint(unit.parts) and any(tensor.key in missing for tensor in unit.tensors)
+    ]
     known = {tensor.key for unit in free for tensor in unit.tensors} | contested
     stray = [name for name in left.parameters if name not in known]
     lines = [
         *_explanation(net, model, findings),
-        *listed(assignment.clashes, _MOST),
-        *listed(_misfit_lines(net.recipe, assignment), _MOST),
+        *listed(assignment.clashes, _MOST, lambda clash: clash.text),
+        *listed(_misfit_lines(recipe, assignment), _MOST),
         *listed(units, _MOST, lambda unit: _unbound_line(unit, findings, free)),
         *listed(
             stray, _MOST, lambda name: f"{name} ({shape_text(left.parameters[name])}) of the model belongs to no layer"
@@ -70,15 +76,16 @@ def binding_error(
         *listed(idle, _MOST, lambda unit: _idle_line(unit, model)),
         *listed(_second_biases(model.units, left), _MOST),
     ]
-    first = next(iter((*bad, *missing)), None)
-    other = _other_outputs(net.recipe, assignment)
-    only = other if len(other) == len({net.recipe.blobs[number].layer for number in bad}) else {}
+    shared = (number for number, blob in enumerate(recipe.blobs) if blob.layer in layers)
+    first = next(iter((*bad, *sorted(missing), *shared)), None)
+    other = _other_outputs(recipe, assignment)
+    only = other if len(other) == len({recipe.blobs[number].layer for number in bad}) else {}
     outputs = "" if units or idle or stray or assignment.clashes else next(iter(only.values()), "")
     error = IncompleteBindingError(
-        _headline(net.recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
-        where=None if first is None else net.recipe.blobs[first].where,
+        _headline(recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
+        where=None if first is None else recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint=_hint(net.recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
+        hint=_hint(recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
     )
     error.draft = _draft(net, model, findings, assignment)
     return error
@@ -88,6 +95,9 @@ def _idle_line(unit: Unit, model: ModelGraph) -> str:
     used = {tensor.key for one in (model.wiring.units if model.wiring else ()) for tensor in one.tensors}
     seen = model.wiring is None or bool(model.ended) or any(tensor.key in used for tensor in unit.tensors)
     text = f"module {unit.name or 'itself'} ({unit.kind}) belongs to no layer"
+    if unit.kind is UnitKind.OTHER:
+        own = [f"{tensor.key} ({shape_text(tensor.shape or (1,))})" for tensor in unit.tensors if tensor.trained]
+        text = f"{', '.join(listed(own, 3))} of the model belong{'s' if len(own) == 1 else ''} to no layer"
     return text if seen else f"{text}, and forward does not use it"
 
 
@@ -131,9 +141,10 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
         blobs = [recipe.blobs[number] for number in numbers]
         shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
         lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
+        shared = [clash.text for clash in assignment.clashes if layer in clash.layers]
         keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
-        lines += [toml_line(key, certain[key]) for key in keys]
-        if keys:
+        lines += [f"# {text}" for text in shared] or [toml_line(key, certain[key]) for key in keys]
+        if keys or shared:
             continue
         if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
             lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
@@ -250,7 +261,7 @@ def _headline(
         (misfits, "blob does not fit the tensor in its place", "blobs do not fit the tensors in their place"),
         (units, "layer has no certain counterpart", "layers have no certain counterpart"),
         (left, "parameter belongs to no layer", "parameters belong to no layer"),
-        (clashes, "contradiction", "contradictions"),
+        (clashes, "thing is shared on one side only", "things are shared on one side only"),
     ]
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in counted if count]
     net = f"net {recipe.net_name!r}" if recipe.net_name else "the net"
@@ -298,7 +309,7 @@ def _hint(
     *,
     left: bool,
 ) -> str:
-    advice = _misfit_advice(recipe, assignment)
+    advice = [*_sharing_advice(assignment), *_misfit_advice(recipe, assignment)]
     contested = [unit for unit in units if unit.name in findings.conflicting]
     unmatched = [unit for unit in units if unit not in contested and _closest(unit, free) is None]
     others = [unit for unit in units if unit not in unmatched]
@@ -317,6 +328,19 @@ def _hint(
     if model.wiring is None:
         advice.append("or wrap the model so that forward takes tensors alone and can be followed")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
+
+
+def _sharing_advice(assignment: Assignment) -> Iterator[str]:
+    pairs = [pair for clash in assignment.clashes for pair in clash.ties]
+    if pairs:
+        lines = listed([f"{_expression(other)} = {_expression(one)}" for one, other in pairs], _MOST)
+        yield f"tie them: {', '.join(lines)} (or call one module in both places)"
+    yield from dict.fromkeys(clash.advice for clash in assignment.clashes if clash.advice)
+
+
+def _expression(name: str) -> str:
+    """A parameter's name as Python reads it from the model."""
+    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))
 
 
 def _misfit_advice(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:

@@ -13,7 +13,7 @@ from caffe2torch.binding.plan import Evidence, Storage, users
 from caffe2torch.recipe import LearnableBlob, TrainingRecipe
 from caffe2torch.wording import shape_text
 
-__all__ = ["Assigned", "Assignment", "Counterpart", "Findings", "assign", "match_tensors"]
+__all__ = ["Assigned", "Assignment", "Clash", "Counterpart", "Findings", "assign", "match_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,20 @@ class Counterpart:
     groups: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Sharing that differs, with the layers and modules that it is about.
+
+    ``ties`` are pairs of the model's parameters that must become one; else ``advice`` says what to do.
+    """
+
+    text: str
+    layers: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    ties: tuple[tuple[str, str], ...] = ()
+    advice: str = ""
+
+
 @dataclass(slots=True)
 class Findings:
     """Counterparts, and what was noticed on the way.
@@ -42,6 +56,7 @@ class Findings:
         warnings: What a person should read.
         agree: Whether the wirings are equal as wholes, at least but for sizes.
         absent: Blobs (indices) of frozen layers that no module could be.
+        clashes: What only one side shares.
     """
 
     found: list[Counterpart] = field(default_factory=list)
@@ -50,6 +65,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     agree: bool = False
     absent: frozenset[int] = frozenset()
+    clashes: list[Clash] = field(default_factory=list)
 
 
 _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})
@@ -199,7 +215,7 @@ class Assignment:
 
     blobs: dict[int, Assigned] = field(default_factory=dict)
     misfits: list[tuple[Misfit, Counterpart]] = field(default_factory=list)
-    clashes: list[str] = field(default_factory=list)
+    clashes: list[Clash] = field(default_factory=list)
 
     @property
     def bound(self) -> set[str]:
@@ -224,7 +240,7 @@ def assign(
         reshaped: Blobs (indices) that may have another shape in the model.
     """
     recipe = net.recipe
-    result = Assignment({number: Assigned(None, Evidence.SKIPPED) for number in skipped})
+    result = Assignment({number: Assigned(None, Evidence.SKIPPED) for number in skipped}, clashes=[*findings.clashes])
     for number, tensor in named.items():
         found = stored(recipe, recipe.blobs[number], tensor)
         storage = Storage.OTHER if found is None else found[0]
@@ -248,10 +264,10 @@ def assign(
     for number, assigned in sorted(result.blobs.items()):
         if assigned.tensor is not None and (first_one := owner.setdefault(assigned.tensor.key, number)) != number:
             names = f"{recipe.blobs[first_one].name!r} and {recipe.blobs[number].name!r}"
-            result.clashes.append(
-                f"Caffe has two blobs, {names}, where the model has one parameter, {assigned.tensor.key}: "
-                "share them in Caffe by param names, or give the model a parameter for each"
-            )
+            text = f"Caffe has two blobs, {names}, where the model has one parameter, {assigned.tensor.key}"
+            advice = "share them in Caffe by param names, or give the model a parameter for each"
+            layers = (recipe.blobs[first_one].layer, recipe.blobs[number].layer)
+            result.clashes.append(Clash(text, layers, advice=advice))
     return result
 
 
@@ -259,11 +275,12 @@ def _take(recipe: TrainingRecipe, result: Assignment, match: Match, one: Counter
     before = result.blobs.get(match.blob)
     if before is not None and before.tensor is not None and match.tensor is not None:
         if before.tensor.key != match.tensor.key:
-            blob = recipe.blobs[match.blob]
-            result.clashes.append(
+            blob, keys = recipe.blobs[match.blob], (str(before.tensor.key), str(match.tensor.key))
+            text = (
                 f"Caffe shares one {blob.role} between layers {', '.join(dict.fromkeys(users(blob)))}; the model has "
-                f"two parameters for it, {before.tensor.key} and {match.tensor.key}: tie them, or remove the sharing"
+                f"two parameters for it, {' and '.join(keys)}"
             )
+            result.clashes.append(Clash(text, tuple(users(blob)), ties=(keys,)))
         return
     rivals = tuple(
         str(tensor.key)
