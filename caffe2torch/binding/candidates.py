@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from caffe2torch.binding.graph import Op, UnitKind, Wiring
 from caffe2torch.binding.isomorphism import Graph, Sizes, signatures
 
-__all__ = ["candidates"]
+__all__ = ["bits", "candidates"]
 
 
 def candidates(
@@ -92,19 +92,19 @@ class _Candidates:
         """Drop nodes whose inputs have no pair, then nodes that feed no pair."""
         for number, node in enumerate(self.net.wiring.nodes[1:], start=1):
             inputs = [self.nodes[source] for source in node.inputs]
-            self.nodes[number] = sum(1 << other for other in _bits(self.nodes[number]) if self._fed(other, inputs))
+            self.nodes[number] = sum(1 << other for other in bits(self.nodes[number]) if self._fed(other, inputs))
         for number in range(len(self.nodes) - 1, 0, -1):
             node = self.net.wiring.nodes[number]
             reached = [0] * len(node.inputs)
-            for other in _bits(self.nodes[number]):
+            for other in bits(self.nodes[number]):
                 sources = self.model.inputs[other]
                 for place in range(len(node.inputs)):
                     if self._in_order(other):
                         reached[place] |= self.reach[sources[place]] if place < len(sources) else 0
                     else:
                         reached[place] |= self.parts[other]
-            for source, bits in zip(node.inputs, reached, strict=True):
-                self.nodes[source] &= bits
+            for source, mask in zip(node.inputs, reached, strict=True):
+                self.nodes[source] &= mask
 
     def _fed(self, other: int, inputs: Sequence[int]) -> bool:
         if not self._in_order(other):
@@ -125,7 +125,7 @@ class _Candidates:
         for one, uses in enumerate(self.net.uses):
             for use in uses:
                 nodes = self.model.wiring.nodes
-                self.units[one] &= {unit for other in _bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
+                self.units[one] &= {unit for other in bits(self.nodes[use]) if (unit := nodes[other].unit) is not None}
         read = [others for others, uses in zip(self.units, self.net.uses, strict=True) if uses]
         for group, size in Counter(map(frozenset, read)).items():  # as many as they have candidates: none is another's
             for others in read if len(group) <= size else ():
@@ -139,7 +139,8 @@ class _Candidates:
                 self.nodes[use] &= mask
 
 
-def _bits(mask: int) -> Iterator[int]:
+def bits(mask: int) -> Iterator[int]:
+    """The numbers of the bits that are set, the lowest first."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from caffe2torch.binding.candidates import candidates
+from caffe2torch.binding.candidates import bits, candidates
 from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import explain, match_whole, without_tails
 from caffe2torch.binding.layout import fit
@@ -194,14 +194,22 @@ def _whole(
             evidence = Evidence.SPELLING
         else:
             evidence = Evidence.REMAINDER if one in matching.by_name else Evidence.STRUCTURE
-        if one in equal and equal[one] != other and one not in known:
-            findings.warnings.append(
+        fitting = tuple(model.units[rival] for rival in rivals.get(one, ()) if rival != other)
+        findings.found.append(_counterpart(net.units[one], model.units[other], evidence, fitting))
+    findings.warnings += _misplaced(net, model, matching.pairs, equal, known)
+    return findings
+
+
+def _misplaced(
+    net: Wiring, model: Wiring, pairs: Mapping[int, int], equal: Mapping[int, int], known: Collection[int]
+) -> Iterator[str]:
+    """What to say of layers whose place is not that of the module of their own name."""
+    for one, other in pairs.items():
+        if equal.get(one, other) != other and one not in known:
+            yield (
                 f"layer {net.units[one].name!r} stands where module {model.units[other].name} stands, not where the "
                 f"module of its own name does; bound by structure"
             )
-        fitting = tuple(model.units[rival] for rival in rivals.get(one, ()) if rival != other)
-        findings.found.append(_counterpart(net.units[one], model.units[other], evidence, fitting))
-    return findings
 
 
 def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int]) -> Findings | None:
@@ -210,7 +218,8 @@ def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], resha
     other_sizes = {number for number, unit in enumerate(net.units) if not reshaped.isdisjoint(_blobs(unit))}
     evidence = dict.fromkeys(known, Evidence.NAMED)
     found = candidates(net, model, known, other_sizes)
-    for hints, kind in zip(name_hints(net.units, model.units), (Evidence.EQUAL_NAMES, Evidence.SPELLING), strict=True):
+    both = name_hints(net.units, model.units)
+    for hints, kind in zip(both, (Evidence.EQUAL_NAMES, Evidence.SPELLING), strict=True):
         more = {one: hints[one] for one, others in found.items() if len(others) > 1 and hints.get(one) in others}
         if more:
             evidence.update(dict.fromkeys(more, kind))
@@ -223,6 +232,7 @@ def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], resha
     if not all(found.values()) or not _agree_elsewhere(net, model, pairs):
         return None
     findings = Findings()
+    findings.warnings += _misplaced(net, model, pairs, both[0], evidence)
     for one, other in pairs.items():
         by = evidence.get(one, Evidence.STRUCTURE)
         findings.found.append(_counterpart(net.units[one], model.units[other], by))
@@ -285,8 +295,8 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
     findings = Findings()
     known = _named_pairs(net, model, named)
     evidence = dict.fromkeys(known, Evidence.NAMED)
-    by_name = (Evidence.EQUAL_NAMES, Evidence.SPELLING)
-    for hints, kind in zip(name_hints(net.units, model.units), by_name, strict=True):
+    both = name_hints(net.units, model.units)
+    for hints, kind in zip(both, (Evidence.EQUAL_NAMES, Evidence.SPELLING), strict=True):
         for one, other in hints.items():
             free = one not in known and other not in known.values()
             if free and not match_tensors(recipe, _blobs(net.units[one]), model.units[other])[1]:
@@ -296,6 +306,17 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
     conflicting = parts.conflicting
     pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
     certain = _agree_elsewhere(net, model, pairs)
+    if not certain:
+        elsewhere = list(_in_another_order(net, model, pairs, evidence))
+        certain = _agree_elsewhere(net, model, {one: pairs[one] for one in pairs.keys() - elsewhere})
+        for one in elsewhere:
+            layer, module = net.units[one].name, model.units[pairs[one]].name
+            if one in evidence:
+                findings.warnings.append(f"layer {layer!r} stands elsewhere than module {module}; bound by name")
+            else:
+                findings.elsewhere.add(layer)
+                del pairs[one]
+    findings.warnings += _misplaced(net, model, pairs, both[0], evidence)
     if not certain and any(one not in evidence for one in pairs):
         what = "; ".join(explain(net, model)) or "even without what has no counterpart"
         findings.warnings.append(
@@ -309,6 +330,41 @@ def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[st
         for one, others in conflicting.items()
     }
     return findings
+
+
+def _in_another_order(net: Wiring, model: Wiring, pairs: Mapping[int, int], by_name: Collection[int]) -> Iterator[int]:
+    """Units of the net, as few as possible, without which whatever comes before another does so in the model, too."""
+    before = _before(net, {one: one for one in pairs})
+    before_in_model = _before(model, {other: one for one, other in pairs.items()})
+    followers = Counter(other for mask in before.values() for other in bits(mask))
+    against = {one: before.get(one, 0) ^ before_in_model.get(one, 0) for one in pairs}
+    for one, mask in list(against.items()):
+        for other in bits(mask):
+            against[other] |= 1 << one
+    while any(against.values()):
+        worst = max(
+            (one for one in against if against[one]),
+            key=lambda one: (one not in by_name, against[one].bit_count(), -followers[one]),
+        )
+        yield worst
+        del against[worst]
+        against = {one: mask & ~(1 << worst) for one, mask in against.items()}
+
+
+def _before(wiring: Wiring, number: Mapping[int, int]) -> dict[int, int]:
+    """For each unit, by its number, the numbers of those that its inputs come from, as bits."""
+    behind = [0]  # by node, with its own unit
+    found: dict[int, int] = {}
+    for node in wiring.nodes[1:]:
+        mask = 0
+        for source in node.inputs:
+            mask |= behind[source]
+        one = None if node.unit is None else number.get(node.unit)
+        if one is not None:
+            found[one] = found.get(one, 0) | mask
+            mask |= 1 << one
+        behind.append(mask)
+    return found
 
 
 def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int], *, same_ends: bool = False) -> bool:

@@ -85,7 +85,12 @@ def binding_error(
         _headline(recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
         where=None if first is None else recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint=_hint(recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
+        hint="; ".join(
+            (
+                *_back_in(net, assignment, idle),
+                _hint(recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
+            )
+        ),
     )
     error.draft = _draft(net, model, findings, assignment)
     return error
@@ -155,7 +160,8 @@ def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Ass
         first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
         for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
             differing = "; ".join(differences(unit, module)) if unit is not None else ""
-            lines.append(f"# {toml_line(layer, module.name)}  # {differing or 'the same sizes'}")
+            same = "the same sizes, in another place" if layer in findings.elsewhere else "the same sizes"
+            lines.append(f"# {toml_line(layer, module.name)}  # {differing or same}")
         lines += [f"# and say {what}" for what in misfits.get(layer, ())]
         if not (first or ranked):
             lines.append("# no module of this kind is left: --skip it")
@@ -213,7 +219,12 @@ def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterab
         return [f"names alone decide, since the model's wiring could not be seen: {model.traced}"]
     if model.ended:
         return [f"the model's forward pass ended early: {model.ended}"]
-    return [] if findings.agree else explain(net.wiring, model.wiring)
+    if findings.agree:
+        return []
+    return [
+        *(line for line in explain(net.wiring, model.wiring) if not any(line in one for one in findings.warnings)),
+        *findings.warnings,
+    ]
 
 
 def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> BindingError | None:
@@ -311,7 +322,11 @@ def _hint(
 ) -> str:
     advice = [*_sharing_advice(assignment), *_misfit_advice(recipe, assignment)]
     contested = [unit for unit in units if unit.name in findings.conflicting]
-    unmatched = [unit for unit in units if unit not in contested and _closest(unit, free) is None]
+    unmatched = [
+        unit
+        for unit in units
+        if unit.name in findings.elsewhere or (unit not in contested and _closest(unit, free) is None)
+    ]
     others = [unit for unit in units if unit not in unmatched]
     if others:
         unit = (contested or others)[0]
@@ -328,6 +343,16 @@ def _hint(
     if model.wiring is None:
         advice.append("or wrap the model so that forward takes tensors alone and can be followed")
     return "; ".join(advice) or "bind other modules in a names file, or change the model"
+
+
+def _back_in(net: NetGraph, assignment: Assignment, idle: Sequence[Unit]) -> Iterator[str]:
+    """What to say of modules that could be a layer that is skipped."""
+    skipped = {number for number, one in assignment.blobs.items() if one.evidence is Evidence.SKIPPED}
+    for unit in net.units:
+        if all(tensor.key in skipped for tensor in unit.tensors):
+            near = next((module for module in idle if not differences(unit, module)), None)
+            if near is not None:
+                yield f"do not skip {unit.name!r}, which module {near.name} could be"
 
 
 def _sharing_advice(assignment: Assignment) -> Iterator[str]:

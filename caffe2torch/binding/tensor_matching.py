@@ -57,6 +57,7 @@ class Findings:
         agree: Whether the wirings are equal as wholes, at least but for sizes.
         absent: Blobs (indices) of frozen layers that no module could be.
         clashes: What only one side shares.
+        elsewhere: Units of the net whose likeliest module stands elsewhere in the model.
     """
 
     found: list[Counterpart] = field(default_factory=list)
@@ -66,6 +67,7 @@ class Findings:
     agree: bool = False
     absent: frozenset[int] = frozenset()
     clashes: list[Clash] = field(default_factory=list)
+    elsewhere: set[str] = field(default_factory=set)
 
 
 _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import IMAGE, Port, Step, caffe_net, conv, inserted, names, programs, recipe_of
-from torch import nn
+from nets import IMAGE, Port, Step, caffe_net, conv, inserted, linear, messages, names, programs, recipe_of
+from torch import Tensor, nn
 
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.candidates import candidates
@@ -89,3 +89,42 @@ def test_candidates_leave_enough_before_and_after_them() -> None:
     net, model = wiring(4), wiring(6)
     assert candidates(net, model, {}) == {0: [0], 1: [1, 2, 3], 2: [2, 3, 4]}
     assert candidates(net, model, {2: 3}) == {0: [0], 1: [1, 2], 2: [3]}
+
+
+class Auxiliary(nn.Module):
+    """Three layers in a row, a head, and an auxiliary head after the first or the second of them."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.b1, self.b2, self.b3 = towers(3, 3, 3)
+        self.aux1, self.head = nn.Linear(256, 5), nn.Linear(256, 5)
+        self.after = after
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        values = [image]
+        for part in (self.b1, self.b2, self.b3):
+            values.append(part(values[-1]))
+        return self.head(values[-1].flatten(1)), self.aux1(values[self.after].flatten(1))
+
+
+HEADS = recipe_of(
+    IMAGE, conv("b1", "data"), linear("aux1", "b1"), conv("b2", "b1"), linear("aux2", "b2"), conv("b3", "b2"),
+    linear("head", "b3"),
+)  # fmt: skip
+
+
+def test_a_layer_is_no_module_that_stands_elsewhere_though_all_else_is_gone() -> None:
+    assert names(bind(HEADS, Auxiliary(1), skip=["aux2"]))["aux1/0"] == "aux1.weight"
+    with pytest.raises(BindingError, match="layer 'aux2' has no counterpart") as caught:
+        bind(HEADS, Auxiliary(1), skip=["aux1"])
+    assert (caught.value.hint or "").startswith("do not skip 'aux1', which module aux1 could be; leave out layers")
+    assert 'aux2 = "aux1"' not in (caught.value.hint or "")
+    with pytest.raises(BindingError, match="layer 'aux2' has no counterpart"):
+        bind(HEADS, Auxiliary(1), skip=["aux1"], unclaimed=(1.0, 1.0))
+
+
+def test_a_module_of_the_layers_name_that_stands_elsewhere_is_bound_and_that_is_said() -> None:
+    binding = bind(HEADS, Auxiliary(2), skip=["aux2"])
+    assert names(binding)["aux1/0"] == "aux1.weight"
+    assert "layer 'aux1' stands elsewhere than module aux1; bound by name" in messages(binding.notes)
+    assert names(bind(HEADS, Auxiliary(2), skip=["aux1"]))["aux2/0"] == "aux1.weight"

@@ -289,3 +289,21 @@ def test_a_value_joined_with_itself_is_that_value_whatever_stands_before_it_in_t
     text = conv("a", "data") + layer("Concat", "j", "data a") + layer("Concat", "k", "j j") + conv("b", "k", 2, 1)
     binding = bind(recipe_of(IMAGE, text), Joined(), unclaimed=(1.0, 1.0))
     assert names(binding).items() >= {"a/0": "first.weight", "b/0": "last.weight"}.items()
+
+
+def test_another_order_of_the_other_layers_is_said_with_reshaped_as_without() -> None:
+    class Exchanged(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.d1, self.d2, self.d3 = (nn.Conv2d(inputs, 4, 3, padding=1) for inputs in (3, 4, 4))
+            self.head = nn.Linear(256, classes)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.head(self.d2(self.d3(self.d1(image))).flatten(1))  # type: ignore[no-any-return]
+
+    recipe = recipe_of(IMAGE, conv("d1", "data"), conv("d2", "d1"), conv("d3", "d2"), linear("head", "d3"))
+    for classes, reshaped in ((5, []), (7, ["head"])):
+        binding = bind(recipe, Exchanged(classes), reshaped=reshaped)
+        assert names(binding)["d2/0"] == "d3.weight"
+        assert "layer 'd2' stands where module d3 stands" in messages(binding.notes)
+        assert "layer 'd3' stands where module d2 stands" in messages(binding.notes)
