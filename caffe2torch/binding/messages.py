@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
+from caffe2torch.binding.closest import closest, differences
+from caffe2torch.binding.draft import draft
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.isomorphism import explain
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
-from caffe2torch.binding.names import names_of, normalised, toml_line
-from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
-from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
+from caffe2torch.binding.names import toml_line
+from caffe2torch.binding.net_graph import NetGraph
+from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import Note, Severity, TrainingRecipe
@@ -22,7 +23,6 @@ from caffe2torch.wording import listed, shape_text
 
 __all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
 
-_CANDIDATES = 5  # modules that a draft offers for a layer
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
 _LONGEST = 400  # characters of a pattern
 
@@ -92,7 +92,7 @@ def binding_error(
             )
         ),
     )
-    error.draft = _draft(net, model, findings, assignment)
+    error.draft = draft(net, model, findings, assignment)
     return error
 
 
@@ -104,98 +104,6 @@ def _idle_line(unit: Unit, model: ModelGraph) -> str:
         own = [f"{tensor.key} ({shape_text(tensor.shape or (1,))})" for tensor in unit.tensors if tensor.trained]
         text = f"{', '.join(listed(own, 3))} of the model belong{'s' if len(own) == 1 else ''} to no layer"
     return text if seen else f"{text}, and forward does not use it"
-
-
-def _draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
-    """A names file: certain layers as they are, for each other its candidates as comments, the best first.
-
-    Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
-    stand in the order of the differences to the layer, then of their place among those without any, then of names.
-    """
-    recipe, bound = net.recipe, assignment.bound
-    reached = model.units if model.wiring is None else model.wiring.units
-    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
-    places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
-    misfits: dict[str, dict[str, None]] = {}
-    for misfit, one in assignment.misfits:
-        blob = recipe.blobs[misfit.blob]
-        places[blob.layer] = one.module
-        what = (
-            f"that the model has no such blob: --skip {blob.name!r}"
-            if misfit.tensor is None
-            else f"that its shape differs: --reshaped {blob.layer!r}"
-        )
-        misfits.setdefault(blob.layer, {})[what] = None
-    tied = {part: others for units, others in findings.ties for one in units for part in one.parts}
-    certain = names_of(
-        Binding(
-            model.name,
-            tuple(
-                BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
-                for number, one in sorted(assignment.blobs.items())
-                if one.tensor is not None and not {recipe.blobs[number].layer} & (places.keys() | tied.keys())
-            ),
-        )
-    )
-    unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
-    lines = [
-        f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
-        "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
-    ]
-    for layer, layer_type, numbers in layers_with_blobs(recipe):
-        blobs = [recipe.blobs[number] for number in numbers]
-        shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
-        lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
-        shared = [clash.text for clash in assignment.clashes if layer in clash.layers]
-        keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
-        lines += [f"# {text}" for text in shared] or [toml_line(key, certain[key]) for key in keys]
-        if keys or shared:
-            continue
-        if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
-            lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
-            continue
-        unit = next((unit for unit in net.units if layer in unit.parts), None)
-        claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
-        ranked = [] if unit is None else _ranked(unit, _of_kind(unit, free), unbound, claimed)
-        first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
-        for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
-            differing = "; ".join(differences(unit, module)) if unit is not None else ""
-            same = "the same sizes, in another place" if layer in findings.elsewhere else "the same sizes"
-            lines.append(f"# {toml_line(layer, module.name)}  # {differing or same}")
-        lines += [f"# and say {what}" for what in misfits.get(layer, ())]
-        if not (first or ranked):
-            lines.append("# no module of this kind is left: --skip it")
-    return "\n".join(lines) + "\n"
-
-
-def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claimed: Sequence[str]) -> list[Unit]:
-    """The likeliest module first; the n-th layer of some size is likeliest to be the n-th module that it fits."""
-    alike = [one for one in unbound if (one.kind, one.shape, one.groups) == (unit.kind, unit.shape, unit.groups)]
-    place = next((number for number, one in enumerate(alike) if one.name == unit.name), 0)
-    fitting = [module.name for module in modules if not differences(unit, module)]
-    away = {name: abs(number - place) for number, name in enumerate(fitting)}
-
-    def key(module: Unit) -> tuple[bool, int, int, float]:
-        not_claimed, differing, unlike = _distance(unit, module, claimed)
-        return not_claimed, differing, away.get(module.name, 0), unlike
-
-    return sorted(modules, key=key)
-
-
-def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
-    for number in numbers:
-        one = assignment.blobs[number]
-        yield one.remark or str(one.evidence)
-
-
-def _of_kind(unit: Unit, modules: Iterable[Unit]) -> list[Unit]:
-    return [module for module in modules if module.kind is unit.kind]
-
-
-def _distance(unit: Unit, module: Unit, claimed: Sequence[str] = ()) -> tuple[bool, int, float]:
-    """How far a module is from being the counterpart: modules that have a claim first, then by sizes, then by names."""
-    ratio = difflib.SequenceMatcher(None, normalised(unit.name.replace(".", "_")), normalised(module.name)).ratio()
-    return module.name not in claimed, len(differences(unit, module)), -ratio
 
 
 def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, str]:
@@ -247,7 +155,7 @@ def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: 
             (f"decide in a names file: {', '.join(listed(decisions, _MOST))}", *_misfit_advice(recipe, assignment))
         ),
     )
-    error.draft = _draft(net, model, findings, assignment)
+    error.draft = draft(net, model, findings, assignment)
     return error
 
 
@@ -258,11 +166,6 @@ def _differ(recipe: TrainingRecipe, units: Sequence[Unit]) -> bool:
 def _multipliers(recipe: TrainingRecipe, unit: Unit) -> str:
     blobs = [recipe.blobs[int(tensor.key)] for tensor in unit.tensors]
     return ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
-
-
-def _closest(unit: Unit, modules: Iterable[Unit]) -> Unit | None:
-    """The module of the same kind that differs least in sizes, then in name."""
-    return min(_of_kind(unit, modules), key=lambda module: _distance(unit, module), default=None)
 
 
 def _headline(
@@ -303,7 +206,7 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
             return f"{layers} could be {' or '.join(places)}"
         rivals = [name for name, others in findings.conflicting.items() if others == places and name != unit.name]
         return f"{layers} could be {places[0]}" + (f", as could {' or '.join(map(repr, rivals))}" if rivals else "")
-    near = _closest(unit, free)
+    near = closest(unit, free)
     if near is None:
         return f"{layers} has no counterpart"
     what = "; ".join(differences(unit, near)) or "the same sizes, in other surroundings"
@@ -325,12 +228,12 @@ def _hint(
     unmatched = [
         unit
         for unit in units
-        if unit.name in findings.elsewhere or (unit not in contested and _closest(unit, free) is None)
+        if unit.name in findings.elsewhere or (unit not in contested and closest(unit, free) is None)
     ]
     others = [unit for unit in units if unit not in unmatched]
     if others:
         unit = (contested or others)[0]
-        near = _closest(unit, free)
+        near = closest(unit, free)
         place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
         alone = next((unit for unit in others if unit not in contested), others[0])
         either = "" if unmatched else f", or leave them out ({_options('skip', [alone.name], recipe)})"
@@ -407,26 +310,6 @@ def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
         for name in names
         if name in left.parameters
     ]
-
-
-def differences(unit: Unit, module: Unit) -> list[str]:
-    """In words what keeps a unit of the net from being a module, Caffe's side first; empty if nothing does."""
-    if unit.kind is not module.kind:
-        return [f"{unit.kind} / {module.kind}"]
-    found = []
-    ours, theirs = unit.shape, module.sizes
-    if ours is not None and fit(ours, theirs) is None:
-        if unit.kind is UnitKind.MAP and len(ours) > 1 and len(theirs) > 1:
-            named = [("outputs", ours[:1], theirs[:1]), ("inputs per group", ours[1:2], theirs[1:2])]
-            named.append(("kernel", ours[2:] or (1, 1), theirs[2:] or (1, 1)))
-            found += [f"{what} {shape_text(a)} / {shape_text(b)}" for what, a, b in named if a != b and None not in a]
-        found = found or [f"sizes {shape_text(ours)} / {shape_text(theirs)}"]
-    if unit.groups != module.groups:
-        found.append(f"groups {unit.groups} / {module.groups}")
-    for role in ("bias", "shift"):
-        if unit.role(role) is not None and module.role(role) is None:
-            found.append(f"the module has no {role}")
-    return found
 
 
 # What a person should know about a binding that holds: by which evidence, and what torch has otherwise.

@@ -1,0 +1,100 @@
+"""A names file to complete, where net and model do not bind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from caffe2torch.binding.closest import differences, distance, of_kind
+from caffe2torch.binding.graph import Unit
+from caffe2torch.binding.model_graph import ModelGraph
+from caffe2torch.binding.names import names_of, toml_line
+from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind
+from caffe2torch.binding.tensor_matching import Assignment, Findings
+from caffe2torch.wording import shape_text
+
+__all__ = ["draft"]
+
+_CANDIDATES = 5  # modules that a draft offers for a layer
+
+
+def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
+    """A names file: certain layers as they are, for each other its candidates as comments, the best first.
+
+    Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
+    stand in the order of the differences to the layer, then of their place among those without any, then of names.
+    """
+    recipe, bound = net.recipe, assignment.bound
+    reached = model.units if model.wiring is None else model.wiring.units
+    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
+    places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
+    misfits: dict[str, dict[str, None]] = {}
+    for misfit, one in assignment.misfits:
+        blob = recipe.blobs[misfit.blob]
+        places[blob.layer] = one.module
+        what = (
+            f"that the model has no such blob: --skip {blob.name!r}"
+            if misfit.tensor is None
+            else f"that its shape differs: --reshaped {blob.layer!r}"
+        )
+        misfits.setdefault(blob.layer, {})[what] = None
+    tied = {part: others for units, others in findings.ties for one in units for part in one.parts}
+    certain = names_of(
+        Binding(
+            model.name,
+            tuple(
+                BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
+                for number, one in sorted(assignment.blobs.items())
+                if one.tensor is not None and not {recipe.blobs[number].layer} & (places.keys() | tied.keys())
+            ),
+        )
+    )
+    unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
+    lines = [
+        f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
+        "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
+    ]
+    for layer, layer_type, numbers in layers_with_blobs(recipe):
+        blobs = [recipe.blobs[number] for number in numbers]
+        shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
+        lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
+        shared = [clash.text for clash in assignment.clashes if layer in clash.layers]
+        keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
+        lines += [f"# {text}" for text in shared] or [toml_line(key, certain[key]) for key in keys]
+        if keys or shared:
+            continue
+        if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
+            lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
+            continue
+        unit = next((unit for unit in net.units if layer in unit.parts), None)
+        claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
+        ranked = [] if unit is None else _ranked(unit, of_kind(unit, free), unbound, claimed)
+        first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
+        for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
+            differing = "; ".join(differences(unit, module)) if unit is not None else ""
+            same = "the same sizes, in another place" if layer in findings.elsewhere else "the same sizes"
+            lines.append(f"# {toml_line(layer, module.name)}  # {differing or same}")
+        lines += [f"# and say {what}" for what in misfits.get(layer, ())]
+        if not (first or ranked):
+            lines.append("# no module of this kind is left: --skip it")
+    return "\n".join(lines) + "\n"
+
+
+def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claimed: Sequence[str]) -> list[Unit]:
+    """The likeliest module first; the n-th layer of some size is likeliest to be the n-th module that it fits."""
+    alike = [one for one in unbound if (one.kind, one.shape, one.groups) == (unit.kind, unit.shape, unit.groups)]
+    place = next((number for number, one in enumerate(alike) if one.name == unit.name), 0)
+    fitting = [module.name for module in modules if not differences(unit, module)]
+    away = {name: abs(number - place) for number, name in enumerate(fitting)}
+
+    def key(module: Unit) -> tuple[bool, int, int, float]:
+        not_claimed, differing, unlike = distance(unit, module, claimed)
+        return not_claimed, differing, away.get(module.name, 0), unlike
+
+    return sorted(modules, key=key)
+
+
+def _why(assignment: Assignment, numbers: Sequence[int]) -> Iterator[str]:
+    for number in numbers:
+        one = assignment.blobs[number]
+        yield one.remark or str(one.evidence)
