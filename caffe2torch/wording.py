@@ -38,7 +38,7 @@ def matches(
         ['conv1', 'conv2']
     """
     names = [list(kind) for kind in kinds]
-    known = [name for kind in names for name in kind]
+    known = list(dict.fromkeys(name for kind in names for name in kind))
     if key in known:
         return [(key, None)]
     try:
@@ -52,9 +52,11 @@ def matches(
         found = [(name, match) for name in kind if (match := pattern.fullmatch(name))]
         if found:
             return [*found]
+    close = did_you_mean(key, known)
+    there = f"there are: {', '.join(listed(next(filter(None, names), []), 8, repr)) or 'none'}"
     raise error(
         f"{what}: no {of} is called {key!r}, and it matches none as a pattern",
-        hint=did_you_mean(key, known) or f"there are: {', '.join(listed(names[0], 8, repr)) or 'none'}",
+        hint=f"{close or there} (a pattern is a regular expression for the whole name: 'conv.*', say)",
     )
 
 

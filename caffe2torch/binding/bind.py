@@ -7,7 +7,7 @@ surrounds a unit, where net and model differ elsewhere. Shapes are always checke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import isfinite
 
 from torch import nn
@@ -24,7 +24,7 @@ from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.torch_startup import compiler_not_imported
-from caffe2torch.wording import matches
+from caffe2torch.wording import listed, matches
 
 __all__ = ["UnclaimedMultipliers", "bind"]
 
@@ -93,7 +93,7 @@ def bind(
     assignment = assign(net, findings, named, skipped, other_shape)
     bound = assignment.bound
     left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
-    given = _multipliers(unclaimed, [name for name, _, trains in left if trains])
+    given = _multipliers(unclaimed, {name: trains for name, _, trains in left}, sorted(bound))
     undecided = None if assignment.clashes else tie_error(net, graph, findings, assignment)
     if undecided is not None:
         raise undecided
@@ -112,20 +112,31 @@ def bind(
     )
 
 
-def _multipliers(unclaimed: object, left: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """The pair of each parameter that no blob stands for, as far as ``unclaimed`` gives one."""
+def _multipliers(unclaimed: object, left: Mapping[str, bool], bound: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """The pair of each trained parameter among those that no blob stands for, as far as ``unclaimed`` gives one."""
     if unclaimed is None:
         return {}
-    pairs = unclaimed if isinstance(unclaimed, Mapping) else {".*": unclaimed}
+    pairs = unclaimed if isinstance(unclaimed, Mapping) else dict.fromkeys(left, _pair(unclaimed))
+    trained = [name for name, trains in left.items() if trains]
     given: dict[str, tuple[float, float]] = {}
     for key in sorted(pairs, key=lambda key: key not in left):  # exact names win
-        pair = pairs[key]
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_multiplier(one) for one in pair):
-            raise BindingError(f"unclaimed gives {pair!r}", expected="a pair of numbers, (lr_mult, decay_mult)")
-        found = matches(key, left, what="unclaimed", of="parameter left", error=BindingError) if left else []
-        for name, _ in found:
-            given.setdefault(name, (float(pair[0]), float(pair[1])))
+        pair = _pair(pairs[key])
+        found = [
+            name for name, _ in matches(key, trained, left, bound, what="unclaimed", of="parameter", error=BindingError)
+        ]
+        if found[0] not in left:
+            raise BindingError(
+                f"unclaimed: a blob stands for {found[0]}, which {key!r} means",
+                hint=f"parameters without a blob: {', '.join(listed(trained, 8)) or 'none'}",
+            )
+        given = {**dict.fromkeys(set(found).intersection(trained), pair), **given}
     return given
+
+
+def _pair(pair: object) -> tuple[float, float]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_multiplier(one) for one in pair):
+        raise BindingError(f"unclaimed gives {pair!r}", expected="a pair of numbers, (lr_mult, decay_mult)")
+    return float(pair[0]), float(pair[1])
 
 
 def _is_multiplier(value: object) -> bool:

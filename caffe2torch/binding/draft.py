@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe2torch.binding.closest import differences, distance, of_kind
 from caffe2torch.binding.graph import Unit
@@ -23,6 +23,7 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
 
     Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
     stand in the order of the differences to the layer, then of their place among those without any, then of names.
+    No module is the first candidate of two layers, and a layer for which none is left has none.
     """
     recipe, bound = net.recipe, assignment.bound
     reached = model.units if model.wiring is None else model.wiring.units
@@ -50,6 +51,12 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
         )
     )
     unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
+    offers: dict[str, list[Unit]] = {}
+    for unit in unbound:
+        ranked = _ranked(unit, of_kind(unit, free), unbound, findings.conflicting.get(unit.name, ()))
+        first = tied.get(unit.name, ()) or [places[part] for part in unit.parts if part in places]
+        offers[unit.name] = list(dict.fromkeys((*first, *ranked)))
+    chosen = _distinct(unbound, offers, places)
     lines = [
         f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
         "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
@@ -66,18 +73,38 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
         if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
             lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
             continue
-        unit = next((unit for unit in net.units if layer in unit.parts), None)
-        claimed = findings.conflicting.get(unit.name, ()) if unit is not None else ()
-        ranked = [] if unit is None else _ranked(unit, of_kind(unit, free), unbound, claimed)
-        first = tied.get(layer, ()) or ((places[layer],) if layer in places else ())
-        for module in list(dict.fromkeys((*first, *ranked)))[:_CANDIDATES]:
-            differing = "; ".join(differences(unit, module)) if unit is not None else ""
-            same = "the same sizes, in another place" if layer in findings.elsewhere else "the same sizes"
-            lines.append(f"# {toml_line(layer, module.name)}  # {differing or same}")
+        unit = next(unit for unit in net.units if layer in unit.parts)
+        offered = offers[unit.name]
+        if unit.name in chosen:
+            for module in list(dict.fromkeys((chosen[unit.name], *offered)))[:_CANDIDATES]:
+                same = f"the same sizes{', in another place' if unit.name in findings.elsewhere else ''}"
+                lines.append(f"# {toml_line(layer, module.name)}  # {'; '.join(differences(unit, module)) or same}")
+        elif offered:
+            fewer = " or ".join(module.name for module in offered[:_CANDIDATES])
+            lines.append(f"# too few modules: --skip {layer!r}, or a layer above that is offered {fewer}")
+        else:
+            lines.append(f"# no module of this kind is left: --skip {layer!r}")
         lines += [f"# and say {what}" for what in misfits.get(layer, ())]
-        if not (first or ranked):
-            lines.append("# no module of this kind is left: --skip it")
     return "\n".join(lines) + "\n"
+
+
+def _distinct(
+    units: Sequence[Unit], offers: Mapping[str, Sequence[Unit]], places: Mapping[str, Unit]
+) -> dict[str, Unit]:
+    """A module for each unit and none for two: where it stands, else one that fits, else what is left."""
+    chosen: dict[str, Unit] = {}
+    stages: list[Callable[[Unit, Unit], bool]] = [
+        lambda unit, module: any(places.get(part) == module for part in unit.parts),
+        lambda unit, module: not differences(unit, module),
+        lambda _, __: True,
+    ]
+    for may in stages:
+        for unit in units:
+            taken = {module.name for module in chosen.values()}
+            free = (one for one in offers[unit.name] if one.name not in taken and may(unit, one))
+            if unit.name not in chosen and (module := next(free, None)) is not None:
+                chosen[unit.name] = module
+    return chosen
 
 
 def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claimed: Sequence[str]) -> list[Unit]:

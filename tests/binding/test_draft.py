@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,22 @@ def test_without_the_option_the_error_names_it_and_bind_keeps_the_draft(folder: 
     assert 'stem = "first"' in caught.value.draft
     bound = bind(recipe_of(IMAGE, NET), namespace["Port"](middle=2))
     assert names(bound)["mid/b/0"] == "body.1.weight"
+
+
+@pytest.mark.parametrize("middle", [1, 2])
+def test_the_first_candidates_of_a_draft_are_no_module_twice_and_bind_with_what_it_says_to_skip(middle: int) -> None:
+    namespace: dict[str, type] = {}
+    exec(PORT, namespace)
+    more = conv("stem", "data", 4) + conv("m1", "stem", 4) + conv("m2", "m1", 4) + conv("m3", "m2", 4)
+    recipe = recipe_of(IMAGE, more, conv("tail", "m3", 6, kernel=1), linear("score", "tail", 101))
+    model = namespace["Port"](middle=middle)
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe, model)
+    draft = caught.value.draft
+    sections = [section.splitlines()[1:] for section in draft.split("\n\n")[1:]]
+    chosen = [next((line for line in lines if "=" in line), "") for lines in sections]
+    given = tomllib.loads("\n".join(line.removeprefix("# ") for line in chosen))
+    assert len(set(given.values())) == len(given) == 3 + middle
+    skip = re.findall(r"--skip '(m\d)', or a layer above", draft)
+    assert len(skip) == 3 - middle
+    assert names(bind(recipe, model, given, skip=skip))["score/0"] == "head.weight"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -110,6 +111,14 @@ def test_a_misspelled_name_gets_the_ones_that_are_close() -> None:
         bind(net(), Opaque(), {"cnov1": "down.0"})
     with pytest.raises(BindingError, match=r"did you mean 'head\.1'"):
         bind(net(), Opaque(), {"fc": "hed.1"})
+
+
+@pytest.mark.parametrize("option", ["names", "skip", "reshaped", "unclaimed"])
+def test_a_pattern_that_matches_nothing_is_told_to_be_a_regular_expression(option: str) -> None:
+    given: dict[str, Any] = {"names": {"layer-*": "down.0"}, "unclaimed": {"layer-*": (1.0, 1.0)}}
+    with pytest.raises(BindingError, match=r"'layer-\*', and it matches none as a pattern") as caught:
+        bind(net(), Opaque(), **{option: given.get(option, ["layer-*"])})
+    assert "(a pattern is a regular expression for the whole name: 'conv.*', say)" in (caught.value.hint or "")
 
 
 def test_what_the_user_says_is_followed_against_the_structure_and_that_is_noted() -> None:

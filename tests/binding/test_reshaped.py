@@ -252,8 +252,21 @@ class TestUnclaimed:
         }  # fmt: skip
         with pytest.raises(BindingError, match="module 4"):
             bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed={r"1\..*": (1.0, 1.0)})
-        with pytest.raises(BindingError, match="unclaimed: no parameter left is called 'head'"):
+        with pytest.raises(BindingError, match="unclaimed: no parameter is called 'head'"):
             bind(recipe_of(IMAGE, self.NET), self.model(), unclaimed={"head": (1.0, 1.0)})
+
+    def test_a_name_or_pattern_that_means_no_parameter_left_is_an_error_as_elsewhere(self) -> None:
+        recipe, model = recipe_of(IMAGE, self.NET), self.model()[:1]
+        with pytest.raises(BindingError, match=r"no parameter is called '0\.wieght'") as caught:
+            bind(recipe, model, unclaimed={"0.wieght": (1.0, 1.0)})
+        assert (caught.value.hint or "").startswith("did you mean '0.weight'?")
+        with pytest.raises(BindingError, match=r"a blob stands for 0\.weight, which '0\.w\.\*' means"):
+            bind(recipe, model, unclaimed={"0.w.*": (1.0, 1.0)})
+        assert not bind(recipe, model, unclaimed=(1.0, 1.0)).unclaimed
+        larger = self.model()
+        larger[4].requires_grad_(False)
+        left = bind(recipe, larger, unclaimed={r"[14]\..*": (1.0, 0.0), r"4\.bias": (2.0, 0.0)}).unclaimed
+        assert [one.lr_mult for one in left] == [1.0, 1.0, None, None]
 
     @pytest.mark.parametrize("given", [1.0, (1.0,), ("a", "b"), (1.0, float("nan")), {"4.bias": 2.0}, (True, False)])
     def test_what_is_no_pair_of_numbers_is_one_clear_error(self, given: object) -> None:
