@@ -71,29 +71,27 @@ def _copy(model: nn.Module, substitute: Callable[[Tensor], Tensor]) -> nn.Module
     model = bare(model)
     modules = list(model.modules())
     memo: dict[int, Any] = {}
+    rest: list[tuple[dict[str, Any], str, Any]] = []  # what is copied once every module and tensor has its own
     for module in modules:
-        memo[id(module)] = object.__new__(_own_class(module))
-        for name, value in vars(module).items():
-            for tensor in _tensors(value, 2) if name != "_modules" else ():
-                if id(tensor) not in memo:
-                    memo[id(tensor)] = substitute(tensor)
-        for name in _HOOKS:
-            hooks = vars(module).get(name)
-            if hooks:
-                memo[id(hooks)] = OrderedDict((key, hook) for key, hook in hooks.items() if _is_torchs(hook))
-    for module in modules:
-        empty = memo[id(module)]
+        empty: nn.Module = object.__new__(_own_class(module))
+        memo[id(module)] = empty
         for name, value in vars(module).items():
             if type(value) in _PLAIN or (type(value) is tuple and all(type(one) in _PLAIN for one in value)):
                 empty.__dict__[name] = value
-                continue
-            if name in _OWN and not value:
+            elif name in _OWN and not value:
                 empty.__dict__[name] = type(value)()
-                continue
-            try:
-                empty.__dict__[name] = copy.deepcopy(value, memo)
-            except Exception:  # whatever a user's object raises: locks, files, generators
-                empty.__dict__[name] = value
+            else:
+                rest.append((empty.__dict__, name, value))
+                if name in _HOOKS:
+                    memo[id(value)] = OrderedDict((key, hook) for key, hook in value.items() if _is_torchs(hook))
+                for tensor in _tensors(value, 2) if name != "_modules" else ():
+                    if id(tensor) not in memo:
+                        memo[id(tensor)] = substitute(tensor)
+    for attributes, name, value in rest:
+        try:
+            attributes[name] = copy.deepcopy(value, memo)
+        except Exception:  # whatever a user's object raises: locks, files, generators
+            attributes[name] = value
     copied: nn.Module = memo[id(model)]
     for module in copied.modules():
         for name, child in module._modules.items():

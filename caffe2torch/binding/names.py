@@ -88,16 +88,13 @@ def module_names(layers: Iterable[str]) -> list[str]:
     return names
 
 
-def normalised(path: str, prefix: Sequence[str] = ()) -> str:
-    """A name in lower case without separators, wrappers and the leading segments ``prefix``.
+def normalised(path: str) -> str:
+    """A name in lower case without separators and wrappers.
 
-    >>> normalised("module.Conv1_1.bn"), normalised("backbone.conv1", ["backbone"]), normalised("conv1/1.BN")
-    ('conv11bn', 'conv1', 'conv11bn')
+    >>> normalised("module.Conv1_1.bn"), normalised("conv1/1.BN")
+    ('conv11bn', 'conv11bn')
     """
-    segments = unwrapped(path).split(".")
-    if prefix and segments[: len(prefix)] == list(prefix):
-        segments = segments[len(prefix) :]
-    return re.sub(r"[\W_]", "", "".join(segments).casefold())
+    return re.sub(r"[\W_]", "", unwrapped(path).casefold())
 
 
 # Units whose names are equal, or equal but for how they are written.
@@ -113,10 +110,16 @@ def name_hints(net: Sequence[Unit], model: Sequence[Unit]) -> tuple[dict[int, in
     exact = [{module_name(part) for part in unit.parts} | (set(unit.parts) - spelled) for unit in net]
     equal = _agreeing(exact, [set(unit.parts) for unit in model])
     ours = [{normalised(part.replace(".", "_")) for part in unit.parts} - {""} for unit in net]
-    found = [
-        _agreeing(ours, [{normalised(part, prefix) for part in unit.parts} - {""} for unit in model])
-        for prefix in _prefixes(part for unit in model for part in unit.parts)
-    ]
+    segments = {part: unwrapped(part).split(".") for unit in model for part in unit.parts}
+    spelling = {part: [normalised(segment) for segment in path] for part, path in segments.items()}
+    found = []
+    for prefix in _prefixes(segments.values()):
+        size = len(prefix)
+        short = {
+            part: "".join(spelling[part][size:] if path[:size] == prefix else spelling[part])
+            for part, path in segments.items()
+        }
+        found.append(_agreeing(ours, [{short[part] for part in unit.parts} - {""} for unit in model]))
     return equal, max(found, key=len, default={})
 
 
@@ -130,18 +133,16 @@ def _agreeing(net: Sequence[set[str]], model: Sequence[set[str]]) -> dict[int, i
     return {one: other for one, other in sorted(pairs) if ones[one] == others[other] == 1}
 
 
-def _prefixes(paths: Iterable[str]) -> list[list[str]]:
+def _prefixes(paths: Iterable[Sequence[str]]) -> list[list[str]]:
     """No prefix, what all paths begin with, and that with one segment more, as far as several paths have it."""
-    split = [unwrapped(path).split(".")[:-1] for path in paths]
-    if not split:
-        return []
+    split = [path[:-1] for path in paths]
     common: list[str] = []
     for segments in zip(*split, strict=False):
         if len(set(segments)) > 1:
             break
         common.append(segments[0])
     longer = dict.fromkeys(path[len(common)] for path in split if len(path) > len(common))
-    return [[], common, *([*common, segment] for segment in longer)]
+    return [*([[]] if common else []), common, *([*common, segment] for segment in longer)]
 
 
 # The names file: TOML that states which layer is which module, written by a person or by ``--write-names``.
@@ -241,9 +242,11 @@ def resolve_names(
     Raises ``BindingError`` for a key that matches nothing, a layer or blob that two patterns claim, and a value that
     the model does not have.
     """
+    result = StatedNames()
+    if not names:
+        return result
     layers, blobs = _layers_and_blobs(recipe)
     claimed: dict[str, str] = {}
-    result = StatedNames()
     for key in sorted(names, key=lambda key: key not in layers and key not in blobs):  # exact ones win
         for name, match in matches(key, layers, blobs, what="names", of="layer that learns", error=BindingError):
             if name in claimed:
@@ -298,9 +301,10 @@ def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozen
 
     Raises ``BindingError`` for an entry that matches nothing.
     """
-    layers, blobs = _layers_and_blobs(recipe)
+    given = list(keys)
+    layers, blobs = _layers_and_blobs(recipe) if given else ({}, {})
     found: set[int] = set()
-    for key in keys:
+    for key in given:
         for name, _ in matches(key, layers, blobs, what=what, of="layer that learns", error=BindingError):
             found.update(layers.get(name) or [blobs[name]])
     return frozenset(found)

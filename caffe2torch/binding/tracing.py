@@ -491,6 +491,12 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, dict):
         value = value.values()
-    elif not isinstance(value, tuple | list):
+    elif not isinstance(value, (tuple, list)):
         return []
-    return [tensor for one in value for tensor in _tensors(one)]
+    found: list[Tensor] = []
+    for one in value:
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, (tuple, list, dict)):
+            found += _tensors(one)
+    return found

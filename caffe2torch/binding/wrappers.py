@@ -72,6 +72,8 @@ def unwrapped(path: str) -> str:
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
+    if not module._modules:
+        return None
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = module.module
         return inner
