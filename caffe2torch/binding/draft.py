@@ -50,7 +50,18 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
             ),
         )
     )
-    unbound = [unit for unit in net.units if not any(part in certain for part in unit.parts)]
+    layers, parts = layers_with_blobs(recipe), {part for unit in net.units for part in unit.parts}
+    settled: dict[str, list[str]] = {}
+    for layer, _, numbers in layers:
+        shared = [f"# {clash.text}" for clash in assignment.clashes if layer in clash.layers]
+        keys = [key for key in (layer, *(recipe.blobs[number].name for number in numbers)) if key in certain]
+        if shared or keys:
+            settled[layer] = shared or [toml_line(key, certain[key]) for key in keys]
+        elif all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
+            settled[layer] = ["# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers)))]
+        elif layer not in parts:
+            settled[layer] = ["# its blobs are those of another layer"]
+    unbound = [unit for unit in net.units if not settled.keys() >= set(unit.parts)]
     offers: dict[str, list[Unit]] = {}
     for unit in unbound:
         ranked = _ranked(unit, of_kind(unit, free), unbound, findings.conflicting.get(unit.name, ()))
@@ -61,19 +72,14 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
         f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
         "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
     ]
-    for layer, layer_type, numbers in layers_with_blobs(recipe):
+    for layer, layer_type, numbers in layers:
         blobs = [recipe.blobs[number] for number in numbers]
         shapes = ", ".join(f"{blob.role} {shape_text(blob.shape)}" for blob in blobs)
         lines += ["", f"# {layer} ({layer_type}, {blobs[0].where}): {shapes}"]
-        shared = [clash.text for clash in assignment.clashes if layer in clash.layers]
-        keys = [key for key in (layer, *(blob.name for blob in blobs)) if key in certain]
-        lines += [f"# {text}" for text in shared] or [toml_line(key, certain[key]) for key in keys]
-        if keys or shared:
+        if layer in settled:
+            lines += settled[layer]
             continue
-        if all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
-            lines.append("# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers))))
-            continue
-        unit = next(unit for unit in net.units if layer in unit.parts)
+        unit = next(unit for unit in unbound if layer in unit.parts)
         offered = offers[unit.name]
         if unit.name in chosen:
             for module in list(dict.fromkeys((chosen[unit.name], *offered)))[:_CANDIDATES]:
