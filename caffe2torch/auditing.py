@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from caffe2torch.verification.check_model import check_model, read_accepted
 from caffe2torch.verification.checks import AccumulationReading, along_the_run, at_another_rate
 from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
+from caffe2torch.verification.fit import close
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
@@ -143,6 +144,7 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Ac
     if solver.iter_size <= 1 or seen.problem:
         return AccumulationReading(stated or asked.accumulation, stated=stated)
     fits, scores, numbers = {}, {}, {}
+    scale = (1.0, 1.0)
     for accumulation in Accumulation:
         rows, unclaimed, judged = judge_rows(asked.recipe, asked.binding, asked.groups, seen, accumulation)
         every: tuple[ReportRow | UnclaimedRow, ...] = (*rows, *unclaimed)
@@ -156,13 +158,28 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Ac
         scores[accumulation] = (fits[accumulation], half, -rules, exact)
         numbers[accumulation] = next((row for row in trained if row.faults), None)
         count = len(trained)
+        if accumulation is Accumulation.SUM:
+            scale = _group_scale(trained, seen, solver.iter_size)
     first = stated or asked.accumulation
     best = max(sorted(Accumulation, key=lambda one: one is not first), key=lambda one: scores[one])
     other = next(one for one in Accumulation if one is not best)
     known = scores[best] != scores[other] or stated is not None
     row = numbers[other]
     seen_otherwise = f"; as the {other}, {row.parameter} would be: {row.reason}" if row is not None else ""
-    return AccumulationReading(best, fits, count, stated, known, seen_otherwise)
+    return AccumulationReading(
+        best, fits, count, stated, known, seen_otherwise, scale if best is Accumulation.SUM else (1.0, 1.0)
+    )
+
+
+def _group_scale(rows: Iterable[ReportRow | UnclaimedRow], seen: Observations, passes: int) -> tuple[float, float]:
+    """What groups have to say for an ``lr`` and a ``weight_decay`` of 1, if the step may not divide summed gradients.
+
+    Then it is seen to move by ``passes`` times the ``lr`` of its group, and to decay by that part of ``weight_decay``.
+    """
+    pairs = [(row.observed, seen.stated[row.groups[0]]) for row in rows]
+    faster = any(lr and one.lr is not None and close(one.lr, lr * passes) for one, (lr, _) in pairs)
+    weaker = any(decay and close((one.weight_decay or 0.0) * passes, decay) for one, (_, decay) in pairs)
+    return 1 / passes if faster else 1.0, float(passes) if faster or weaker else 1.0
 
 
 def _asked(

@@ -137,6 +137,139 @@ def test_wrong_numbers_and_averaging_at_once_are_read_as_what_makes_most_of_them
     assert "as the mean, a.weight would be: lr is 0.0023" in undecided.seen
 
 
+def pasted(report: Report, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Do what the printed code of every cause says: its groups take the parameters from where they were."""
+    for cause in report.causes:
+        for group in eval(f"[{cause.code}]", {"model": model}):
+            moved = {id(p) for p in group["params"]}
+            for old in optimizer.param_groups:
+                old["params"] = [p for p in old["params"] if id(p) not in moved]
+            optimizer.add_param_group(group)
+
+
+@pytest.mark.parametrize("solver", ["SGD", "Nesterov", "AdaGrad"])
+def test_a_fix_that_is_pasted_leaves_no_such_cause_whoever_divides_by_iter_size(tmp_path: Path, solver: str) -> None:
+    """The loop sums and the stock step does not divide: the groups have to, by lr / 4 and weight_decay * 4."""
+    model = Two()
+    linear = solver != "AdaGrad"
+    groups = [
+        {"params": [model.a.weight, model.b.weight], "lr": 0.0025 if linear else 0.01, "weight_decay": 0.002},
+        {"params": [model.a.bias, model.b.bias], "lr": 0.0025 if linear else 0.01, "weight_decay": 0.0005},
+    ]
+    text = f'type: "{solver}" base_lr: 0.01 weight_decay: 0.0005 delta: 1e-8 lr_policy: "fixed" iter_size: 4'
+    text += " momentum: 0.9" if linear else ""
+    if linear:
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=solver == "Nesterov")
+    else:
+        optimizer = torch.optim.Adagrad(groups, eps=4e-8)
+    asked = recipe(tmp_path, text)
+    wrong = audit(asked, model, optimizer, accumulation="sum")
+    assert {row.parameter for row in wrong.wrong} == {"a.bias", "b.bias"}
+    pasted(wrong, model, optimizer)
+    found = audit(asked, model, optimizer, accumulation="sum")
+    assert not found.causes, str(found)
+    assert [group["lr"] for group in optimizer.param_groups][-1] == (0.005 if linear else 0.02)
+    assert found.ok
+    if linear:
+        assert "your loop has to sum the gradients of 4 passes" in check(found, "accumulation").seen
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_the_file_of_the_fix_is_for_the_loop_that_was_read(tmp_path: Path, averages: bool) -> None:
+    recipe(tmp_path, f'base_lr: 0.01 {USUAL} lr_policy: "fixed" iter_size: 4')
+    lr, decay = (0.01, 0.0005) if averages else (0.0025, 0.002)
+    (tmp_path / "port.py").write_text(
+        "import torch\n" + inspect.getsource(Two).replace("nn.", "torch.nn.") + "def make(model):\n"
+        "    a, b = model.a, model.b\n"
+        f"    groups = [{{'params': [a.weight, b.weight], 'weight_decay': {decay}}}, {{'params': [a.bias, b.bias]}}]\n"
+        f"    return torch.optim.SGD(groups, lr={lr}, momentum=0.9)\n"
+    )
+    port = f"{tmp_path}/port.py"
+    arguments = ["audit", f"{tmp_path}/net.prototxt", f"{tmp_path}/solver.prototxt", "--model", f"{port}:Two"]
+    fix = tmp_path / "right.py"
+    runner = CliRunner()
+    assert runner.invoke(main, [*arguments, "--optimizer", f"{port}:make", "--fix", str(fix)]).exit_code == 1
+    loop = ["--accumulation", "mean" if averages else "sum"]
+    assert runner.invoke(main, [*arguments, "--optimizer", f"{fix}:build_optimizer", *loop]).exit_code == 0
+
+
+def test_gradient_ascent_in_all_groups_is_said_once_by_the_update_rule(tmp_path: Path) -> None:
+    for solver, made in (("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam)):
+        model = Two()
+        settings = {"momentum": 0.9} if solver == "SGD" else {}
+        groups = right(model).param_groups
+        plain = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
+        optimizer = made(plain, maximize=True, **settings)
+        text = f'type: "{solver}" base_lr: 0.001 {USUAL} delta: 1e-12 lr_policy: "fixed"'
+        report = audit(recipe(tmp_path, text), model, optimizer, accept=["epsilon"])
+        assert not report.wrong, str(report)
+        assert not report.causes
+        rule = check(report, "update rule")
+        assert [one.name for one in report.differing] == ["update rule"]
+        assert rule.text.count("go up the gradient") == 1
+    assert rule.parameters == ()
+
+
+def test_gradient_ascent_in_some_groups_is_a_fault_of_their_rows_beside_what_else_is_wrong(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = right(model)
+    optimizer.param_groups[1]["maximize"] = True
+    asked = recipe(tmp_path, STEP)
+    report = audit(asked, model, optimizer)
+    assert {row.parameter for row in report.wrong} == {"a.bias", "b.bias"}
+    (cause,) = report.causes
+    assert "the weights go up the gradient" in cause.message
+    assert "times" not in cause.message
+    assert cause.fix == "remove maximize=True from the group of them"
+    assert check(report, "update rule").result == "ok"
+    optimizer.param_groups[1]["lr"] = 0.001
+    (cause,) = audit(asked, model, optimizer).causes
+    assert "the weights go up the gradient" in cause.message
+    assert "lr is 0.001, Caffe's is 0.002" in cause.message
+
+
+class Clipping(torch.optim.SGD):
+    """Clips in its step, by the norm or each number."""
+
+    def __init__(self, groups: Any, norm: float | None = None, value: float | None = None) -> None:
+        super().__init__(groups, lr=0.001, momentum=0.9)
+        self.norm, self.value = norm, value
+
+    def step(self, closure: Any = None) -> Any:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if self.norm:
+            nn.utils.clip_grad_norm_(parameters, self.norm)
+        if self.value:
+            nn.utils.clip_grad_value_(parameters, self.value)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("clip", "bounds", "said"),
+    [
+        ("", {"value": 5.0}, "clips each number of a gradient at 5, the solver does not"),
+        ("", {"value": 0.1}, "clips each number of a gradient at 0.1, the solver does not"),
+        ("", {"value": 1000.0}, "clips each number of a gradient at 1000, the solver does not"),
+        ("", {"norm": 0.5}, "by their norm, beyond 0.5, the solver does not"),
+        ("", {"norm": 2000.0}, "by their norm, beyond 2000, the solver does not"),
+        ("clip_gradients: 10", {"norm": 5000.0}, "clips gradients at a norm of 5000, Caffe's clip_gradients is 10"),
+        ("clip_gradients: 10", {"value": 1.0}, "clips each number of a gradient at 1, Caffe all of them by their norm"),
+        ("clip_gradients: 10", {"value": 500.0}, "at 500, Caffe all of them by their norm, beyond 10"),
+        ("clip_gradients: 10", {"norm": 10.0}, ""),
+        ("clip_gradients: 0.1", {"norm": 0.1}, ""),
+    ],
+)
+def test_a_step_that_clips_at_any_bound_is_one_check_that_differs(
+    tmp_path: Path, clip: str, bounds: dict[str, float], said: str
+) -> None:
+    model = Two()
+    optimizer = Clipping(right(model).param_groups, **bounds)
+    report = audit(recipe(tmp_path, STEP + clip), model, optimizer)
+    assert not report.wrong, str(report)
+    assert [one.name for one in report.differing] == (["clipping"] if said else [])
+    assert said in check(report, "clipping").text
+
+
 class DividingAdadelta(torch.optim.Adadelta):
     """Its step divides what the loop has summed over four passes."""
 

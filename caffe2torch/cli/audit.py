@@ -134,7 +134,8 @@ def command(
             built,
             names=named,
             finetune=dict(finetune),
-            **{key: choices[key] for key in ("skip", "unclaimed", "reshaped", "without", "accumulation")},
+            accumulation=report.accumulation,
+            **{key: choices[key] for key in ("skip", "unclaimed", "reshaped", "without")},
         )
     outputs.write(written)
     show_report(report, style, full=full, only=only, next_step=after_audit(report, fix))

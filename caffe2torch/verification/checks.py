@@ -11,7 +11,7 @@ from typing import TypeVar
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
 from caffe2torch.solver.requirements import has_momentum
 from caffe2torch.solver.update_rules import History
-from caffe2torch.verification.diagnose import Judgement, number
+from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
 from caffe2torch.verification.report import (
@@ -45,6 +45,7 @@ class AccumulationReading:
         stated: What the user says that the loop does.
         known: Whether the two readings could be told apart.
         other: What the rows would be under the other reading, where the two could not be told apart.
+        group_scale: As ``Report.group_scale``.
     """
 
     accumulation: Accumulation = Accumulation.SUM
@@ -53,6 +54,7 @@ class AccumulationReading:
     stated: Accumulation | None = None
     known: bool = True
     other: str = ""
+    group_scale: tuple[float, float] = (1.0, 1.0)
 
 
 def run_checks(
@@ -89,7 +91,7 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement]) -> Che
         expected,
         tuple(faults),
         effect=effect(solver) if epsilon_alone else "",
-        fix=AUDIT_FIX,
+        fix=ASCENT_FIX if faults == [ASCENT] else AUDIT_FIX,
         parameters=concerned,
     )
 
@@ -285,7 +287,10 @@ def _accumulation(solver: SolverSettings, reading: AccumulationReading) -> Check
     passes = solver.iter_size
     if passes == 1:
         return None
-    sums = f"the step divides by iter_size: your loop has to sum the gradients of {passes} passes"
+    divides = (
+        "the step divides by iter_size" if reading.group_scale[0] == 1 else "the groups' lr is Caffe's / iter_size"
+    )
+    sums = f"{divides}: your loop has to sum the gradients of {passes} passes"
     averages = f"the step does not divide by iter_size: your loop has to average over {passes} passes"
     said = sums if reading.accumulation is Accumulation.SUM else averages
     expected = f"the gradients of {passes} passes are summed, and the step divides"
@@ -313,15 +318,20 @@ def _clipping(
     solver: SolverSettings, observations: Observations, accumulation: Accumulation, *, translating: bool
 ) -> Check | None:
     clip, seen = solver.clip_gradients, observations.clip
+    by_value = f"the optimizer clips each number of a gradient at {observations.value_clip or 0:.4g}"
     if not clip:
-        if clip is not None or not observations.clips:
+        if clip is not None or not (observations.clips or seen or observations.value_clip):
             return None
-        fault = Fault(FaultKind.CLIP, "the optimizer clips gradients by their norm, the solver does not")
+        norm = "the optimizer clips gradients by their norm" + (f", beyond {seen:.4g}" if seen else "")
+        fault = Fault(FaultKind.CLIP, f"{by_value if observations.value_clip else norm}, the solver does not")
         return Check("clipping", Result.DIFFERS, "no clipping", (fault,), fix="let the step not clip")
     wanted = clip if accumulation is Accumulation.SUM else clip / max(solver.iter_size, 1)
     expected = f"the norm of all gradients is at most {wanted:g}"
     if accumulation is Accumulation.MEAN and solver.iter_size > 1:
         expected += f" (clip_gradients {clip:g} / iter_size {solver.iter_size}, as the gradients are averaged)"
+    if observations.value_clip:
+        fault = Fault(FaultKind.CLIP, f"{by_value}, Caffe all of them by their norm, beyond {wanted:g}")
+        return Check("clipping", Result.DIFFERS, expected, (fault,), fix=AUDIT_FIX)
     if seen is None:
         return Check("clipping", Result.NOT_SEEN, expected, seen="no gradient moves anything")
     if close(seen, wanted, 1e-3):

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from caffe2torch.recipe import LearnableBlob, SolverSettings
+from caffe2torch.recipe import LearnableBlob
 from caffe2torch.solver.lr_policy import weight_decay_at
-from caffe2torch.verification.diagnose import number
+from caffe2torch.verification.diagnose import ASCENT_FIX, number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, rate_at
 from caffe2torch.verification.report import Cause, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
@@ -36,7 +36,7 @@ def shared_causes(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: 
             break
         kinds = tuple(dict.fromkeys(fault.kind for fault in group[0].faults))
         message = found.tell(key, group, rows)
-        causes.append(_cause(kinds, f"{_who(group, rows)}: {message}", group, rows))
+        causes.append(_cause(kinds, f"{_who(group, rows)}: {message}", group, rows, found.scale))
         left = [row for row in left if not any(row is other for other in group)]
     return causes
 
@@ -61,9 +61,10 @@ class _Ratio:
 class Multiples:
     """Observed numbers in terms of the solver's own."""
 
-    def __init__(self, solver: SolverSettings, iteration: int) -> None:
-        self.rate = rate_at(solver.policy, iteration)
-        self.decay = weight_decay_at(solver, iteration)
+    def __init__(self, report: Report) -> None:
+        self.rate = rate_at(report.solver.policy, report.iteration)
+        self.decay = weight_decay_at(report.solver, report.iteration)
+        self.scale = report.group_scale
 
     def of(self, row: ReportRow) -> tuple[float, float] | None:
         """What ``lr_mult`` and ``decay_mult`` would have made the observed numbers."""
@@ -186,28 +187,36 @@ def explained(report: Report) -> Report:
     if any(FaultKind.UNOBSERVED in cause.kinds for cause in whole):
         return replace(report, causes=tuple(whole))  # nothing was seen of any row
     bound = [row for row in report.wrong if isinstance(row, ReportRow)]
-    causes = [*whole, *shared_causes(bound, report.rows, Multiples(report.solver, report.iteration))]
+    causes = [*whole, *shared_causes(bound, report.rows, Multiples(report))]
     known = {name for cause in causes for name in cause.parameters}
     for row in report.wrong:
         if row.name not in known:
             kinds = tuple(dict.fromkeys(fault.kind for fault in row.faults))
-            causes.append(_cause(kinds, f"{row.name}: {row.reason}", [row], report.rows))
+            causes.append(_cause(kinds, f"{row.name}: {row.reason}", [row], report.rows, report.group_scale))
     return replace(report, causes=tuple(causes))
 
 
-def _cause(kinds: tuple[FaultKind, ...], message: str, group: Sequence[Row], rows: Sequence[ReportRow]) -> Cause:
+def _cause(
+    kinds: tuple[FaultKind, ...],
+    message: str,
+    group: Sequence[Row],
+    rows: Sequence[ReportRow],
+    scale: tuple[float, float],
+) -> Cause:
     places = dict.fromkeys(str(row.blob.where) for row in group if isinstance(row, ReportRow))
     names = tuple(dict.fromkeys(row.name for row in group))
-    return Cause(kinds, message, names, _fix(group, rows), tuple(places), _code(group))
+    return Cause(kinds, message, names, _fix(group, rows, scale), tuple(places), _code(group, scale))
 
 
-def _fix(group: Sequence[Row], rows: Sequence[ReportRow]) -> str:
+def _fix(group: Sequence[Row], rows: Sequence[ReportRow], scale: tuple[float, float]) -> str:
     """The group that these rows belong in, or what else puts them right."""
     kinds = {fault.kind for row in group for fault in row.faults}
     if FaultKind.DUPLICATE in kinds:
         return "let each parameter stand in one group, once"
     if any(row.requires_grad is None for row in group):
         return ""  # the model has no such parameter
+    if kinds == {FaultKind.RULE}:
+        return f"{ASCENT_FIX} from the group of {_pronoun(group)}"
     if kinds == {FaultKind.FROZEN}:
         return "requires_grad_(True), or accept it with --accept frozen"
     if kinds == {FaultKind.TRAINED}:
@@ -228,13 +237,13 @@ def _fix(group: Sequence[Row], rows: Sequence[ReportRow]) -> str:
             ),
             None,
         )
-        numbers = f"lr {number(lr)}, weight_decay {number(decay)}"
+        numbers = _in_a_group("lr {}, weight_decay {}", lr, decay, scale)
         places.append(f'the group of "{right}" ({numbers})' if right else f"a group with {numbers}")
     verb = "add" if kinds == {FaultKind.MISSING} else "move"
     return f"{verb} {_pronoun(group)} to {' and '.join(places)}" if len(places) <= 4 else ""
 
 
-def _code(group: Sequence[Row]) -> str:
+def _code(group: Sequence[Row], scale: tuple[float, float]) -> str:
     """The fix in Python: the param groups that these rows belong in, or the statement that puts them right."""
     kinds = {fault.kind for row in group for fault in row.faults}
     if any(row.requires_grad is None for row in group):
@@ -248,10 +257,16 @@ def _code(group: Sequence[Row]) -> str:
         wanted.setdefault((row.expected.lr, row.expected.weight_decay), []).append(row)
     return "\n".join(
         f'{{"params": [model.get_parameter(name) for name in {_names(members)}], '
-        f'"lr": {number(lr)}, "weight_decay": {number(decay)}}},'
+        + _in_a_group('"lr": {}, "weight_decay": {}}},', lr, decay, scale)
         for (lr, decay), members in wanted.items()
         if lr is not None and decay is not None
     )
+
+
+def _in_a_group(text: str, lr: float | None, decay: float | None, scale: tuple[float, float]) -> str:
+    """What a group has to say so that its step makes these of it."""
+    pairs = zip((lr, decay), scale, strict=True)
+    return text.format(*(number(None if applied is None else applied * times) for applied, times in pairs))
 
 
 def _names(group: Sequence[Row]) -> str:

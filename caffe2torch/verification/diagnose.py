@@ -19,7 +19,7 @@ from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, ex
 from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window, rate_at
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
-__all__ = ["RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
+__all__ = ["ASCENT", "ASCENT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
 
 FLOAT32 = 2.0**-24
 """The relative rounding of one float32."""
@@ -71,7 +71,8 @@ class Judge:
     """Judges the parameters of one optimizer; those that moved alike are judged once.
 
     ``summed`` says whether gradients arrive as Caffe has them, summed over ``iter_size`` passes, so that the optimizer
-    must divide; else the training loop has averaged them already.
+    must divide; else the training loop has averaged them already. ``ascending`` is set where all parameters move up
+    the gradient: that is a fault of the run then, and not of each row.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Judge:
         self.iteration = iteration
         self.precision = precision
         self.rule = replace(caffe_rule(solver), divisor=float(solver.iter_size) if summed else 1.0)
-        self.own_rules = (self.rule, replace(self.rule, gradient=True))  # clipping may be left to the training loop
+        self.ascending = False
         self._judged: dict[object, Judgement] = {}
         self._known: list[CandidateRule] = []
 
@@ -96,15 +97,24 @@ class Judge:
         """Hold what was seen of a parameter that the optimizer holds against what Caffe would do."""
         key = (multipliers, seen.windows, seen.requires_grad, seen.elementwise)
         if key not in self._judged:
-            observed, faults = self._judge(multipliers, seen)
+            up = self.ascends(multipliers, seen)
+            rule = replace(self.rule, divisor=-self.rule.divisor) if up else self.rule
+            observed, faults = self._judge(multipliers, seen, rule)
+            own = [ASCENT] if up and not self.ascending else []
+            run = [ASCENT] if up and self.ascending else []
             self._judged[key] = Judgement(
                 self.expected(multipliers),
                 observed,
-                tuple(fault for fault in faults if fault.kind not in RUN),
-                tuple(fault for fault in faults if fault.kind in RUN),
+                (*own, *(fault for fault in faults if fault.kind not in RUN)),
+                (*run, *(fault for fault in faults if fault.kind in RUN)),
                 self._change_seen(seen),
             )
         return self._judged[key]
+
+    def ascends(self, multipliers: Multipliers, seen: Observation) -> bool:
+        """Whether a single gradient moves the parameter up it, where Caffe goes down."""
+        moved = seen.windows[0][0][0] if seen.windows else 0.0  # of ``gradient at 0``
+        return seen.elementwise and self.rule.gradient and moved * (self.expected(multipliers).lr or 0.0) > 0
 
     def _change_seen(self, seen: Observation) -> bool:
         """Whether a single gradient moved the parameter otherwise at another step of a window."""
@@ -121,7 +131,8 @@ class Judge:
                 return True
         return False
 
-    def _judge(self, multipliers: Multipliers, seen: Observation) -> tuple[Effective, tuple[Fault, ...]]:
+    def _judge(self, multipliers: Multipliers, seen: Observation, own: Rule) -> tuple[Effective, tuple[Fault, ...]]:
+        stepped = replace(own, gradient=True)  # clipping may be left to the training loop
         all_expected = [
             ExpectedSteps.of(self.solver, window, multipliers.lr_mult, multipliers.decay_mult)
             for window in self.windows
@@ -131,27 +142,24 @@ class Judge:
         ]  # NaN, too, is a rate
         if still(seen.windows):
             return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else ()
-        observed = self._observed(all_expected[0], seen)
+        observed = self._observed(all_expected[0], seen, stepped)
         if not seen.elementwise:
             said = "what happens to one number depends on the others; in Caffe it does not"
             return Effective(None, None), (Fault(FaultKind.RULE, said), _unreadable())
         if not rates:
             said = f"it is trained at lr {number(observed.lr)}; Caffe freezes it"
             return observed, (Fault(FaultKind.TRAINED, said),)
-        for rule in self.own_rules:
+        for rule in (own, stepped):
             if all(
                 explained(rule, expected.window, moved, expected.settings, self.precision)
                 for expected, moved in zip(all_expected, seen.windows, strict=True)
             ):
                 return self._agreed(observed, all_expected[0]), ()
-        blamed, faults = diagnose(
-            self.own_rules[1], self.solver, all_expected, seen.windows, self.precision, self._known
-        )
+        blamed, faults = diagnose(stepped, self.solver, all_expected, seen.windows, self.precision, self._known)
         return blamed, tuple(faults)
 
-    def _observed(self, expected: ExpectedSteps, seen: Observation) -> Effective:
+    def _observed(self, expected: ExpectedSteps, seen: Observation, rule: Rule) -> Effective:
         """Rate and decay as Caffe's rule would have them from the first window."""
-        rule = self.own_rules[1]
         if not self.rule.gradient and explained(
             self.rule, expected.window, seen.windows[0], expected.settings, self.precision
         ):
@@ -186,6 +194,10 @@ def frozen(rate: float) -> Fault:
     return Fault(FaultKind.FROZEN, f"it is frozen, its requires_grad is False; Caffe trains it at lr {number(rate)}")
 
 
+ASCENT = Fault(FaultKind.RULE, "the weights go up the gradient, as with maximize=True; Caffe's go down")
+ASCENT_FIX = "remove maximize=True"
+
+
 def _unreadable() -> Fault:
     return Fault(FaultKind.UNOBSERVED, "lr and weight_decay cannot be read under an update rule that is not known")
 
@@ -209,11 +221,7 @@ def diagnose(
     if not reading.explains:
         return Effective(None, None), [*faults, _unreadable()]
     numbers = Effective(reading.lr, reading.weight_decay)
-    wanted, lr = all_expected[0].settings[0].rate, reading.rates[0]
-    if lr and wanted and lr * wanted < 0:
-        faults.append(Fault(FaultKind.LR, "it goes up the gradient, as with maximize=True; Caffe goes down"))
-        decay = None if reading.weight_decay is None else abs(reading.weight_decay)
-        numbers = Effective(abs(lr), decay)
+    lr = reading.rates[0]
     if not all_expected[0].window.moving and any(
         rate is not None and not close(rate, lr or 0.0) for rate in reading.rates
     ):

@@ -203,9 +203,11 @@ class Observations:
     iteration ``followed`` (0 where there is no scheduler). ``hooks`` is how many step hooks of the user's were not run,
     ``raised`` what ``step()`` raised once, and ``touched`` names the tensors of the real model that it changed, which
     have been put back where ``restored``.
-    ``clips`` is True where only faint gradients left numbers independent: the optimizer clips by their norm. ``clip``
-    is that norm where the solver has one to compare it with, infinite where nothing is clipped.
-    ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of.
+    ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
+    beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
+    number by itself.
+    ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of. ``stated`` is what each param
+    group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them.
     """
 
     windows: tuple[Window, ...]
@@ -222,4 +224,6 @@ class Observations:
     restored: bool = True
     clips: bool = False
     clip: float | None = None
+    value_clip: float | None = None
     precision: float = 2.0**-52
+    stated: tuple[tuple[float, float], ...] = ()

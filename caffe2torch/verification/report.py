@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from caffe2torch.binding.plan import Kind
-from caffe2torch.recipe import LearnableBlob, Note, SolverSettings, Source
+from caffe2torch.recipe import Accumulation, LearnableBlob, Note, SolverSettings, Source
 from caffe2torch.solver.float32 import shortest
 from caffe2torch.verification.layer_differences import Difference
 
@@ -276,7 +276,9 @@ class Report:
     ``model_checked`` is False where no model was given and the net's own parameters stood for it. ``bound`` is False
     where parameters were judged by their role alone, which is never ok. ``translating`` says that the optimizer is the
     tool's own: then a parameter that its user froze is no fault. ``group_names`` are what the param groups' own
-    ``name`` entries say, empty where a group has none.
+    ``name`` entries say, empty where a group has none. ``accumulation`` is how the gradients of ``iter_size`` passes
+    were taken to arrive, and ``group_scale`` what a param group has to say for an ``lr`` and a ``weight_decay`` of 1 in
+    Caffe: a step that does not divide summed gradients needs ``1 / iter_size`` and ``iter_size``.
 
     ``str(report)`` is the text table; a notebook shows the report by itself.
     """
@@ -295,6 +297,8 @@ class Report:
     translating: bool = False
     bound: bool = True
     group_names: tuple[str, ...] = ()
+    accumulation: Accumulation = Accumulation.SUM
+    group_scale: tuple[float, float] = (1.0, 1.0)
     curves: tuple[RateCurve, ...] = field(default=(), repr=False, compare=False)
 
     @property

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from caffe2torch.errors import describe
 from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.lr_policy import step_at
+from caffe2torch.verification.fit import close
 from caffe2torch.verification.optimizer_copy import (
     OptimizerCopy,
     bare_optimizer,
@@ -38,6 +40,7 @@ from caffe2torch.verification.optimizer_copy import (
     user_hooks,
 )
 from caffe2torch.verification.optimizer_copy import step as take_step
+from caffe2torch.verification.probe_sequence import STEPS as PROBE_STEPS
 from caffe2torch.verification.probe_sequence import Movements, Observation, Observations, ProbeSequence, Window, design
 from caffe2torch.verification.report import RateCurve
 
@@ -47,6 +50,7 @@ PROOF_NUMBERS = 2**18  # numbers in all probe tensors of the second run together
 PROOF_SIZE = 4096  # and in the largest of them: some kernels treat larger tensors in another way than small ones
 PROOF_LEAST = 64
 FAINT = 2.0**-20  # how much smaller the gradients get where the optimizer seems to clip them
+LARGE = 2.0**20  # how much larger those are that a clip of any usual bound would change
 
 
 def observe(
@@ -138,7 +142,9 @@ class _Run:
         self.not_elementwise: set[int] = set()
         self.clips = False
         self.clip: float | None = None
+        self.value_clip: float | None = None
         self.problem = ""
+        self.stated: tuple[tuple[float, float], ...] = ()
 
     def through(
         self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any, clip: float | None
@@ -155,8 +161,9 @@ class _Run:
                     advance(carrier.scheduler, self.at, planned.iteration)
                     self.at = planned.iteration
                 if not self.windows:
-                    window, moved = self._prove(carrier, planned)
-                    self.clip = clip_threshold(carrier, self.probed, planned, clip, self.started) if clip else None
+                    groups = carrier.optimizer.param_groups
+                    self.stated = tuple((_setting(group, "lr"), _setting(group, "weight_decay")) for group in groups)
+                    window, moved = self._prove(carrier, planned, clip)
                 else:
                     window = _fainter(planned) if self.clips else planned
                     moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
@@ -210,18 +217,61 @@ class _Run:
         added = replace(windows[0], iteration=max(change - 2, windows[0].iteration))
         return (windows[0], *sorted([added, *windows[1:]], key=lambda window: window.iteration))
 
-    def _prove(self, carrier: OptimizerCopy, window: Window) -> tuple[Window, dict[int, torch.Tensor]]:
+    def _prove(
+        self, carrier: OptimizerCopy, window: Window, clip: float | None
+    ) -> tuple[Window, dict[int, torch.Tensor]]:
         """Find what does not move number by number; where fainter gradients mend that, the optimizer clips.
 
-        Gives the window as it is to be run, and what moved in it.
+        Gradients far beyond ``clip`` are tried as well: an optimizer may clip there, or each number by its value. Gives
+        the window as it is to be run, and what moved in it.
         """
-        self.not_elementwise, moved = _not_elementwise(carrier, self.probed, window, self.elements, self.started)
-        if not self.not_elementwise:
-            return window, moved
-        fainter, moved_faintly = _not_elementwise(carrier, self.probed, _fainter(window), self.elements, self.started)
-        self.clips = fainter != self.not_elementwise
-        self.not_elementwise = fainter
-        return (_fainter(window), moved_faintly) if self.clips else (window, moved)
+
+        def moved(window: Window) -> dict[int, torch.Tensor]:
+            return run_window(carrier, self.probed, window, window.sequences, started=self.started)
+
+        faint, alone = _fainter(window), moved(window)
+        beyond, by_value = self._mixed(carrier, window, alone, large=clip is None)
+        self.not_elementwise, alone_faintly = beyond, None
+        if beyond:
+            alone_faintly = moved(faint)
+            self.not_elementwise, _ = self._mixed(carrier, faint, alone_faintly)
+            self.clips = self.not_elementwise != beyond
+        if clip:
+            self.clip = clip_threshold(carrier, self.probed, window, clip, self.started)
+            if self.clip is not None and not close(self.clip, clip, 1e-3):
+                beyond, by_value = self._mixed(carrier, window, alone, large=True)
+        if by_value or (beyond != self.not_elementwise and not (clip and self.clips)):
+            numbers = math.sqrt(sum(one.trains for one in self.probed))
+            bound = clip_threshold(carrier, self.probed, window, LARGE / REACH * numbers, self.started)
+            self.clip = math.inf if by_value else bound
+            self.value_clip = bound / numbers if by_value and bound else None
+            least = max(abs(g) for sequence in window.sequences for g in sequence.gradients)
+            self.clips = self.clips or (self.value_clip or math.inf) < least
+        return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
+
+    def _mixed(
+        self, carrier: OptimizerCopy, window: Window, alone: dict[int, torch.Tensor], *, large: bool = False
+    ) -> tuple[set[int], bool]:
+        """The ``id`` of every tensor of which a number moves otherwise than ``alone`` among other numbers.
+
+        With ``large``, very large gradients are among the others; then also whether they move as smaller ones do.
+        """
+        order = [len(window.sequences) - 1 - k % len(window.sequences) for k in range(self.elements)]
+        sequences = [window.sequences[k] for k in order]
+        bounds = [_pair(size) for size in (FAINT, LARGE)] if large else []
+        among = [*sequences, *chain.from_iterable(bounds)]
+        mixed = run_window(carrier, self.probed, window, among, along_last=True, started=self.started)
+        weights = torch.tensor([max(abs(w or 0.0) for w in sequence.weights) for sequence in sequences]).double()
+        rounding = 8 * precision(self.probed) * weights.unsqueeze(1)
+        found, alike = set(), []
+        for key, moved in alone.items():
+            expected, seen = moved[order], mixed[key][: len(order)]
+            same = torch.isclose(seen, expected, rtol=1e-9, atol=0.0, equal_nan=True)
+            if not bool((same | ((seen - expected).abs() <= rounding)).all()):
+                found.add(key)
+            small, other, huge, smaller = mixed[key][len(order) :, 1].tolist() if large else (0.0,) * 4
+            alike += [close(huge, smaller) and not close(small, other)] if huge else []
+        return found, any(alike)
 
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, told by the names of the model's parameters."""
@@ -254,30 +304,16 @@ class _Run:
             restored=self.restored,
             clips=self.clips,
             clip=self.clip,
+            value_clip=self.value_clip,
             precision=precision(self.probed),
+            stated=self.stated,
         )
 
 
-def _not_elementwise(
-    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, elements: int, started: bool
-) -> tuple[set[int], dict[int, torch.Tensor]]:
-    """The ``id`` of every tensor of which a number moves differently in another place, among other numbers.
-
-    With it the movements of ``run_window`` in the order of the window's sequences.
-    """
-    order = [len(window.sequences) - 1 - k % len(window.sequences) for k in range(elements)]
-    sequences = [window.sequences[k] for k in order]
-    alone = run_window(carrier, probed, window, window.sequences, started=started)
-    among = run_window(carrier, probed, window, sequences, along_last=True, started=started)
-    weights = torch.tensor([max(abs(w or 0.0) for w in sequence.weights) for sequence in sequences]).double()
-    rounding = 8 * precision(probed) * weights.unsqueeze(1)
-    found = set()
-    for key, moved in alone.items():
-        expected, seen = moved[order], among[key]
-        same = torch.isclose(seen, expected, rtol=1e-9, atol=0.0, equal_nan=True)
-        if not bool((same | ((seen - expected).abs() <= rounding)).all()):
-            found.add(key)
-    return found, alone
+def _pair(size: float) -> Iterator[ProbeSequence]:
+    """Two gradients of about one size, after one that is the same: no rule here takes them for equal."""
+    for gradient in (size, 0.9 * size):
+        yield ProbeSequence("bound", (0.0,) * PROBE_STEPS, (size / 64, gradient, *(0.0,) * (PROBE_STEPS - 2)))
 
 
 def _fainter(window: Window) -> Window:
@@ -453,7 +489,12 @@ def _leap(scheduler: Any, to: int) -> bool:
 
 def _rates(scheduler: Any) -> list[float]:
     groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
-    return [float(group["lr"]) if isinstance(group.get("lr"), float | int | torch.Tensor) else 0.0 for group in groups]
+    return [_setting(group, "lr") for group in groups]
+
+
+def _setting(group: dict[str, Any], name: str) -> float:
+    value = group.get(name)
+    return float(value) if isinstance(value, float | int | torch.Tensor) else 0.0
 
 
 LOOKS = 240
@@ -501,7 +542,7 @@ def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -
 REACH = 16.0  # how far beyond the expected norm is looked
 STEPS = 3
 _TOLERANCE = 1e-4
-_HALVINGS = 24
+_HALVINGS = 25
 
 
 def clip_threshold(
@@ -533,7 +574,8 @@ def clip_threshold(
 
     def same(norm: float) -> bool:
         tried = moved(norm)
-        return all(torch.allclose(tried[key], seen, rtol=1e-6, atol=0.0) for key, seen in clipped.items())
+        added = min(1e-6 / (norm * expected), 1e-2)  # torch's clip_grad_norm_ divides by the norm + 1e-6
+        return all(torch.allclose(tried[key], seen, rtol=1e-6 + added, atol=0.0) for key, seen in clipped.items())
 
     if same(1 + _TOLERANCE) and not same(1 - _TOLERANCE):
         return expected
@@ -541,6 +583,6 @@ def clip_threshold(
         return math.inf
     low, high = 0.0, REACH
     for _ in range(_HALVINGS):
-        middle = math.sqrt(max(low, REACH * 2.0**-20) * high)
+        middle = math.sqrt(max(low, REACH * 2.0**-40) * high)
         low, high = (low, middle) if same(middle) else (middle, high)
     return expected * high

@@ -10,6 +10,7 @@ from caffe2torch.recipe import Accumulation, Note, Severity, TrainingRecipe
 from caffe2torch.verification.checks import AccumulationReading, notes_of, run_checks
 from caffe2torch.verification.common_causes import explained, whole_causes
 from caffe2torch.verification.diagnose import Judge, Judgement, Multipliers, frozen
+from caffe2torch.verification.fit import still
 from caffe2torch.verification.probe_sequence import Observation, Observations
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
@@ -70,6 +71,8 @@ def verify(
         checks=run_checks(solver, judged, observations, found, translating=translating),
         model_checked=model_checked,
         translating=translating,
+        accumulation=accumulation,
+        group_scale=found.group_scale,
     )
     return explained(report)
 
@@ -86,13 +89,15 @@ def judge_rows(
     assert solver is not None
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
-    judge = Judge(solver, windows, iteration, observations.precision, accumulation is Accumulation.SUM)
     asked = {
         member.parameter: (Multipliers(group.lr_mult, group.decay_mult), group.factor)
         for group in groups
         for member in group.members
     }
     seen = {observation.parameter: observation for observation in observations.parameters}
+    judge = Judge(solver, windows, iteration, observations.precision, accumulation is Accumulation.SUM)
+    trained = [one for one in observations.parameters if one.parameter in asked and asked[one.parameter][0].lr_mult]
+    judge.ascending = all(judge.ascends(asked[one.parameter][0], one) for one in trained if not still(one.windows))
     claims = Counter(bound.name for bound in binding.blobs if bound.kind is Kind.PARAMETER)
     judged: dict[str, Judgement] = {}
     rows = tuple(_row(judge, bound, asked, seen, claims, observations, judged) for bound in binding.blobs)
