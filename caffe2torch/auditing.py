@@ -122,7 +122,11 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    curves = follow(optimizer, scheduler, solver.max_iter, start=report.iteration) if scheduler is not None else ()
+    curves = (
+        follow(optimizer, scheduler, solver.max_iter, start=report.iteration)
+        if scheduler is not None and not seen.metric
+        else ()
+    )
     if curves:
         report = at_another_rate(report, [group.get("initial_lr") for group in optimizer.param_groups])
         report = replace(report, checks=along_the_run(report.checks, solver, curves))

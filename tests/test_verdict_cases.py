@@ -228,6 +228,39 @@ def test_gradient_ascent_in_some_groups_is_a_fault_of_their_rows_beside_what_els
     assert "lr is 0.001, Caffe's is 0.002" in cause.message
 
 
+@pytest.mark.parametrize("policy", ["fixed", "step"])
+def test_a_schedule_that_follows_a_metric_differs_and_leaves_the_rest_judged(tmp_path: Path, policy: str) -> None:
+    model = Two()
+    optimizer = right(model)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    report = audit(recipe(tmp_path, STEP.replace("step", policy, 1)), model, optimizer, plateau)
+    assert not report.wrong
+    assert not report.causes
+    assert [one.name for one in report.differing] == ["rate schedule"]
+    assert "follows what ReduceLROnPlateau.step(metrics) is given" in str(report)
+    assert "raise" not in str(report)
+
+
+def test_a_parameter_in_two_optimizers_is_one_duplicate_that_names_both(tmp_path: Path) -> None:
+    model = Two()
+    stray = torch.optim.SGD([model.b.weight], lr=0.001, momentum=0.9, weight_decay=0.0005)
+    report = audit(recipe(tmp_path, STEP), model, [right(model), stray])
+    (row,) = report.wrong
+    assert (row.name, str(row.verdict), row.observed.lr) == ("b.weight", "duplicate", 0.002)
+    said = "it stands in group 0 of optimizer 1 and group 0 of optimizer 2: each step moves it 2 times"
+    assert row.reason == said
+
+
+def test_momentum_at_rate_changes_is_no_check_where_caffes_rate_is_constant(tmp_path: Path) -> None:
+    for scheduler in (step_lr, lambda optimizer: step_lr(optimizer, 3), lambda _: None):
+        model = Two()
+        optimizer = right(model)
+        solver = f'base_lr: 0.001 {USUAL} lr_policy: "fixed" max_iter: 2500'
+        report = audit(recipe(tmp_path, solver), model, optimizer, scheduler(optimizer))
+        assert "momentum at rate changes" not in [one.name for one in report.checks]
+        assert report.ok is (scheduler(optimizer) is None)
+
+
 class Clipping(torch.optim.SGD):
     """Clips in its step, by the norm or each number."""
 

@@ -112,6 +112,13 @@ def _schedule(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     start, moving = observations.windows[0].iteration, observations.windows[0].moving
     caffes = [i for i in changes(solver.policy, solver.max_iter) if i > start]
     first = _first_change(solver, start, caffes)
+    if observations.metric:
+        said = f"the rate follows what {observations.metric} is given; it was not followed beyond iteration {start}"
+        if solver.policy.type is PolicyType.PLATEAU:
+            return Check("rate schedule", Result.NOT_SEEN, "the rate follows the test's loss", seen=said)
+        policy = "the rate is constant" if first is None else f"{solver.policy.type}, changes at iteration {first}"
+        fault = Fault(FaultKind.SCHEDULE, f"{said}; Caffe's follows the iteration alone")
+        return Check("rate schedule", Result.DIFFERS, policy, (fault,), fix=AUDIT_FIX)
     if first is None and (not moving or observations.first_change is None):
         return None
     policy = "the rate is constant" if first is None else f"{solver.policy.type}, changes at iteration {first}"
@@ -263,8 +270,8 @@ def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     name, expected = "momentum at rate changes", "the history keeps the rates that it was made with"
     faults, concerned = _faults(judged, (FaultKind.RATE_CHANGE,))
     constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
-    if not faults and (not has_momentum(solver) or constant):
-        return None
+    if constant or (not faults and not has_momentum(solver)):
+        return None  # nothing changes in Caffe: a scheduler that does change the rate is the schedule's fault
     if faults:
         return Check(
             name,
@@ -276,8 +283,9 @@ def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observati
             parameters=concerned,
         )
     if not any(judgement.change_seen for judgement in judged.values()):
-        why = "no scheduler was given" if not observations.windows[0].moving else "no change of the rate was seen"
-        return Check(name, Result.NOT_SEEN, expected, seen=why, fix="give the scheduler as well")
+        moving = observations.windows[0].moving or observations.metric
+        why = "no change of the rate was seen" if moving else "no scheduler was given"
+        return Check(name, Result.NOT_SEEN, expected, seen=why, fix="" if moving else "give the scheduler as well")
     if any(fault.kind in (FaultKind.RULE, FaultKind.MOMENTUM) for one in judged.values() for fault in one.run):
         return None  # another rule has another history; the update rule says so
     return Check(name, Result.OK, expected, seen=expected)
@@ -360,7 +368,7 @@ def notes_of(observations: Observations) -> Iterator[str]:
             "what they do to a step was not seen"
         )
     if observations.raised:
-        yield f"a step or a scheduler raised once and not again: {observations.raised}"
+        yield observations.raised
     if observations.touched:
         names = ", ".join(observations.touched[:3]) + (", ..." if len(observations.touched) > 3 else "")
         back = "they are as before again" if observations.restored else "they could NOT be put back"

@@ -8,9 +8,11 @@ original. So the copy's attributes are copied here, with every parameter replace
 from __future__ import annotations
 
 import copy
+import inspect
 import types
 from collections import ChainMap, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ __all__ = [
     "bare_scheduler",
     "copy_optimizer",
     "group_names",
+    "group_places",
+    "metric_of",
     "runs_foreign_code",
     "step",
     "together",
@@ -119,6 +123,39 @@ def group_names(optimizer: Any) -> tuple[str, ...]:
     """
     names = (group.get("name") for group in bare_optimizer(optimizer).param_groups)
     return tuple(name if isinstance(name, str) else "" for name in names)
+
+
+def group_places(optimizer: Any) -> tuple[str, ...]:
+    """What to call each param group; of several optimizers, which one it belongs to.
+
+    >>> one, other = (torch.optim.SGD([torch.ones(1)]) for _ in range(2))
+    >>> group_places(one), group_places(together([one, other], [None, None])[0])
+    (('group 0',), ('group 0 of optimizer 1', 'group 0 of optimizer 2'))
+    """
+    if not isinstance(optimizer, _Optimizers):
+        return tuple(f"group {index}" for index in range(len(optimizer.param_groups)))
+    return tuple(
+        f"group {index} of optimizer {number}"
+        for number, one in enumerate(vars(optimizer).values(), start=1)
+        for index in range(len(one.param_groups))
+    )
+
+
+def metric_of(scheduler: Any) -> str:
+    """What a scheduler's ``step`` has to be given, as ``ReduceLROnPlateau``'s; empty where it can do without.
+
+    >>> metric_of(torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.ones(1)])))
+    'ReduceLROnPlateau.step(metrics)'
+    """
+    for one in vars(scheduler).values() if isinstance(scheduler, _Schedulers) else [scheduler]:
+        with suppress(TypeError, ValueError):  # what has no signature, or is no scheduler
+            parameters = inspect.signature(one.step).parameters.values()
+            needed = [
+                p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            ]
+            if needed:
+                return f"{type(one).__name__}.step({', '.join(needed)})"
+    return ""
 
 
 def bare_optimizer(optimizer: Any) -> Any:

@@ -201,13 +201,14 @@ class Observations:
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
     ``first_change`` is the first iteration at which the scheduler changed a rate, ``None`` where it did not up to
     iteration ``followed`` (0 where there is no scheduler). ``hooks`` is how many step hooks of the user's were not run,
-    ``raised`` what ``step()`` raised once, and ``touched`` names the tensors of the real model that it changed, which
+    ``raised`` what a step raised, and ``touched`` names the tensors of the real model that it changed, which
     have been put back where ``restored``.
     ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
     number by itself.
     ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of. ``stated`` is what each param
-    group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them.
+    group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
+    the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
     """
 
     windows: tuple[Window, ...]
@@ -227,3 +228,5 @@ class Observations:
     value_clip: float | None = None
     precision: float = 2.0**-52
     stated: tuple[tuple[float, float], ...] = ()
+    places: tuple[str, ...] = ()
+    metric: str = ""

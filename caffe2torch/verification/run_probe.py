@@ -36,6 +36,8 @@ from caffe2torch.verification.optimizer_copy import (
     bare_optimizer,
     bare_scheduler,
     copy_optimizer,
+    group_places,
+    metric_of,
     runs_foreign_code,
     user_hooks,
 )
@@ -76,6 +78,8 @@ def observe(
     """
     optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     start = iteration if iteration is not None else max(int(getattr(scheduler, "last_epoch", 0)), 0)
+    metric = "" if scheduler is None else metric_of(scheduler)
+    scheduler = None if metric else scheduler
     probed = subjects_of(optimizer)
     run = _Run(probed, start, clipped=solver.clip_gradients is not None)
     windows = design(solver, scheduled=scheduler is not None, numbers=run.elements * len(probed), start=start)
@@ -87,7 +91,7 @@ def observe(
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
     run.touched, run.restored = watched.put_back()
-    return run.observations(model)
+    return replace(run.observations(model), places=group_places(optimizer), metric=metric)
 
 
 class _Watched:
@@ -190,7 +194,7 @@ class _Run:
                 failures += 1
                 found = describe(error)
         if failures == 1:
-            self.raised = found
+            self.raised = f"a step raised once and not again: {found}"
         return failures == 2
 
     def _with_first_change(self, carrier: OptimizerCopy, windows: Sequence[Window]) -> Sequence[Window]:
@@ -205,7 +209,9 @@ class _Run:
             try:
                 ahead.scheduler.step()
             except Exception as error:
-                self.raised = self.raised or describe(error)
+                self.raised = (
+                    self.raised or f"the scheduler raises on its way to iteration {iteration}: {describe(error)}"
+                )
                 break
             self.followed = iteration
             if _rates(ahead.scheduler) != rates:

@@ -169,9 +169,8 @@ def _held(
     else:
         judgement = judge.judge(multipliers, seen)
     if len(seen.groups) > 1:
-        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups))  # which is why its numbers cannot be read
-        others = tuple(one for one in judgement.faults if one.kind is not FaultKind.UNOBSERVED)
-        return Judgement(expected, judgement.observed, (fault, *others)), Verdict.DUPLICATE
+        fault = Fault(FaultKind.DUPLICATE, _twice(seen.groups, observations.places))  # its numbers follow from that
+        return Judgement(expected, _rounded(judgement.observed), (fault,)), Verdict.DUPLICATE
     if {fault.kind for fault in judgement.faults} == {FaultKind.FROZEN}:
         return judgement, Verdict.FROZEN
     return judgement, Verdict.MISMATCH if judgement.faults else Verdict.OK
@@ -235,8 +234,13 @@ def _unclaimed(
     )
 
 
-def _twice(groups: Sequence[int]) -> str:
-    places = [f"group {group}" + (f" {count} times" if count > 1 else "") for group, count in Counter(groups).items()]
+def _rounded(seen: Effective) -> Effective:
+    """What several moves a step come to: each begins where the last one ended, which blurs their sum a little."""
+    return Effective(*(None if x is None else float(f"{x:.4g}") for x in (seen.lr, seen.weight_decay)))
+
+
+def _twice(groups: Sequence[int], names: Sequence[str]) -> str:
+    places = [names[group] + (f" {count} times" if count > 1 else "") for group, count in Counter(groups).items()]
     return f"it stands in {' and '.join(places)}: each step moves it {len(groups)} times"
 
 
