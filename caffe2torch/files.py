@@ -91,7 +91,7 @@ def read_text(path: str | PathLike[str], *, expected: str = "a net or a solver a
             _check_is_text(data, name, expected)
             data += file.read()
     except FileNotFoundError:
-        raise InputError("there is no such file", where=name) from None
+        raise InputError("there is no such file", where=name, hint=_near(Path(path))) from None
     except IsADirectoryError:
         raise InputError("this is a directory", where=name, expected=expected) from None
     except OSError as error:
@@ -102,6 +102,16 @@ def read_text(path: str | PathLike[str], *, expected: str = "a net or a solver a
     if not text.strip():
         raise InputError("the file is empty", where=name, expected=expected)
     return Source(name, text)
+
+
+def _near(path: Path) -> str | None:
+    """The files of the same folder that may be meant."""
+    from caffe2torch.wording import did_you_mean
+
+    try:
+        return did_you_mean(path.name, (one.name for one in path.parent.iterdir() if one.is_file()), 0.6)
+    except OSError:
+        return None
 
 
 def _check_is_text(head: bytes, name: str, expected: str) -> None:

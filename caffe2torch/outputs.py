@@ -34,7 +34,7 @@ from caffe2torch.errors import OutputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["check_outputs", "check_writable", "stream_of", "whole_file", "whole_files", "write_files"]
+__all__ = ["check_outputs", "check_writable", "is_stream", "stream_of", "whole_file", "whole_files", "write_files"]
 
 AnyPath = TypeVar("AnyPath", bound=str | os.PathLike[str])
 
@@ -109,6 +109,15 @@ def stream_of(path: str | os.PathLike[str]) -> int | None:
     place = os.fspath(path)
     named = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", place)
     return int(named[1]) if named else {"/dev/stdout": 1, "/dev/stderr": 2}.get(place)
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a device or a pipe, and no file.
+
+    >>> is_stream("/dev/stdout"), is_stream("optimizer.py")
+    (True, False)
+    """
+    return _target(path) is None
 
 
 def _target(path: str | os.PathLike[str]) -> Path | None:

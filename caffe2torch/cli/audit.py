@@ -19,7 +19,7 @@ from caffe2torch.cli.options import (
     refuse_reading_options,
     report_options,
 )
-from caffe2torch.cli.output import Outputs, report_file_text, show_report
+from caffe2torch.cli.output import Outputs, report_texts, show_report
 
 
 @click.command("audit")
@@ -68,7 +68,7 @@ def command(
     lock: str | None,
     write_names: str | None,
     fix: str | None,
-    report_file: str | None,
+    report_files: tuple[str, ...],
     style: str,
     full: bool,
     only: str | None,
@@ -92,7 +92,7 @@ def command(
     if lock is not None:
         refuse_reading_options("a lock")
     outputs = Outputs(
-        report_file, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler, loss), force=force
+        *report_files, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler, loss), force=force
     )
 
     from caffe2torch.lock import read_lock
@@ -120,9 +120,7 @@ def command(
             loss=None if loss is None else _loss(loss),
             **choices,
         )
-    written: dict[str, str | bytes] = {}
-    if report_file is not None:
-        written[report_file] = report_file_text(report, report_file)
+    written = report_texts(report, report_files)
     if write_names is not None:
         rows = tuple(BoundBlob(row.blob, row.kind, row.parameter, Evidence.NAMED) for row in report.rows)
         written[write_names] = tomli_w.dumps(names_of(Binding(report.model, rows)))

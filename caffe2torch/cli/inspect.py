@@ -8,7 +8,7 @@ from shutil import get_terminal_size
 import click
 
 from caffe2torch.cli.options import one_or_two_files, options_of_every_verb, read_files
-from caffe2torch.cli.output import on_terminal, say
+from caffe2torch.cli.output import say, sized
 
 PIPED = 160
 """Columns where nobody's terminal sets a bound: long names stay on one line, for those who search in it."""
@@ -34,5 +34,5 @@ def command(
 
     gc.disable()  # a short life that makes no garbage worth collecting, and a third of the time for large nets
     recipe = read_files(files)
-    width = max(get_terminal_size().columns, 40) if on_terminal() else PIPED
+    width = max(get_terminal_size().columns, 40) if sized() else PIPED
     say(render_recipe(recipe, style, width=width))

@@ -13,7 +13,7 @@ from caffe2torch.verification.report import FaultKind, Report
 
 __all__ = ["after_audit", "after_translate"]
 
-_OUTPUTS = {"output", "report_file", "write_names", "fix", "force"}
+_OUTPUTS = {"output", "report_files", "write_names", "fix", "force"}
 
 _KNOWN = {FaultKind.RATE_CHANGE, FaultKind.FROZEN}
 """What somebody may know of and accept, the rest being right."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from caffe2torch.cli.output import known_suffix
+from caffe2torch.cli.output import known_suffixes, say
 from caffe2torch.net.phases import PHASES
 from caffe2torch.recipe import TrainingRecipe
 from caffe2torch.verification.report import FaultKind
@@ -230,11 +230,12 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
         ),
         click.option(
             "--report",
-            "report_file",
+            "report_files",
+            multiple=True,
             type=click.Path(),
-            callback=known_suffix,
+            callback=known_suffixes,
             metavar="FILE",
-            help="Write the report: .html, .json, .md, .txt.",
+            help="Write the report: .html, .json, .md, .txt; several times for several.",
         ),
     ):
         function = option(function)
@@ -260,6 +261,7 @@ def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
     except IncompleteBindingError as error:
         if path is not None:
             write_files({path: error.draft}, force=force)
+            say(f"wrote {path}\n", err=True)
             error.hint = f"complete the draft in {path}, and give it to --names; or {error.hint}"
         else:
             error.hint = f"{error.hint}; --write-names FILE.toml writes a draft to complete"

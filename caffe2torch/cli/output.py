@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Outputs",
     "echo",
-    "known_suffix",
+    "known_suffixes",
     "on_terminal",
-    "report_file_text",
+    "report_texts",
     "say",
     "show_report",
     "silence",
+    "sized",
 ]
 
 REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
@@ -77,6 +78,11 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def sized() -> bool:
+    """Whether it is known how wide what is printed may be: from a terminal, or ``COLUMNS``."""
+    return on_terminal() or os.environ.get("COLUMNS", "").isdecimal()
+
+
 class Outputs:
     """The files that one command is to write, checked before anything is computed.
 
@@ -105,10 +111,13 @@ class Outputs:
         check_outputs(self.paths, [source.file for source in recipe.sources], force=self.force)
 
     def write(self, contents: dict[str, str | bytes]) -> None:
-        """Write all of them, or on an error none."""
-        from caffe2torch.outputs import write_files
+        """Write all of them, or on an error none, and say which."""
+        from caffe2torch.outputs import is_stream, write_files
 
         write_files(contents, force=self.force)
+        for path in contents:
+            if not is_stream(path):
+                say(f"wrote {path}\n", err=True)
 
 
 def _script(text: str) -> str:
@@ -117,11 +126,11 @@ def _script(text: str) -> str:
     return module if colon and module.endswith(".py") else text
 
 
-def report_file_text(report: Report, report_file: str) -> str:
-    """The report in the style that the ending of its file asks for."""
+def report_texts(report: Report, paths: Iterable[str]) -> dict[str, str | bytes]:
+    """The report for each file, in the style that its ending asks for."""
     from caffe2torch.report import render
 
-    return render(report, REPORTS[Path(report_file).suffix.lower()], full=True)
+    return {path: render(report, REPORTS[Path(path).suffix.lower()], full=True) for path in paths}
 
 
 def show_report(
@@ -131,7 +140,8 @@ def show_report(
     from caffe2torch.report import render
 
     colour = style == "text" and _coloured(err)
-    shown = render(report, style, colour=colour, full=full, only_wrong=only == "wrong", next_step=next_step)
+    options = {"full": full, "only_wrong": only == "wrong", "fit": sized()}
+    shown = render(report, style, colour=colour, next_step=next_step, **options)
     say(shown, err=err, colour=colour)
 
 
@@ -148,11 +158,10 @@ def _coloured(err: bool) -> bool:
     return wishes.get("color") == "always" or (not err and on_terminal() and not os.environ.get("NO_COLOR"))
 
 
-def known_suffix(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A callback that refuses a report of an unknown kind."""
+def known_suffixes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A callback that refuses a report of an unknown kind; a file that is named twice is written once."""
     del ctx, param
-    if value is None:
-        return None
-    if Path(value).suffix.lower() not in REPORTS:
-        raise click.BadParameter(f"{value!r} ends in none of {', '.join(REPORTS)}")
-    return value
+    for value in values:
+        if Path(value).suffix.lower() not in REPORTS:
+            raise click.BadParameter(f"{value!r} ends in none of {', '.join(REPORTS)}")
+    return tuple(dict.fromkeys(values))

@@ -18,7 +18,7 @@ from caffe2torch.cli.options import (
     read_model,
     report_options,
 )
-from caffe2torch.cli.output import Outputs, echo, report_file_text, show_report
+from caffe2torch.cli.output import Outputs, echo, report_texts, show_report
 
 
 @click.command("translate")
@@ -43,7 +43,7 @@ def command(
     initialize: bool,
     write_names: str | None,
     lock: str | None,
-    report_file: str | None,
+    report_files: tuple[str, ...],
     style: str,
     full: bool,
     only: str | None,
@@ -59,7 +59,7 @@ def command(
     """
     import tomli_w
 
-    outputs = Outputs(output, write_names, lock, report_file, inputs=(*files, names, model), force=force)
+    outputs = Outputs(output, write_names, lock, *report_files, inputs=(*files, names, model), force=force)
     recipe = read_files(files)
     outputs.check_against(recipe)
 
@@ -70,9 +70,7 @@ def command(
     built, named = read_model(model, names)
     with draft_to(write_names, force=force):
         t = translate(recipe, model=built, names=named, finetune=dict(finetune), **choices)
-    written: dict[str, str | bytes] = {}
-    if report_file is not None:
-        written[report_file] = report_file_text(t.report, report_file)
+    written = report_texts(t.report, report_files)
     if write_names is not None:
         written[write_names] = tomli_w.dumps(names_of(t.binding))
     if t.report.ok and output is not None:

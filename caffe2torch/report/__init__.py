@@ -17,6 +17,7 @@ def render(
     colour: bool = False,
     full: bool = False,
     only_wrong: bool = False,
+    fit: bool = False,
     next_step: str = "",
 ) -> str:
     """A report as ``text``, ``json``, ``md`` or ``html``; all but ``style`` is for text.
@@ -24,10 +25,12 @@ def render(
     Args:
         report: The report.
         style: What to write.
-        width: Columns; without it, coloured text is as wide as the terminal, and any other the same on every machine.
+        width: Columns; without it, text that has colours or is to ``fit`` is as wide as the terminal, and any other
+            the same on every machine.
         colour: With a terminal's colours.
         full: Every row. Else a table that is longer than a screen has a line for each group and role.
         only_wrong: Only what is not right.
+        fit: As wide and as long as the terminal is, which ``COLUMNS`` and ``LINES`` may state.
         next_step: What to do next, for the last line.
 
     Raises:
@@ -37,7 +40,7 @@ def render(
         case "text":
             from caffe2torch.report.text import SCREEN, WIDTH, View, render_text
 
-            terminal = get_terminal_size((WIDTH, SCREEN)) if colour else None
+            terminal = get_terminal_size((WIDTH, SCREEN)) if colour or fit else None
             rows = terminal.lines if terminal else SCREEN
             columns = max(terminal.columns, 40) if terminal else WIDTH
             return render_text(report, View(width or columns, colour, None if full else rows, only_wrong, next_step))

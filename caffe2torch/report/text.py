@@ -142,6 +142,7 @@ _NUMBERS = (
 COLUMNS = (Column("blob", folds=True), Column("parameter", folds=True), *_NUMBERS)
 FOLDED = (Column("role", folds=True), Column("blobs", right=True), *_NUMBERS)
 _RED, _GREEN, _BOLD, _OFF = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
+_COLOURS = {Result.DIFFERS: _RED, Result.NOT_SEEN: "\x1b[2m"}  # what nobody looked at is not green
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class View:
         width: Columns, as far as names allow it.
         colour: With a terminal's colours.
         rows: A longer table has a line for all blobs of one group, role, numbers and verdict; ``None``: every row.
-        only_wrong: Only the checks and rows that are not right, each of them.
+        only_wrong: Only the checks and rows that are not right.
         next_step: The command to type next, or what to do; the last line.
     """
 
@@ -164,7 +165,7 @@ class View:
 
     def folds(self, rows: Sequence[ReportRow]) -> bool:
         """Whether so many rows are shown by role."""
-        return self.rows is not None and len(rows) > self.rows and not self.only_wrong
+        return self.rows is not None and len(rows) > self.rows
 
 
 def render_text(report: Report, view: View | None = None, **settings: Any) -> str:
@@ -301,7 +302,7 @@ def _checks(checks: Sequence[Check], width: int, colour: bool) -> Iterator[str]:
         first, *others = wrap(visible(check.text), room, "")
         shown = f"{check.result:{result}}"
         if colour:
-            shown = f"{_RED if check.result is Result.DIFFERS else _GREEN}{shown}{_OFF}"
+            shown = f"{_COLOURS.get(check.result, _GREEN)}{shown}{_OFF}"
         yield f"{check.name:{name}}{shown}{first}".rstrip()
         yield from (" " * (name + result) + line for line in others)
 
