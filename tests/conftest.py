@@ -17,6 +17,10 @@ from places import REPOSITORY
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+# The width of what is printed is a matter of the test, not of who runs it; xdist sets it for its workers.
+for variable in ("COLUMNS", "LINES"):
+    os.environ.pop(variable, None)
+
 settings.register_profile(
     "caffe2torch",
     max_examples=50,

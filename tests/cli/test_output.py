@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -253,3 +254,45 @@ def test_an_output_to_stdout_is_alone_there(capfd: pytest.CaptureFixture[str]) -
     assert (status, stdout) == (0, "")
     assert "no model was checked" in stderr
     compile(capfd.readouterr().out, "optimizer.py", "exec")
+
+
+AUDIT = ("audit", "net.prototxt", "solver.prototxt", "--model", "port.py:Net", "--optimizer", "port.py:sgd")
+
+
+@pytest.fixture
+def port_with_sgd(folder: Path) -> None:
+    text = "\ndef sgd(model):\n    return torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)\n"
+    (folder / "port.py").write_text(PORT + text)
+
+
+@pytest.mark.usefixtures("port_with_sgd")
+def test_text_is_as_wide_as_columns_say_with_and_without_colours() -> None:
+    widest = {}
+    for columns in (None, "80", "200"):
+        for colour in ("never", "always"):
+            env = {"COLUMNS": columns, "NO_COLOR": None}
+            shown = click.unstyle(CliRunner().invoke(main, [*AUDIT, "--color", colour], env=env, color=True).stdout)
+            table = [line for line in shown.splitlines() if not line.startswith("Next")]
+            widest[columns, colour] = max(map(len, table))
+    assert widest["80", "never"] == widest["80", "always"] <= 80 < widest[None, "never"] <= 100
+    assert widest["200", "never"] > 100
+
+
+@pytest.mark.usefixtures("port_with_sgd")
+def test_every_report_that_is_named_is_written_once_and_every_file_is_said() -> None:
+    files = ("a.json", "b.md", "a.json")
+    options = [word for file in files for word in ("--report", file)]
+    result = CliRunner().invoke(main, [*AUDIT, *options, "--fix", "right.py"])
+    assert json.loads(Path("a.json").read_text())["checks"]
+    assert Path("b.md").read_text().startswith("#")
+    assert result.stderr == "wrote a.json\nwrote b.md\nwrote right.py\n"
+    quiet = CliRunner().invoke(main, [*AUDIT, *options, "--fix", "right.py", "--force", "--quiet"])
+    assert quiet.stderr == ""
+
+
+@pytest.mark.usefixtures("port_with_sgd")
+def test_a_misspelt_file_is_answered_with_those_of_its_folder() -> None:
+    result = CliRunner().invoke(main, ["inspect", "nett.prototxt"])
+    assert result.stderr.startswith("error: nett.prototxt: there is no such file")
+    assert "did you mean 'net.prototxt' or" in result.stderr
+    assert "did you mean" not in CliRunner().invoke(main, ["inspect", "nowhere/net.prototxt"]).stderr

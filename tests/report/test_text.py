@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 from report_runs import hostile, notebook, right
 
 from caffe2torch.report import render
@@ -128,6 +129,21 @@ def test_only_wrong_shows_what_is_not_right_and_nothing_else() -> None:
     assert shown == [f"{row.blob.name} {row.blob.role}" for row in report.wrong if isinstance(row, ReportRow)]
     assert "update rule" not in text
     assert text.splitlines()[-1] == str(report).splitlines()[-1]
+
+
+def test_only_wrong_folds_rows_as_the_whole_table_does() -> None:
+    folded = render_text(notebook(), only_wrong=True, rows=5, width=200)
+    (row,) = re.findall(r"^BN shift +8 .*mismatch$", folded, re.MULTILINE)
+    assert "8 rows by role; --full" in folded
+    assert row
+
+
+def test_what_was_not_seen_is_green_nowhere() -> None:
+    text = render_text(notebook(), colour=True, width=200)
+    assert re.search(r"^update rule +\x1b\[32mok", text, re.MULTILINE)
+    assert not re.search(r"\x1b\[32mnot seen", text)
+    css = (REPOSITORY / "caffe2torch/report/templates/page.css").read_text()
+    assert not [rule for rule in css.splitlines() if "not-seen" in rule and "good" in rule]
 
 
 def test_every_cause_has_its_rows_its_place_and_its_fix() -> None:
