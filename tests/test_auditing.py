@@ -287,7 +287,7 @@ OTHERS = {
     ),
     "ascent": (
         Port(vgg_net(), vgg, lambda model: ascending(two_groups(model))),
-        ["it goes up the gradient"],
+        ["the weights go up the gradient"],
     ),
 }  # fmt: skip
 

@@ -330,7 +330,9 @@ def _clipping(
     if not clip:
         if clip is not None or not (observations.clips or seen or observations.value_clip):
             return None
-        norm = "the optimizer clips gradients by their norm" + (f", beyond {seen:.4g}" if seen else "")
+        norm = "the optimizer clips gradients by their norm" + (
+            f", beyond {number(float(f'{seen:.3g}'))}" if seen else ""
+        )
         fault = Fault(FaultKind.CLIP, f"{by_value if observations.value_clip else norm}, the solver does not")
         return Check("clipping", Result.DIFFERS, "no clipping", (fault,), fix="let the step not clip")
     wanted = clip if accumulation is Accumulation.SUM else clip / max(solver.iter_size, 1)
