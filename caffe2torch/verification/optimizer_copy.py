@@ -147,7 +147,8 @@ def metric_of(scheduler: Any) -> str:
     >>> metric_of(torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.ones(1)])))
     'ReduceLROnPlateau.step(metrics)'
     """
-    for one in vars(scheduler).values() if isinstance(scheduler, _Schedulers) else [scheduler]:
+    own = [one for name, one in vars(scheduler).items() if name.startswith("scheduler_")]
+    for one in own if isinstance(scheduler, _Schedulers) else [scheduler]:
         with suppress(TypeError, ValueError):  # what has no signature, or is no scheduler
             parameters = inspect.signature(one.step).parameters.values()
             needed = [
