@@ -24,12 +24,15 @@ from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
-from caffe2torch.verification.probe_sequence import Observations
+from caffe2torch.verification.probe_sequence import Followed, Observations
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
 from caffe2torch.verification.run_probe import follow, observe
 from caffe2torch.verification.verify import judge_rows, verify
 
 __all__ = ["audit", "right_source"]
+
+UNSTATED = 100_000
+"""Iterations over which a scheduler is followed where the solver does not state a max_iter."""
 
 
 def audit(
@@ -122,18 +125,17 @@ def audit(
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
     report = verify(asked.recipe, asked.binding, asked.groups, seen, accumulation=reading.accumulation, reading=reading)
-    curves = (
-        follow(optimizer, scheduler, solver.max_iter, start=report.iteration)
-        if scheduler is not None and not seen.metric
-        else ()
-    )
-    if curves:
+    followed = Followed()
+    if scheduler is not None and not seen.metric:
+        followed = follow(optimizer, scheduler, solver.max_iter or UNSTATED, start=report.iteration)
         report = at_another_rate(report, [group.get("initial_lr") for group in optimizer.param_groups])
-        report = replace(report, checks=along_the_run(report.checks, solver, curves))
+        report = replace(report, checks=along_the_run(report.checks, solver, followed))
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
         checks = (*checks, found)
-    whole = replace(report, bound=not by_role, checks=checks, curves=curves, group_names=group_names(optimizer))
+    whole = replace(
+        report, bound=not by_role, checks=checks, curves=followed.curves, group_names=group_names(optimizer)
+    )
     return explained(whole.accepting(accepted))
 
 

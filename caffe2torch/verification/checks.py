@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
-from caffe2torch.solver.requirements import has_momentum
+from caffe2torch.solver.requirements import has_momentum, ramps
 from caffe2torch.solver.update_rules import History
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
+from caffe2torch.verification.probe_sequence import Followed, Observations, SettingChange, changes, rate_at
 from caffe2torch.verification.report import (
     Check,
     Fault,
@@ -134,12 +134,13 @@ def _schedule(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     elif first is None:
         message = f"the scheduler changes the rate at iteration {ours}, Caffe never does"
     elif late:
-        message = _late(late, first, observations)
+        message = _late(late, first, observations, solver)
     elif ours is not None and ours < first:
-        message = _once_per_epoch(ours, first)
+        message = _too_early(ours, first, observations.first_factor, solver)
     else:
-        where = ", ".join(map(str, caffes[:3] or [first]))
         unseen = [str(window.iteration) for window, _ in observations.unreached]
+        reached = [i for i in caffes[:3] or [first] if str(i - 2) not in unseen]
+        where = ", ".join(map(str, reached))
         if caffes and len(unseen) >= len(caffes):
             return Check(
                 "rate schedule", Result.NOT_SEEN, policy, seen=f"iteration {', '.join(unseen)} is out of reach"
@@ -160,22 +161,51 @@ _SCHEDULE_FIX = "call scheduler.step() after each optimizer.step(), with the pol
 _CONSTANT_FIX = "give no scheduler: Caffe's rate is constant"
 
 
-def along_the_run(checks: Sequence[Check], solver: SolverSettings, curves: Sequence[RateCurve]) -> tuple[Check, ...]:
-    """The checks with what the whole run shows of the rate: curves that leave Caffe's make ``rate schedule`` differ.
+def along_the_run(checks: Sequence[Check], solver: SolverSettings, followed: Followed) -> tuple[Check, ...]:
+    """The checks with what the whole run shows of a scheduler.
 
-    A curve is Caffe's where it is the same multiple of it everywhere; which multiple is a matter of the rows.
+    A curve is Caffe's where it is the same multiple of it everywhere; which multiple is a matter of the rows. What the
+    scheduler changes besides the rate is a difference of the update rule.
     """
-    left = next((why for curve in curves if (why := _leaves(solver, curve)) is not None), None)
-    if solver.policy.type is PolicyType.PLATEAU:
-        return tuple(checks)  # which follows the test's loss
-    if left is None or any(check.name == "rate schedule" and check.result is Result.DIFFERS for check in checks):
-        return tuple(checks)
+    rule = next((check for check in checks if check.name == "update rule"), None)
+    rate = next((check for check in checks if check.name == "rate schedule"), None)
+    others = [check for check in checks if check not in (rule, rate)]
+    if rule is not None and followed.changed and not ramps(solver):
+        rule = _with_changes(rule, followed.changed)
+    if followed.curves and solver.policy.type is not PolicyType.PLATEAU:  # which follows the test's loss
+        rate = _whole_schedule(rate, solver, followed.curves)
+    return (*([rule] if rule else []), *([rate] if rate else []), *others)
+
+
+def _with_changes(rule: Check, changed: Sequence[SettingChange]) -> Check:
+    faults = [
+        Fault(
+            FaultKind.WEIGHT_DECAY if one.name == "weight_decay" else FaultKind.MOMENTUM,
+            f"by iteration {one.iteration} the scheduler has changed {one.name} of group {one.group} from {one.before} "
+            f"to {one.after}; Caffe leaves it as it is",
+        )
+        for one in changed
+    ]
+    return replace(rule, result=Result.DIFFERS, seen="", faults=(*rule.faults, *faults), fix=rule.fix or AUDIT_FIX)
+
+
+def _whole_schedule(rate: Check | None, solver: SolverSettings, curves: Sequence[RateCurve]) -> Check | None:
+    if rate is not None and rate.result is Result.DIFFERS:
+        return rate
     constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
     policy = "the rate is constant" if constant else f"{solver.policy.type}"
-    fix = _CONSTANT_FIX if constant else _SCHEDULE_FIX
-    found = Check("rate schedule", Result.DIFFERS, policy, (Fault(FaultKind.SCHEDULE, left),), fix=fix)
-    others = [check for check in checks if check.name != "rate schedule"]
-    return (*others[:1], found, *others[1:])
+    if (left := next((why for curve in curves if (why := _leaves(solver, curve)) is not None), None)) is not None:
+        fix = _CONSTANT_FIX if constant else _SCHEDULE_FIX
+        return Check("rate schedule", Result.DIFFERS, policy, (Fault(FaultKind.SCHEDULE, left),), fix=fix)
+    last, ends = curves[0].points[-1][0], solver.max_iter - 1
+    if last >= ends > 0 or (last == curves[0].points[0][0] and rate is not None):
+        return rate
+    seen = f"as Caffe's up to iteration {last}, not looked at beyond" + (
+        f": max_iter is {ends + 1}" if ends > 0 else ""
+    )
+    found = rate or Check("rate schedule", Result.OK, policy)
+    changes_later = ends > 0 and rate_at(solver.policy, last) != rate_at(solver.policy, ends)
+    return replace(found, result=Result.NOT_SEEN if changes_later else found.result, seen=seen)
 
 
 def _leaves(solver: SolverSettings, curve: RateCurve) -> str | None:
@@ -235,7 +265,7 @@ def _first_change(solver: SolverSettings, start: int, caffes: Sequence[int]) -> 
     return next(near, next(iter(caffes), None))
 
 
-def _late(late: Mapping[str, Fault], caffes: int, observations: Observations) -> str:
+def _late(late: Mapping[str, Fault], caffes: int, observations: Observations, solver: SolverSettings) -> str:
     """Where the rates do not follow the policy, in Caffe's own numbers and the port's own."""
     first = min(fault.iteration or 0 for fault in late.values())
     at = [fault for fault in late.values() if fault.iteration == first]
@@ -244,7 +274,7 @@ def _late(late: Mapping[str, Fault], caffes: int, observations: Observations) ->
     if len(seen) == 1 < len(due) and seen != {0.0}:
         return f"at iteration {first} the scheduler makes every lr {number(seen.pop())}, whatever its multiplier"
     if ours is not None and ours < caffes:
-        return _once_per_epoch(ours, caffes)
+        return _too_early(ours, caffes, observations.first_factor, solver)
     if ours is None and observations.followed >= caffes:
         return f"the scheduler leaves the rate as it is; Caffe's first changes at iteration {caffes}"
     if ours is not None and caffes < ours and first <= ours:
@@ -259,11 +289,11 @@ def _late(late: Mapping[str, Fault], caffes: int, observations: Observations) ->
     )
 
 
-def _once_per_epoch(ours: int, caffes: int) -> str:
-    return (
-        f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}: "
-        "it counts epochs where Caffe counts iterations, or is stepped too often"
-    )
+def _too_early(ours: int, caffes: int, factor: float | None, solver: SolverSettings) -> str:
+    message = f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}"
+    if factor is None or not close(factor, solver.policy.gamma):
+        return message + ("" if factor is None else f"; it makes it {number(factor)} times what it was")
+    return f"{message}: it counts epochs where Caffe counts iterations, or is stepped too often"
 
 
 def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observations: Observations) -> Check | None:

@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
 from caffe2torch.solver import lr_policy
 from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
 from caffe2torch.solver.update_rules import StepSettings
+from caffe2torch.verification.report import RateCurve
 
 __all__ = [
     "ExpectedSteps",
+    "Followed",
     "Movements",
     "Observation",
     "Observations",
     "ProbeSequence",
+    "SettingChange",
     "Window",
     "changes",
     "design",
@@ -200,9 +204,9 @@ class Observations:
     could not be run, with the reason. ``problem`` says why nothing could be observed at all. ``foreign`` are shapes
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
     ``first_change`` is the first iteration at which the scheduler changed a rate, ``None`` where it did not up to
-    iteration ``followed`` (0 where there is no scheduler). ``hooks`` is how many step hooks of the user's were not run,
-    ``raised`` what a step raised, and ``touched`` names the tensors of the real model that it changed, which
-    have been put back where ``restored``.
+    iteration ``followed`` (0 where there is no scheduler), and ``first_factor`` what it multiplied the rate with.
+    ``hooks`` is how many step hooks of the user's were not run, ``raised`` what a step raised, and ``touched`` names
+    the tensors of the real model that it changed, which have been put back where ``restored``.
     ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
     number by itself.
@@ -218,6 +222,7 @@ class Observations:
     foreign: tuple[tuple[int, ...], ...] = ()
     buffers: tuple[str, ...] = ()
     first_change: int | None = None
+    first_factor: float | None = None
     followed: int = 0
     hooks: int = 0
     raised: str = ""
@@ -230,3 +235,21 @@ class Observations:
     stated: tuple[tuple[float, float], ...] = ()
     places: tuple[str, ...] = ()
     metric: str = ""
+
+
+class SettingChange(NamedTuple):
+    """A setting of a param group, not its rate, that a scheduler changed; ``iteration`` is where that was seen."""
+
+    iteration: int
+    group: int
+    name: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a scheduler does along a run: the rate of every group, and other settings that it changes."""
+
+    curves: tuple[RateCurve, ...] = ()
+    changed: tuple[SettingChange, ...] = ()

@@ -15,7 +15,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,7 +43,16 @@ from caffe2torch.verification.optimizer_copy import (
 )
 from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import STEPS as PROBE_STEPS
-from caffe2torch.verification.probe_sequence import Movements, Observation, Observations, ProbeSequence, Window, design
+from caffe2torch.verification.probe_sequence import (
+    Followed,
+    Movements,
+    Observation,
+    Observations,
+    ProbeSequence,
+    SettingChange,
+    Window,
+    design,
+)
 from caffe2torch.verification.report import RateCurve
 
 __all__ = ["follow", "observe"]
@@ -137,6 +146,7 @@ class _Run:
         self.moved: list[dict[int, Movements]] = []
         self.unreached: list[tuple[Window, str]] = []
         self.first_change: int | None = None
+        self.first_factor: float | None = None
         self.followed = start
         self.hooks = 0
         self.raised = ""
@@ -214,8 +224,9 @@ class _Run:
                 )
                 break
             self.followed = iteration
-            if _rates(ahead.scheduler) != rates:
+            if (now := _rates(ahead.scheduler)) != rates:
                 self.first_change = iteration
+                self.first_factor = next((b / a for a, b in zip(rates, now, strict=True) if a and a != b), None)
                 break
         change = self.first_change
         if change is None or any(window.iteration < change <= window.iterations[-1] for window in windows):
@@ -303,6 +314,7 @@ class _Run:
             foreign=tuple(tuple(s.tensor.shape) for s in self.probed if id(s.tensor) not in known),
             buffers=tuple(n for n, t in tensors if id(t) in held and not isinstance(t, torch.nn.Parameter)),
             first_change=self.first_change,
+            first_factor=self.first_factor,
             followed=self.followed,
             hooks=self.hooks,
             raised=self.raised,
@@ -504,43 +516,69 @@ def _setting(group: dict[str, Any], name: str) -> float:
 
 
 LOOKS = 240
-"""Iterations at which the curve of a scheduler over a run is looked at, where it can be set to any."""
+"""Iterations at which a scheduler is looked at over a run."""
 
 
-def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> tuple[RateCurve, ...]:
-    """The rate that a copy of ``scheduler`` gives each group from ``start`` on; groups of one curve are one.
+def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> Followed:
+    """The rate that a copy of ``scheduler`` gives each group from ``start`` on, and what else it changes.
 
-    A scheduler that cannot be set to an iteration is stepped, ``NEAR`` times at most. Whatever it raises ends its
-    curve, which may thus be shorter than the run.
+    A scheduler that cannot be set to an iteration is stepped, ``FARTHEST`` times at most. Whatever it raises ends its
+    curve, which may thus be shorter than the run. Groups of one curve are one.
 
     >>> weight = torch.nn.Parameter(torch.zeros(1))
     >>> optimizer = torch.optim.SGD([weight], lr=1.0)
-    >>> follow(optimizer, lr_scheduler.StepLR(optimizer, 2), 4)
+    >>> follow(optimizer, lr_scheduler.StepLR(optimizer, 2), 4).curves
     (RateCurve(groups=(0,), points=((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.1))),)
     """
     optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
     probed = subjects_of(optimizer)
     seen: dict[int, list[float]] = {}
+    settings: dict[int, list[dict[str, Any]]] = {}
     with undisturbed(probed), suppress(Exception):  # the checks say what it is
         copied = copy_optimizer(
             optimizer, scheduler, {id(one.tensor): one.probe_tensor(1) for one in probed}, started=True
         )
-        seen[start] = _rates(copied.scheduler)
+        seen[start], settings[start] = _rates(copied.scheduler), _settings(copied.scheduler)
         at = start
         for wanted in sorted({start + (iterations - 1 - start) * k // LOOKS for k in range(1, LOOKS + 1)}):
             if wanted <= at:
                 continue
             if not _leap(copied.scheduler, wanted):
-                if wanted - start > NEAR:
+                if wanted - start > FARTHEST:
                     break
                 for _ in range(at, wanted):
                     copied.scheduler.step()
             at = wanted
-            seen[at] = _rates(copied.scheduler)
+            seen[at], settings[at] = _rates(copied.scheduler), _settings(copied.scheduler)
     groups: dict[tuple[float, ...], list[int]] = {}
     for index, curve in enumerate(zip(*seen.values(), strict=True)):
         groups.setdefault(curve, []).append(index)
-    return tuple(RateCurve(tuple(found), tuple(zip(seen, curve, strict=True))) for curve, found in groups.items())
+    curves = (RateCurve(tuple(found), tuple(zip(seen, curve, strict=True))) for curve, found in groups.items())
+    return Followed(tuple(curves), tuple(_changed(settings)))
+
+
+def _settings(scheduler: Any) -> list[dict[str, Any]]:
+    """What each group states besides its rate, as far as it is numbers."""
+    groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
+    return [
+        {name: value for name, value in group.items() if isinstance(value, float | tuple) and name not in _RATES}
+        for group in groups
+    ]
+
+
+_RATES = frozenset({"lr", "initial_lr"})
+
+
+def _changed(settings: Mapping[int, list[dict[str, Any]]]) -> Iterator[SettingChange]:
+    """The first change of every setting that is not what it was at the first look."""
+    found: set[str] = set()
+    first = next(iter(settings.values()), [])
+    for iteration, groups in settings.items():
+        for group, (before, now) in enumerate(zip(first, groups, strict=True)):
+            for name in before.keys() & now.keys() - found:
+                if now[name] != before[name] and now[name] == now[name]:
+                    found.add(name)
+                    yield SettingChange(iteration, group, name, before[name], now[name])
 
 
 # Whether an optimizer clips gradients inside its step, and beyond which norm: told from what it does.

@@ -174,6 +174,6 @@ def test_caffes_own_scheduler_never_leaves_caffes_rate_along_the_run(solver: Sol
     ones = ((1.0, 1.0), (2.0, 0.0))
     case = Case(solver, ones, ones, scheduled=True)
     assert case.scheduler is not None
-    curves = follow(case.optimizer, case.scheduler, solver.max_iter)
-    assert curves
-    assert along_the_run((), solver, curves) == ()
+    followed = follow(case.optimizer, case.scheduler, solver.max_iter)
+    assert followed.curves
+    assert along_the_run((), solver, followed) == ()

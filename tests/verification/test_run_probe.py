@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.verification.candidate_rules import caffe_rule
 from caffe2torch.verification.fit import read
-from caffe2torch.verification.run_probe import NEAR, follow, observe
+from caffe2torch.verification.run_probe import FARTHEST, follow, observe
 from caffe2torch.verification.verify import verify
 
 
@@ -416,7 +416,7 @@ def test_scalars_halves_and_meta_tensors_are_probed() -> None:
 def test_a_scheduler_is_followed_over_the_run_and_left_as_it_was(optimizer: torch.optim.SGD) -> None:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [300, 700], gamma=0.1)
     before = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
-    curves = follow(optimizer, scheduler, 1000)
+    curves = follow(optimizer, scheduler, 1000).curves
     assert (optimizer.state_dict(), scheduler.state_dict()) == before
     assert sorted(group for curve in curves for group in curve.groups) == list(range(len(optimizer.param_groups)))
     for curve in curves:
@@ -428,13 +428,13 @@ def test_a_scheduler_is_followed_over_the_run_and_left_as_it_was(optimizer: torc
 
 def test_a_scheduler_is_followed_as_far_as_it_goes(optimizer: torch.optim.SGD) -> None:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)  # its step() wants a loss
-    assert {len(curve.points) for curve in follow(optimizer, plateau, 1000)} == {1}
+    assert {len(curve.points) for curve in follow(optimizer, plateau, 1000).curves} == {1}
     stepped = torch.optim.lr_scheduler.SequentialLR(  # which cannot be set to an iteration
         optimizer,
         [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
         [2],
     )
-    (curve, *_) = follow(optimizer, stepped, 1000 * NEAR)
+    (curve, *_) = follow(optimizer, stepped, 1000 * FARTHEST).curves
     assert [i for i, _ in curve.points] == [0]
-    (curve, *_) = follow(optimizer, stepped, 5)
+    (curve, *_) = follow(optimizer, stepped, 5).curves
     assert [i for i, _ in curve.points] == [0, 1, 2, 3, 4]
