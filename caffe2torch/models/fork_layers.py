@@ -109,7 +109,8 @@ class Lstm(LSTM):
     def step(self, gates: Tensor, goes_on: Tensor, state: list[Tensor]) -> list[Tensor]:
         """Hidden and cell state."""
         if self.clipping_threshold > 0 and gates.requires_grad:
-            gates.register_hook(lambda gradient: gradient.clamp(-self.clipping_threshold, self.clipping_threshold))
+            bound = self.clipping_threshold
+            gates.register_hook(lambda gradient: gradient.clamp(-bound, bound))  # type: ignore[no-untyped-call]  # torch annotates it in part
         return super().step(gates, goes_on, state)
 
 

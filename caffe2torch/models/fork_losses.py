@@ -150,6 +150,7 @@ class CenterLoss(nn.Module):
         counts = x.new_zeros(len(self.centers)).index_add(0, labels, torch.ones_like(labels, dtype=x.dtype))
         away = ((own - x.detach()).square().sum(1) / (2 * (counts[labels] + 1))).sum()
         if away.requires_grad:
-            away.register_hook(torch.ones_like)  # its gradient is 1, whatever the loss is multiplied with
+            # its gradient is 1, whatever the loss is multiplied with
+            away.register_hook(torch.ones_like)  # type: ignore[no-untyped-call]  # torch annotates it in part
         loss = (x - own.detach()).square().sum() / (2 * len(x))
         return value_of(loss, gradient_of=loss + away)
