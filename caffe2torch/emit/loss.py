@@ -12,13 +12,13 @@ from caffe2torch.models.losses import LOSSES, stock_call
 from caffe2torch.models.net_loss import LossTerm, loss_terms
 from caffe2torch.net.layer_rules import number
 from caffe2torch.net.loss_settings import (
-    Normalization,
     class_axis,
     class_weights,
     ignore_label,
     normalization,
     propagate_down,
 )
+from caffe2torch.net.normalization import Normalization
 from caffe2torch.recipe import Layer, TrainingRecipe
 
 __all__ = ["loss_source"]

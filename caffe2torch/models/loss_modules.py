@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.models.loss_functions import contrastive_loss, infogain_sum, value_of
 from caffe2torch.models.loss_inputs import class_numbers, classes_first, in_range, no_gradient, shaped, sizes
-from caffe2torch.net.loss_settings import Normalization
+from caffe2torch.net.normalization import Normalization
 
 __all__ = [
     "CaffeSoftmaxLoss",

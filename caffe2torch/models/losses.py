@@ -21,13 +21,13 @@ from caffe2torch.models.loss_modules import (
 )
 from caffe2torch.net.layer_rules import nested, number
 from caffe2torch.net.loss_settings import (
-    Normalization,
     class_axis,
     class_weights,
     ignore_label,
     normalization,
     propagate_down,
 )
+from caffe2torch.net.normalization import Normalization
 from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.recipe import Layer
 

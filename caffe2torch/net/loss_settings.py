@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 from caffe2torch.errors import NetError
 from caffe2torch.net.layer_rules import nested
+from caffe2torch.net.normalization import Normalization
 from caffe2torch.recipe import Layer
 
 __all__ = [
-    "Normalization",
     "class_axis",
     "class_weights",
     "ignore_label",
@@ -19,15 +18,6 @@ __all__ = [
     "normalization",
     "propagate_down",
 ]
-
-
-class Normalization(StrEnum):
-    """What the summed loss is divided by (``LossParameter.NormalizationMode``), at least 1 in every case."""
-
-    FULL = "FULL"  # the number of labels, ignored ones included
-    VALID = "VALID"  # the number of labels that are not ignored
-    BATCH_SIZE = "BATCH_SIZE"  # the product of the axes before the class axis: the number of images for axis 1
-    NONE = "NONE"  # 1
 
 
 def is_loss(layer: Layer) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.models import CaffeSoftmaxLoss
-from caffe2torch.net.loss_settings import Normalization
+from caffe2torch.net.normalization import Normalization
 
 FLT_MIN = torch.finfo(torch.float32).tiny
 
