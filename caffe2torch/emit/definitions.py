@@ -12,7 +12,7 @@ __all__ = ["MODEL", "OPTIMIZER", "definitions", "import_lines", "known"]
 OPTIMIZER = ("solver/lr_policy", "optim/solvers", "binding/layout", "snapshot/fillers", "models/loss_functions")
 MODEL = (
     *("models/functions", "models/layers", "models/segnet_basic"),
-    *("models/loss_functions", "models/loss_inputs", "models/loss_modules"),
+    *("net/normalization", "models/loss_functions", "models/loss_inputs", "models/loss_modules"),
     *("models/fork_losses", "models/fork_layers", "models/meanfield"),
 )
 """Where the definitions of a file are taken from, in the order in which it has them. They are read, not imported."""

@@ -8,18 +8,17 @@ from itertools import zip_longest
 
 from caffe2torch.emit.definitions import definitions
 from caffe2torch.errors import NetError, UnsupportedError
-from caffe2torch.models.loss_modules import Normalization
-from caffe2torch.models.losses import (
-    LOSSES,
+from caffe2torch.models.losses import LOSSES, stock_call
+from caffe2torch.models.net_loss import LossTerm, loss_terms
+from caffe2torch.net.layer_rules import number
+from caffe2torch.net.loss_settings import (
     class_axis,
     class_weights,
     ignore_label,
     normalization,
-    number,
     propagate_down,
-    stock_call,
 )
-from caffe2torch.models.net_loss import LossTerm, loss_terms
+from caffe2torch.net.normalization import Normalization
 from caffe2torch.recipe import Layer, TrainingRecipe
 
 __all__ = ["loss_source"]
@@ -173,7 +172,7 @@ def _hinge(layer: Layer, scores: str, labels: str) -> str:
 
 def _contrastive(layer: Layer, a: str, b: str, similar: str) -> str:
     legacy = ", legacy=True" if layer.settings.get("legacy_version") else ""
-    return f"contrastive_loss({a}, {b}, {similar}, margin={number(layer, 'margin', 1.0)!r}{legacy})"
+    return f"contrastive_loss({a}, {b}, {similar}, margin={number(layer.settings, 'margin', 1.0)!r}{legacy})"
 
 
 def _multinomial(_: Layer, probabilities: str, labels: str) -> str:
@@ -182,7 +181,8 @@ def _multinomial(_: Layer, probabilities: str, labels: str) -> str:
 
 
 def _smooth_l1(layer: Layer, a: str, b: str, inside: str | None = None, outside: str | None = None) -> str:
-    beta = "" if number(layer, "sigma", 1.0) == 1 else f", beta=1 / {number(layer, 'sigma', 1.0)!r}**2"
+    sigma = number(layer.settings, "sigma", 1.0)
+    beta = "" if sigma == 1 else f", beta=1 / {sigma!r}**2"
     if inside is None:
         return f'F.smooth_l1_loss({a}, {b}{beta}, reduction="sum") / {a}.shape[0]'
     if outside is None:  # the fork's first version leaves the weights out of the gradient

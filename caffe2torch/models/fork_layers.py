@@ -85,22 +85,6 @@ class ContinuationIndicator(nn.Module):
         return self.indicator
 
 
-class _Clipped(torch.autograd.Function):
-    """A value whose gradient is kept within a bound."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor, bound: float) -> Tensor:
-        """The value."""
-        ctx.bound = bound  # type: ignore[attr-defined]  # torch's way to hand something to backward
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient, each number at most the bound away from 0."""
-        bound = ctx.bound  # type: ignore[attr-defined]
-        return gradient.clamp(-bound, bound), None
-
-
 class Lstm(LSTM):
     """junhyukoh's ``lstm_layer.cu``: ``(T * N, ...)`` and indicators ``clip``, ``(T * N,)``, to ``(T * N, hidden)``.
 
@@ -124,8 +108,9 @@ class Lstm(LSTM):
 
     def step(self, gates: Tensor, goes_on: Tensor, state: list[Tensor]) -> list[Tensor]:
         """Hidden and cell state."""
-        if self.clipping_threshold > 0:
-            gates = _Clipped.apply(gates, self.clipping_threshold)
+        if self.clipping_threshold > 0 and gates.requires_grad:
+            bound = self.clipping_threshold
+            gates.register_hook(lambda gradient: gradient.clamp(-bound, bound))  # type: ignore[no-untyped-call]  # torch annotates it in part
         return super().step(gates, goes_on, state)
 
 

@@ -132,22 +132,6 @@ def general_contrastive_loss(
     return loss, means.detach()
 
 
-class _Unweighted(torch.autograd.Function):
-    """A value whose gradient is 1, whatever the loss is multiplied with."""
-
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        """The value."""
-        del ctx
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        """Ones."""
-        del ctx
-        return torch.ones_like(gradient)
-
-
 class CenterLoss(nn.Module):
     """caffe-face's ``center_loss_layer.cpp``: squared distances of rows to the centers of their classes, over 2N.
 
@@ -164,6 +148,9 @@ class CenterLoss(nn.Module):
         x, labels = x.flatten(1), labels.flatten().long()
         own = self.centers[labels]
         counts = x.new_zeros(len(self.centers)).index_add(0, labels, torch.ones_like(labels, dtype=x.dtype))
-        away = (own - x.detach()).square().sum(1) / (2 * (counts[labels] + 1))
+        away = ((own - x.detach()).square().sum(1) / (2 * (counts[labels] + 1))).sum()
+        if away.requires_grad:
+            # its gradient is 1, whatever the loss is multiplied with
+            away.register_hook(torch.ones_like)  # type: ignore[no-untyped-call]  # torch annotates it in part
         loss = (x - own.detach()).square().sum() / (2 * len(x))
-        return value_of(loss, gradient_of=loss + _Unweighted.apply(away.sum()))
+        return value_of(loss, gradient_of=loss + away)

@@ -92,9 +92,12 @@ def unpool(x: Tensor, mask: Tensor, size: Sizes | None = None, scale: Sizes = (2
 
     The new size is ``size``, or ``scale`` times the old one less ``less``.
     """
-    height, width = size or (x.shape[2] * scale[0] - less[0], x.shape[3] * scale[1] - less[1])
-    zeros = x.new_zeros(*x.shape[:2], height * width)
-    return zeros.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(*x.shape[:2], height, width)
+    # What F.max_unpool2d gives; but that one refuses to run under torch.use_deterministic_algorithms.
+    if size is None:
+        size = x.shape[2] * scale[0] - less[0], x.shape[3] * scale[1] - less[1]
+    images, channels, height, width = x.shape[0], x.shape[1], size[0], size[1]
+    zeros = x.new_zeros(images, channels, height * width)
+    return zeros.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(images, channels, height, width)
 
 
 def interp(

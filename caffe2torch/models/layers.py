@@ -232,9 +232,7 @@ class Normalize(nn.Module):
         """``(N, C, ...)`` to the same shape."""
         axes = tuple(range(1, x.dim())) if self.across_spatial else (1,)
         y = x / ((x * x).sum(axes, keepdim=True) + self.eps).sqrt()
-        if self.weight is None:
-            return y
-        return y * self.weight.reshape(self.weight.shape + (1,) * (x.dim() - 2) if self.weight.dim() else ())
+        return y if self.weight is None else y * spread(self.weight, x, 1)
 
 
 class StochasticPool(nn.Module):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import StrEnum
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.models.loss_functions import contrastive_loss, infogain_sum, value_of
 from caffe2torch.models.loss_inputs import class_numbers, classes_first, in_range, no_gradient, shaped, sizes
+from caffe2torch.net.normalization import Normalization
 
 __all__ = [
     "CaffeSoftmaxLoss",
@@ -26,7 +26,6 @@ __all__ = [
     "HingeLoss",
     "InfogainLoss",
     "MultinomialLogisticLoss",
-    "Normalization",
     "SigmoidCrossEntropyLoss",
     "SmoothL1Loss",
 ]
@@ -34,15 +33,6 @@ __all__ = [
 _LOG_FLT_MIN = math.log(torch.finfo(torch.float32).tiny)  # Caffe takes the logarithm of max(probability, FLT_MIN)
 _FLOOR = 1e-20  # kLOG_THRESHOLD
 _NOTHING_IGNORED = torch.iinfo(torch.int64).min  # torch's own default ignores -100
-
-
-class Normalization(StrEnum):
-    """What the summed loss is divided by (``LossParameter.NormalizationMode``), at least 1 in every case."""
-
-    FULL = "FULL"  # the number of labels, ignored ones included
-    VALID = "VALID"  # the number of labels that are not ignored
-    BATCH_SIZE = "BATCH_SIZE"  # the product of the axes before the class axis: the number of images for axis 1
-    NONE = "NONE"  # 1
 
 
 class _Loss(nn.Module):

@@ -1,10 +1,9 @@
-"""Which module each of Caffe's loss layers is, and with which weight its tops count."""
+"""Which module each of Caffe's loss layers is, and which torch call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -17,88 +16,26 @@ from caffe2torch.models.loss_modules import (
     HingeLoss,
     InfogainLoss,
     MultinomialLogisticLoss,
-    Normalization,
     SigmoidCrossEntropyLoss,
     SmoothL1Loss,
 )
-from caffe2torch.net.layer_rules import nested
+from caffe2torch.net.layer_rules import nested, number
+from caffe2torch.net.loss_settings import (
+    class_axis,
+    class_weights,
+    ignore_label,
+    normalization,
+    propagate_down,
+)
+from caffe2torch.net.normalization import Normalization
+from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.recipe import Layer
 
-__all__ = [
-    "LOSSES",
-    "LossLayer",
-    "class_axis",
-    "class_weights",
-    "ignore_label",
-    "is_loss",
-    "loss_weights",
-    "normalization",
-    "number",
-    "propagate_down",
-    "stock_call",
-]
-
-
-def loss_weights(layer: Layer) -> tuple[float, ...]:
-    """The weight of each top in the net's loss, ``weight * top.sum()``: what ``loss_weight`` states.
-
-    Where it states nothing, 1 for the first top of a loss layer and 0 for every other top.
-
-    Raises:
-        NetError: The layer states some weights, but not one per top.
-
-    >>> from caffe2torch.errors import SourceLocation
-    >>> layer = Layer("loss", "EuclideanLoss", ("a", "b"), ("loss",), {}, ((),), (), SourceLocation("net", 1, 1))
-    >>> loss_weights(layer)
-    (1.0,)
-    """
-    tops = max(len(layer.tops), is_loss(layer))  # Caffe makes a loss layer's top where the file names none
-    if weights := _stated(layer, "loss_weight", tops, "tops"):
-        return tuple(float(weight) for weight in weights)
-    return (float(is_loss(layer)), *(0.0 for _ in range(1, tops))) if tops else ()
-
-
-def propagate_down(layer: Layer) -> tuple[bool | None, ...]:
-    """For each bottom whether the layer asks for a gradient or forbids it; ``None`` where it states nothing.
-
-    Raises:
-        NetError: It states some of them, but not one per bottom.
-    """
-    flags = _stated(layer, "propagate_down", len(layer.bottoms), "bottoms")
-    return tuple(bool(flag) for flag in flags) or (None,) * len(layer.bottoms)
-
-
-def _stated(layer: Layer, setting: str, count: int, of: str) -> tuple[Any, ...]:
-    """What a layer states for each of its tops or bottoms; empty if it states nothing."""
-    stated = layer.settings.get(setting, ())
-    values = stated if isinstance(stated, tuple) else (stated,)
-    if len(values) not in (0, count):
-        what = f" states {setting} for some of its {of}"
-        raise _refused(layer, what, found=f"{len(values)} values, {count} {of}", expected=f"none, or one per {of[:-1]}")
-    return values
+__all__ = ["LOSSES", "LossLayer", "stock_call"]
 
 
 def _refused(layer: Layer, what: str, **sides: str) -> NetError:
     return NetError(f"layer {layer.name!r}{what}", where=layer.where, **sides)
-
-
-def is_loss(layer: Layer) -> bool:
-    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
-    return "Loss" in layer.type
-
-
-def normalization(layer: Layer) -> Normalization:
-    """The divisor that a layer's ``loss_param`` asks for; ``normalization``, where stated, wins over ``normalize``."""
-    settings = nested(layer.settings, "loss_param")
-    if (stated := settings.get("normalization")) is not None:
-        try:
-            return Normalization(str(stated))
-        except ValueError:
-            expected = ", ".join(Normalization)
-            raise NetError(f"no normalization {stated!r}", where=layer.where, expected=expected) from None
-    if (normalize := settings.get("normalize")) is not None:
-        return Normalization.VALID if normalize else Normalization.BATCH_SIZE
-    return Normalization.BATCH_SIZE if layer.type == "SigmoidCrossEntropyLoss" else Normalization.VALID
 
 
 def _softmax(layer: Layer) -> Spec:
@@ -129,7 +66,11 @@ def _sigmoid(layer: Layer) -> Spec:
 
 def _contrastive(layer: Layer) -> Spec:
     legacy = bool(layer.settings.get("legacy_version", False))
-    return spec(ContrastiveLoss, margin=number(layer, "margin", 1.0), legacy_version=legacy)
+    return spec(ContrastiveLoss, margin=number(layer.settings, "margin", 1.0), legacy_version=legacy)
+
+
+def _smooth_l1(layer: Layer) -> Spec:
+    return spec(SmoothL1Loss, sigma=number(layer.settings, "sigma", 1.0))
 
 
 @dataclass(frozen=True)
@@ -158,7 +99,10 @@ class LossLayer:
             if flag is True:
                 what = f": Caffe gives {bottom!r} no gradient, and propagate_down asks for one"
                 raise _refused(layer, what, hint="state propagate_down: false for it")
-        return self.module(layer)
+        try:
+            return self.module(layer)
+        except MisfitError as misfit:
+            raise _refused(layer, f": {misfit.message}") from None
 
 
 LOSSES: Mapping[str, LossLayer] = {
@@ -168,7 +112,7 @@ LOSSES: Mapping[str, LossLayer] = {
     "InfogainLoss": LossLayer((2, 3), _infogain),
     "MultinomialLogisticLoss": LossLayer((2, 2), lambda _: spec(MultinomialLogisticLoss)),
     "SigmoidCrossEntropyLoss": LossLayer((2, 2), _sigmoid),
-    "SmoothL1Loss": LossLayer((2, 4), lambda layer: spec(SmoothL1Loss, sigma=number(layer, "sigma", 1.0)), learns=2),
+    "SmoothL1Loss": LossLayer((2, 4), _smooth_l1, learns=2),
     "SoftmaxWithLoss": LossLayer((2, 2), _softmax),
 }
 """From a layer's type to what builds its module: ``forward(*bottoms)`` is the unweighted loss, its first top."""
@@ -204,30 +148,3 @@ def stock_call(layer: Layer) -> str | None:
     if ignored is not None:
         arguments.insert(0, f"ignore_index={ignored}")
     return f"torch.nn.CrossEntropyLoss({', '.join(arguments)})"
-
-
-def class_weights(layer: Layer) -> tuple[float, ...] | None:
-    """The SegNet fork's class weights; stated alone, without ``weight_by_label_freqs``, they do not count."""
-    settings = nested(layer.settings, "loss_param")
-    weights = settings.get("class_weighting", ())
-    return weights if settings.get("weight_by_label_freqs") and isinstance(weights, tuple) else None
-
-
-def ignore_label(layer: Layer) -> int | None:
-    """The label that costs nothing, if there is one."""
-    value = nested(layer.settings, "loss_param").get("ignore_label")
-    return value if isinstance(value, int) else None
-
-
-def class_axis(layer: Layer) -> int:
-    """The axis of the scores that holds the classes."""
-    value = layer.settings.get("axis", 1)
-    return value if isinstance(value, int) else 1
-
-
-def number(layer: Layer, name: str, default: float) -> float:
-    """A setting that is a number."""
-    value = layer.settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _refused(layer, f": {name} should be a number", found=repr(value))
-    return float(value)

@@ -81,13 +81,13 @@ def permutohedral_lattice(features: Tensor) -> Lattice:
     shifts = (d + 1) * F.pad(strides, (0, 1)) - strides.sum()
     neighbours = [(_places(codes, codes + shift), _places(codes, codes - shift)) for shift in shifts]
     order = vertices.flatten().argsort(stable=True)
-    starts = torch.searchsorted(vertices.flatten()[order], torch.arange(len(codes), device=codes.device))
+    starts = torch.searchsorted(vertices.flatten()[order], torch.arange(codes.shape[0], device=codes.device))
     return vertices, weights, order, starts, neighbours
 
 
 def _places(codes: Tensor, wanted: Tensor) -> Tensor:
     """Where each of the wanted stands among sorted codes, from 1 on; 0 for what is not among them."""
-    places = torch.searchsorted(codes, wanted).clamp_max(len(codes) - 1)
+    places = torch.searchsorted(codes, wanted).clamp_max(codes.shape[0] - 1)
     return torch.where(codes[places] == wanted, places + 1, 0)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models.builders import BUILDERS
-from caffe2torch.models.losses import LOSSES, is_loss, loss_weights, propagate_down
+from caffe2torch.models.losses import LOSSES
+from caffe2torch.net.loss_settings import is_loss, loss_weights, propagate_down
 from caffe2torch.recipe import Layer, TrainingRecipe
 
 __all__ = ["LossTerm", "NetLoss", "build_loss", "loss_terms"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import wrap
 
 from caffe2torch.errors import Caffe2TorchError
+from caffe2torch.models.functions import unpool
 
 __all__ = ["BN", "SegNetBasic"]
 
@@ -92,11 +93,7 @@ def _encode(x: Tensor, conv: nn.Conv2d, bn: BN) -> tuple[Tensor, Tensor, torch.S
 
 def _decode(x: Tensor, mask: Tensor, size: torch.Size, conv: nn.Conv2d, bn: BN) -> Tensor:
     """Put each value back where its maximum was, zeros elsewhere, and convolve; there is no ReLU."""
-    # What F.max_unpool2d gives; but that one refuses to run under torch.use_deterministic_algorithms.
-    images, channels, height, width = x.shape[0], x.shape[1], size[0], size[1]
-    zeros = x.new_zeros(images, channels, height * width)
-    x = zeros.scatter(2, mask.flatten(2), x.flatten(2)).view(images, channels, height, width)
-    normalized: Tensor = bn(conv(x))
+    normalized: Tensor = bn(conv(unpool(x, mask, size)))
     return normalized
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from caffe2torch.errors import SourceLocation, listed
 from caffe2torch.net.layer_rules import losses, nested
 from caffe2torch.net.layer_types import LAYER_TYPES
+from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
 from caffe2torch.solver.float32 import format32
 
@@ -253,7 +254,7 @@ def _is_loss(layer: Layer) -> bool:
     if isinstance(weights, tuple) and weights:
         return any(weights)
     row = LAYER_TYPES.get(layer.type)
-    return "Loss" in layer.type or (layer.type != "Python" if row is None else row.tops is losses)
+    return is_loss(layer) or (layer.type != "Python" if row is None else row.tops is losses)
 
 
 # Notes of one file: what holds for many layers in the same words becomes one note, at the first of them.

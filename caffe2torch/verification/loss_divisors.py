@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caffe2torch.models.loss_modules import Normalization
-from caffe2torch.models.losses import class_axis, class_weights, ignore_label, normalization
 from caffe2torch.models.net_loss import LossTerm
+from caffe2torch.net.loss_settings import class_axis, class_weights, ignore_label, normalization
+from caffe2torch.net.normalization import Normalization
 
 __all__ = ["Divisor", "divisor_of", "divisors"]
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from caffe2torch.models.losses import LOSSES, class_axis, ignore_label, number
+from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.net_loss import LossTerm
+from caffe2torch.net.layer_rules import number
+from caffe2torch.net.loss_settings import class_axis, ignore_label
 from caffe2torch.recipe import Shape, TrainingRecipe
 
 __all__ = ["call", "predictions", "sample", "stated_batch"]
@@ -82,7 +84,8 @@ def _inputs(term: LossTerm, shape: tuple[int, ...], ignored: bool, generator: to
         case "ContrastiveLoss":
             similar = (torch.rand(shape[0], generator=generator) < 0.5).long()
             similar[:2] = torch.tensor([0, 1])[: shape[0]]
-            scale = number(layer, "margin", 1.0) / math.sqrt(2 * math.prod(shape[1:]))  # half of them inside the margin
+            margin = number(layer.settings, "margin", 1.0)
+            scale = margin / math.sqrt(2 * math.prod(shape[1:]))  # half of them inside the margin
             return [scale * scores, scale * others, similar]
         case "SigmoidCrossEntropyLoss":
             targets = (others > 0).float()

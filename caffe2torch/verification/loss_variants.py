@@ -18,8 +18,9 @@ from caffe2torch.models.loss_modules import (
     SigmoidCrossEntropyLoss,
     SmoothL1Loss,
 )
-from caffe2torch.models.losses import LOSSES, class_axis, class_weights
+from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.net_loss import LossTerm
+from caffe2torch.net.loss_settings import class_axis, class_weights
 from caffe2torch.verification.loss_divisors import divisor_of
 
 __all__ = ["Variant", "variants"]

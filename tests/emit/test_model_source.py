@@ -6,8 +6,8 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -198,3 +198,15 @@ def test_a_file_carries_the_layers_of_forks(kind: str) -> None:
         wanted.sum().backward()
         for (name, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_file_with_a_loss_has_every_type_that_it_names() -> None:
+    """What only reads a prototxt's settings takes a ``Layer``, and no file needs it."""
+    loss = layer("SoftmaxWithLoss", "loss", "ip label", "loss")
+    model = build_model(recipe_of(IMAGE, LABEL, linear("ip", "data", 3), loss))
+    module: dict[str, Any] = {"__name__": "model"}
+    exec(compile(model_source(model, loss=True), "model.py", "exec"), module)
+    functions = [one for one in module.values() if isinstance(one, FunctionType)]
+    assert functions
+    for function in functions:
+        get_type_hints(function)  # raises NameError

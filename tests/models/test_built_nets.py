@@ -11,7 +11,7 @@ from net_goldens import blob_values, float32_noise, load, net_errors, run_errors
 from places import REPOSITORY
 
 from caffe2torch import SegNetBasic, build_model, read_recipe
-from caffe2torch.models.losses import CaffeSoftmaxLoss
+from caffe2torch.models import CaffeSoftmaxLoss
 
 NETS = REPOSITORY.parent / "shared" / "goldens" / "nets"
 RECORDED = sorted(path.parent.name for path in NETS.glob("*/rec.npz"))

@@ -412,6 +412,16 @@ def test_mean_field_steps_pass_normalized_messages() -> None:
     np.testing.assert_allclose(found, np.stack(wanted), rtol=1e-5, atol=1e-5)  # places are float32, as in Caffe
 
 
+def test_an_exported_mean_field_step_makes_the_lattice_of_any_image() -> None:
+    module = filled(MultiStageMeanfield(2, 2, theta_alpha=4.0, theta_beta=0.5, theta_gamma=2.0))
+    unary, start = numbers(1, 2, 5, 6).detach(), numbers(1, 2, 5, 6, seed=1).detach()
+    colours = 9 * numbers(1, 3, 5, 6, seed=2).detach()
+    images = (torch.zeros_like(colours), colours)  # of few vertices, and of many
+    exported = torch.export.export(module, (unary, start, images[0])).module()
+    for image in images:
+        close(exported(unary, start, image), module(unary, start, image).detach().numpy())
+
+
 def test_the_least_numbers_of_windows() -> None:
     x = numbers(1, 1, 4, 5).detach()
     rows, columns = (slice(0, 3), slice(2, 4)), (slice(0, 3), slice(2, 5))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.errors import Caffe2TorchError
-from caffe2torch.models.loss_modules import CaffeSoftmaxLoss, Normalization
+from caffe2torch.models import CaffeSoftmaxLoss
+from caffe2torch.net.normalization import Normalization
 
 FLT_MIN = torch.finfo(torch.float32).tiny
 

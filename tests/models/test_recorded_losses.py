@@ -9,7 +9,8 @@ from places import REPOSITORY
 
 from caffe2torch import build_loss, read_recipe
 from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
-from caffe2torch.models.losses import loss_weights, normalization, stock_call
+from caffe2torch.models.losses import stock_call
+from caffe2torch.net.loss_settings import loss_weights, normalization
 
 CASES = sorted(path.parent.name for path in (REPOSITORY / "fixtures" / "losses").glob("*/net.prototxt"))
 
