@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from caffe2torch.auditing import audit
 from caffe2torch.cli import main
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.verification import run_probe
 from caffe2torch.verification.report import Check, Report
 
 TWO = """name: "two" input: "data" input_shape { dim: 2 dim: 3 }
@@ -522,3 +524,80 @@ def test_where_caffes_rate_is_constant_the_fix_is_to_give_no_scheduler(tmp_path:
     check = schedule_of(tmp_path, FIXED, lambda o: schedulers.StepLR(o, 3, 0.1))
     assert check is not None
     assert "give no scheduler" in check.text
+
+
+class ByHand:
+    """A schedule as many write it: it has no class of torch, and cannot be set to an iteration."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float], **settings: Any) -> None:
+        self.optimizer, self.factor, self.settings, self.last_epoch = optimizer, factor, settings, 0
+        self.first = [group["lr"] for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        self.last_epoch += 1
+        for group, lr in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = lr * self.factor(self.last_epoch)
+            if self.last_epoch == 500:
+                group.update(self.settings)
+
+
+FIVE = f'base_lr: 0.001 {USUAL} lr_policy: "multistep" gamma: 0.1 max_iter: 60000 ' + " ".join(
+    f"stepvalue: {i}" for i in range(10_000, 60_000, 10_000)
+)
+
+
+@pytest.mark.parametrize("least", [3, 4, 5])
+def test_a_scheduler_that_cannot_be_set_is_followed_to_the_last_change(tmp_path: Path, least: int) -> None:
+    check = schedule_of(tmp_path, FIVE, lambda o: ByHand(o, lambda i: 0.1 ** min(i // 10_000, least)))
+    assert check is not None
+    assert str(check.result) == ("ok" if least == 5 else "differs"), check.text
+    if least < 5:
+        assert f"at iteration {least + 1}0" in check.text
+
+
+def test_how_far_a_scheduler_was_followed_is_said_where_that_is_not_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_probe, "FARTHEST", 35_000)
+    check = schedule_of(tmp_path, FIVE, lambda o: ByHand(o, lambda i: 0.1 ** min(i // 10_000, 3)))
+    assert check is not None
+    assert str(check.result) == "not seen"
+    assert "as Caffe's up to iteration 34" in check.text
+    assert "not looked at beyond: max_iter is 60000" in check.text
+
+
+def test_a_drop_of_a_constant_rate_is_found_where_no_max_iter_is_stated(tmp_path: Path) -> None:
+    solver = f'base_lr: 0.001 {USUAL} lr_policy: "fixed"'
+    check = schedule_of(tmp_path, solver, lambda o: schedulers.StepLR(o, 30_000, 0.1))
+    assert check is not None
+    assert str(check.result) == "differs"
+    check = schedule_of(tmp_path, solver, lambda o: schedulers.StepLR(o, 300_000, 0.1))
+    assert check is not None
+    assert str(check.result) == "ok"
+    assert "up to iteration 99999, not looked at beyond" in check.text
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.05), ("momentum", 0.5)])
+@pytest.mark.parametrize("solver", [FIXED, STEP])
+def test_a_setting_that_a_scheduler_changes_later_is_a_difference_of_the_update_rule(
+    tmp_path: Path, solver: str, name: str, value: float
+) -> None:
+    model = Two()
+    optimizer = right(model)
+    scheduler = ByHand(optimizer, lambda i: 0.1 ** (i // 1000) if solver is STEP else 1.0, **{name: value})
+    report = audit(recipe(tmp_path, solver), model, optimizer, scheduler, accept=["rate_change"])
+    assert [check.name for check in report.differing] == ["update rule"]
+    assert f"the scheduler has changed {name} of group 0 from " in report.differing[0].text
+    assert report.wrong == ()
+    accepted = audit(recipe(tmp_path, solver), model, optimizer, scheduler, accept=["rate_change", name])
+    assert accepted.ok
+
+
+def test_a_warm_up_is_not_taken_for_a_schedule_in_epochs(tmp_path: Path) -> None:
+    check = schedule_of(tmp_path, STEP, lambda o: ByHand(o, lambda i: min(1.0, 0.5 + i / 100) * 0.1 ** (i // 1000)))
+    assert check is not None
+    assert str(check.result) == "differs"
+    assert "epochs" not in check.text
+    check = schedule_of(tmp_path, STEP, lambda o: schedulers.StepLR(o, 30, 0.1))
+    assert check is not None
+    assert "it counts epochs" in check.text
