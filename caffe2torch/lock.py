@@ -58,11 +58,10 @@ def lock_of(
     groups: Sequence[GroupPlan],
     accumulation: Accumulation = Accumulation.SUM,
 ) -> Lock:
-    """Keep of a translation what an optimizer has to do. ``recipe.solver`` must not be ``None``.
+    """Keep of a translation what an optimizer has to do.
 
     Notes, fillers, layers and evidence are left behind, and of every place the folder.
     """
-    assert recipe.solver is not None, "a net alone says nothing about an optimizer"
     kept = {bound.blob: _kept(bound.blob) for bound in binding.blobs}
     solver = replace(recipe.solver, places={}, unsupported=(), net=None, random_seed=None)
     return Lock(
@@ -102,7 +101,6 @@ def render_lock(locked: Lock) -> str:
 
 
 def _render(locked: Lock) -> str:
-    assert locked.recipe.solver is not None
     group_of = {member.parameter: index for index, group in enumerate(locked.groups) for member in group.members}
     parts = {
         "format": FORMAT,

@@ -30,7 +30,7 @@ from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
 from caffe2torch.outputs import write_files
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.wording import did_you_mean, listed, matches, shape_text
 
 __all__ = [
@@ -224,14 +224,14 @@ def write_names(binding: Binding, path: str | PathLike[str], *, force: bool = Fa
 
 @dataclass(frozen=True, slots=True)
 class StatedNames:
-    """Layer to module path, and blob (index into ``TrainingRecipe.blobs``) to tensor, as the user wrote them."""
+    """Layer to module path, and blob (index into ``NetRecipe.blobs``) to tensor, as the user wrote them."""
 
     modules: dict[str, str] = field(default_factory=dict)
     tensors: dict[int, str] = field(default_factory=dict)
 
 
 def resolve_names(
-    recipe: TrainingRecipe, names: Mapping[str, str], modules: Collection[str], tensors: Collection[str]
+    recipe: NetRecipe, names: Mapping[str, str], modules: Collection[str], tensors: Collection[str]
 ) -> StatedNames:
     """Resolve ``names`` against the net's layers and the model's modules and tensors.
 
@@ -268,7 +268,7 @@ def resolve_names(
 
 
 def check_names(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     stated: StatedNames,
     net: Sequence[Unit],
     tensors: Mapping[str, TensorReference],
@@ -296,7 +296,7 @@ def check_names(
             raise BindingError(f"names binds blob {blob.name!r} to {tensor}: {sizes}", where=blob.where)
 
 
-def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozenset[int]:
+def read_blobs(recipe: NetRecipe, keys: Iterable[str], what: str) -> frozenset[int]:
     """The blobs (indices) of the layers and blobs that ``keys`` name, exactly or by a regular expression.
 
     Raises ``BindingError`` for an entry that matches nothing.
@@ -310,7 +310,7 @@ def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozen
     return frozenset(found)
 
 
-def _layers_and_blobs(recipe: TrainingRecipe) -> tuple[dict[str, list[int]], dict[str, int]]:
+def _layers_and_blobs(recipe: NetRecipe) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Each layer's blobs, and each blob by ``LAYER/INDEX`` of every use of it."""
     layers: dict[str, list[int]] = {}
     blobs: dict[str, int] = {}

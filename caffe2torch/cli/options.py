@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from caffe2torch.cli.output import known_suffixes, say
 from caffe2torch.net.phases import PHASES
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.verification.report import FaultKind
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
         raise
 
 
-def read_files(files: tuple[str, ...]) -> TrainingRecipe:
+def read_files(files: tuple[str, ...]) -> NetRecipe:
     """The recipe of ``NET SOLVER``, of ``NET`` alone, or of a ``SOLVER`` that names or holds its net."""
     from caffe2torch.reading import read_recipe
 

@@ -15,7 +15,7 @@ import click
 from caffe2torch.errors import OutputError, visible
 
 if TYPE_CHECKING:
-    from caffe2torch.recipe import TrainingRecipe
+    from caffe2torch.recipe import NetRecipe
     from caffe2torch.verification.report import Report
 
 __all__ = [
@@ -104,7 +104,7 @@ class Outputs:
         self.prints_to_stderr = any(stream_of(path) == 1 for path in self.paths)
         """Whether an output goes to stdout, so that what is printed besides must not."""
 
-    def check_against(self, recipe: TrainingRecipe) -> None:
+    def check_against(self, recipe: NetRecipe) -> None:
         """Refuse outputs over files that the command line does not name: a solver names its net."""
         from caffe2torch.outputs import check_outputs
 

@@ -20,7 +20,7 @@ from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer, data_tran
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, UpgradedLayers, upgrade
 from caffe2torch.prototxt.schema import Parsed, without_type
-from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Note, Shape
 
 __all__ = ["NetState", "read_layers", "with_inputs"]
 
@@ -106,7 +106,7 @@ def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Seque
         notes.info(next(layer.where for state in states for layer in taking_part(state)), line)
 
 
-def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:
+def with_inputs(recipe: NetRecipe, inputs: Inputs) -> NetRecipe:
     """Fill in the sizes of a recipe that follow from the shapes of its inputs.
 
     ``read_recipe(..., inputs=...)`` does the same while it reads.
@@ -306,7 +306,7 @@ def _tops(layer: Layer) -> Iterable[tuple[str, Shape | None]]:
     return zip(layer.tops, layer.top_shapes, strict=True)
 
 
-def _fill(recipe: TrainingRecipe, shapes: BlobShapes) -> TrainingRecipe:
+def _fill(recipe: NetRecipe, shapes: BlobShapes) -> NetRecipe:
     """One pass over a recipe's layers, which adds sizes to those that it has."""
     sizes: dict[int, Shape | None] = {number: blob.shape for number, blob in enumerate(recipe.blobs)}
     layers = []

@@ -198,7 +198,6 @@ AnyPath = str | os.PathLike[str]
 
 def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
     """A recipe and its binding as plain data, as far as a checkpoint depends on them."""
-    solver = {} if recipe.solver is None else asdict(recipe.solver)
     return {
         "net": recipe.net_name,
         "blobs": {
@@ -210,7 +209,7 @@ def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
             }
             for bound in binding.blobs
         },
-        "solver": _plain({name: value for name, value in solver.items() if name not in _NOT_SETTINGS}),
+        "solver": _plain({name: value for name, value in asdict(recipe.solver).items() if name not in _NOT_SETTINGS}),
     }
 
 
@@ -330,7 +329,6 @@ def check_optimizer(
     recipe: TrainingRecipe,
 ) -> dict[str, dict[str, Tensor]]:
     """The saved state of each parameter as this optimizer goes on with it; raises ``SnapshotError`` if it cannot."""
-    assert recipe.solver is not None  # a translation has one
     history = SOLVERS[recipe.solver.type].history
     kept = {*history} if "momentum_buffer" in history else {*history, "step"}
     saved, references = _states_by_name(content)

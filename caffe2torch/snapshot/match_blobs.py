@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
-from caffe2torch.recipe import LearnableBlob, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
 from caffe2torch.wording import matches
@@ -22,7 +22,7 @@ _LISTED = 8  # problems that a message spells out
 
 
 def blob_weights(
-    recipe: TrainingRecipe, weights: Weights, new_layers: Collection[str] = ()
+    recipe: NetRecipe, weights: Weights, new_layers: Collection[str] = ()
 ) -> tuple[Mapping[str, Array], tuple[Note, ...]]:
     """The array of each learnable blob, by ``LAYER/INDEX``, and what a person should know.
 
@@ -87,8 +87,6 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             itself only counts.
     """
     solver = recipe.solver
-    if solver is None:
-        raise SnapshotError("a solver's state needs a solver to go on with", where=state.file)
     times = 2 if solver.type in (SolverType.ADAM, SolverType.ADADELTA) else 1
     count = len(recipe.blobs)
     if len(state.history) != times * count:
@@ -112,7 +110,7 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
 
 def missing_step(recipe: TrainingRecipe, state: SolverState) -> tuple[Note, ...]:
     """A note where a state does not say how many stepvalues are behind, and some are: a file cut off at its end."""
-    if recipe.solver is None or state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
+    if state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
         return ()
     behind = sum(value <= state.iteration for value in recipe.solver.policy.stepvalues)
     if not behind:

@@ -78,7 +78,6 @@ def _plan_history(
 ) -> dict[Tensor, dict[str, Copy]]:
     """What each parameter's state will be, checked; nothing is touched yet."""
     histories = blob_history(recipe, state)
-    assert recipe.solver is not None  # blob_history says so
     keys = SOLVERS[recipe.solver.type].history
     if keys == ("momentum_buffer",) and not has_momentum(recipe.solver):
         return {}  # torch keeps no history that is forgotten at once

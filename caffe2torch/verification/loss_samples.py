@@ -10,7 +10,7 @@ from torch import Tensor
 
 from caffe2torch.models.losses import LOSSES, class_axis, ignore_label, number
 from caffe2torch.models.net_loss import LossTerm
-from caffe2torch.recipe import Shape, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Shape
 
 __all__ = ["call", "predictions", "sample", "stated_batch"]
 
@@ -19,7 +19,7 @@ _UNKNOWN = (2, 5, 6, 7)  # sizes for what the file does not state: batch, channe
 
 
 def sample(
-    recipe: TrainingRecipe, terms: Sequence[LossTerm], *, larger: int = 0, ignored: bool = True, seed: int = 0
+    recipe: NetRecipe, terms: Sequence[LossTerm], *, larger: int = 0, ignored: bool = True, seed: int = 0
 ) -> dict[str, Tensor]:
     """A tensor for every blob of the loss, in the net's own sizes and with at least 2 images.
 
@@ -46,12 +46,12 @@ def sample(
     return blobs
 
 
-def stated_batch(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> int | None:
+def stated_batch(recipe: NetRecipe, terms: Sequence[LossTerm]) -> int | None:
     """The batch of the net's loss, as far as the files and the stated inputs give it."""
     return max((shape[0] or 0 for shape in _sizes(recipe, terms).values() if shape), default=0) or None
 
 
-def _sizes(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> dict[str, Shape]:
+def _sizes(recipe: NetRecipe, terms: Sequence[LossTerm]) -> dict[str, Shape]:
     """The shape of what each loss takes first."""
     sizes = {
         top: shape
@@ -108,7 +108,7 @@ def _with_ignored(labels: Tensor, label: int | None, generator: torch.Generator)
     return labels
 
 
-def predictions(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> dict[str, list[LossTerm]]:
+def predictions(recipe: NetRecipe, terms: Sequence[LossTerm]) -> dict[str, list[LossTerm]]:
     """The blobs that the net predicts and its loss needs a gradient for, with the terms that take each."""
     computed = {top for layer in recipe.layers if layer.bottoms for top in layer.tops}
     found: dict[str, list[LossTerm]] = {}

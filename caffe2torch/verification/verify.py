@@ -36,7 +36,7 @@ def verify(
     """Hold what an optimizer was seen to do to every parameter against what Caffe would do to its blob.
 
     Args:
-        recipe: What the prototxts say; ``recipe.solver`` must not be ``None``.
+        recipe: What the prototxts say.
         binding: Which blob is which parameter.
         groups: The multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are is
             read from ``observations``.
@@ -53,7 +53,6 @@ def verify(
         The report.
     """
     solver = recipe.solver
-    assert solver is not None, "a net alone says nothing about an optimizer"
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     rows, unclaimed, judged = judge_rows(recipe, binding, groups, observations, accumulation)
@@ -86,7 +85,6 @@ def judge_rows(
 ) -> tuple[tuple[ReportRow, ...], tuple[UnclaimedRow, ...], dict[str, Judgement]]:
     """The rows of a report, and by parameter what was seen of those that the optimizer moves."""
     solver = recipe.solver
-    assert solver is not None
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     asked = {
