@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, SourceLocation
+from caffe2torch.recipe import Regularization, SolverSettings, SolverType, SourceLocation
 from caffe2torch.report.rate_plot import effective
 from caffe2torch.report.solver_table import solver_dict
 from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import format32
-from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
+from caffe2torch.solver.lr_policy import POLICIES, SURROUNDINGS, fork_fields, rate, weight_decay_at
 
 __all__ = ["Argument", "arguments", "unread"]
 
-P, S = PolicyType, SolverType
+S = SolverType
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +61,8 @@ _OF_TYPE: Mapping[str, Mapping[SolverType, tuple[str, str]]] = {
         S.ADAM: ("eps", "at step t: delta / √(1 − momentum2ᵗ)"),
     },
 }
-_FORMULAS = {
-    P.FIXED: "base_lr",
-    P.STEP: "base_lr × gamma ^ ⌊iteration / stepsize⌋",
-    P.EXP: "base_lr × gamma ^ iteration",
-    P.INV: "base_lr × (1 + gamma × iteration) ^ −power",
-    P.MULTISTEP: "base_lr × gamma ^ (stepvalues passed)",
-    P.POLY: "base_lr × (1 − iteration / max_iter) ^ power",
-    P.SIGMOID: "base_lr / (1 + exp(−gamma × (iteration − stepsize)))",
-    P.MULTIFIXED: "the stagelr of the stage",
-    P.PLATEAU: "base_lr × gamma ^ (plateaus of the loss)",
-}
-_OF_POLICY: Mapping[PolicyType, tuple[str, ...]] = {
-    P.STEP: ("gamma", "stepsize"),
-    P.EXP: ("gamma",),
-    P.INV: ("gamma", "power"),
-    P.MULTISTEP: ("gamma", "stepvalue"),
-    P.POLY: ("power",),
-    P.SIGMOID: ("gamma", "stepsize"),
-    P.MULTIFIXED: ("stagelr", "stageiter"),
-    P.PLATEAU: ("gamma",),
-}
-_POLICY_FIELDS = tuple(dict.fromkeys(field for fields in _OF_POLICY.values() for field in fields))
-_FORKS = {
-    "warmup_iter": "the length of the warm-up",
-    "warmup_start_lr": "where the warm-up starts",
-    "rampup_interval": "the length of the ramp",
-    "rampup_lr": "where the ramp starts",
-    "min_lr": "a floor below the rate",
-}
+_POLICY_FIELDS = tuple(dict.fromkeys(field for policy in POLICIES.values() for field in policy.fields))
+_OTHER_ROWS = ("max_iter", "plateau_winsize")  # how long your loop is; a rule that is not translated
 _RAMPS = {
     "momentum_policy": "momentum",
     "max_momentum": "momentum",
@@ -129,19 +102,18 @@ def _rows(
 
     kind = "solver_type" if "solver_type" in places and "type" not in places else "type"
     yield row(kind, "the optimizer", _CLASSES[solver.type], _EXACT[solver.type], str(solver.type))
-    now = rate(solver.policy, iteration, step_at(solver.policy, iteration))
+    now = rate(solver.policy, iteration)
     rates = ", ".join(f"{number(effective(now, m))} (×{m:g})" for m in lr_mults) or number(now)
     yield row("base_lr", "lr of each group", rates, "rate × lr_mult; true at all times, set anew each iteration")
-    yield row("lr_policy", "the scheduler", _FORMULAS[solver.policy.type], "one scheduler.step() an iteration")
-    read = _OF_POLICY.get(solver.policy.type, ())
+    policy = POLICIES[solver.policy.type]
+    yield row("lr_policy", "the scheduler", policy.formula, "one scheduler.step() an iteration")
     for field in _POLICY_FIELDS:
-        if field in read:
+        if field in policy.fields and field not in _OTHER_ROWS:
             yield row(field, "the scheduler", "-", "in that formula")
-        elif field in places:
+        elif field in places and field not in _OTHER_ROWS:
             yield row(field, "none", "-", f"the policy {solver.policy.type} does not read it")
-    for field, how in _FORKS.items():
-        if fields.get(field) is not None:
-            yield row(field, "the scheduler", "-", how)
+    for field in fork_fields(solver.policy):
+        yield row(field, "the scheduler", "-", SURROUNDINGS[field][1])
     yield from (row(*found) for found in _numbers(solver, fields))
     decay = weight_decay_at(solver, iteration)
     decays = ", ".join(f"{number(effective(decay, m))} (×{m:g})" for m in decay_mults) or number(decay)
@@ -160,8 +132,8 @@ def _rows(
         how = "call backward() so many times for one step(), which divides the summed gradient"
         yield row("iter_size", "step()", f"gradient / {solver.iter_size}", how)
     if solver.max_iter:
-        poly = " and the end of the poly policy" if solver.policy.type is P.POLY else ""
-        yield row("max_iter", "your loop", f"range({solver.max_iter})", f"how many iterations it makes{poly}")
+        end = f" and the end of the {solver.policy.type} policy" if "max_iter" in policy.fields else ""
+        yield row("max_iter", "your loop", f"range({solver.max_iter})", f"how many iterations it makes{end}")
     for left in solver.unsupported:
         yield Argument(left.name, "", left.where, "none", "-", f"not translated: {left.reason}")
 

@@ -12,14 +12,6 @@ from caffe2torch.solver.lr_policy import POLICIES
 
 __all__ = ["solver_warnings"]
 
-_GAMMA_OF_ZERO = {
-    PolicyType.STEP: "the rate is 0 from the first step on",
-    PolicyType.EXP: "the rate is 0 from the second iteration on",
-    PolicyType.MULTISTEP: "the rate is 0 from the first stepvalue on",
-    PolicyType.PLATEAU: "the rate is 0 from the first plateau on",
-    PolicyType.INV: "the rate stays base_lr",
-    PolicyType.SIGMOID: "the rate stays half of base_lr",
-}
 _ADAPTIVE = {SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA, SolverType.ADAM}
 _TYPES_THAT_READ = {"momentum2": {SolverType.ADAM}, "rms_decay": {SolverType.RMSPROP}, "delta": _ADAPTIVE}
 
@@ -57,8 +49,8 @@ def _of_the_rate(settings: SolverSettings) -> Iterator[Found]:
         yield "base_lr", "base_lr is not stated, so Caffe takes 0: nothing learns"
     if policy.base_lr < 0:
         yield "base_lr", f"base_lr is {format32(policy.base_lr)}: every step increases the loss"
-    if "gamma" not in stated and policy.type in _GAMMA_OF_ZERO:
-        yield "gamma", f"gamma is not stated, so Caffe takes 0: {_GAMMA_OF_ZERO[policy.type]}"
+    if "gamma" not in stated and "gamma" in POLICIES[policy.type].fields:
+        yield "gamma", f"gamma is not stated, so Caffe takes 0: {POLICIES[policy.type].without_gamma}"
     if "power" not in stated and "power" in POLICIES[policy.type].fields:
         yield "power", "power is not stated, so Caffe takes 0: the rate stays base_lr"
     if policy.type is PolicyType.POLY and policy.max_iter == 0 and policy.power != 0 and policy.min_lr is None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import rate
 from caffe2torch.solver.requirements import has_momentum
 from caffe2torch.solver.update_rules import History
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Observations, changes, rate_at
+from caffe2torch.verification.probe_sequence import Observations, changes
 from caffe2torch.verification.report import (
     Check,
     Fault,
@@ -182,7 +183,7 @@ def _leaves(solver: SolverSettings, curve: RateCurve) -> str | None:
     """Where a curve leaves Caffe's, in a sentence; ``None`` where it does not."""
     # Of several changes at one iteration Caffe makes one an iteration; a scheduler that is set there makes all.
     twice = {step + more for step, many in Counter(solver.policy.stepvalues).items() for more in range(many - 1)}
-    pairs = [(i, own, rate_at(solver.policy, i)) for i, own in curve.points if i not in twice]
+    pairs = [(i, own, rate(solver.policy, i)) for i, own in curve.points if i not in twice]
     largest = max((abs(due) for _, _, due in pairs), default=0.0)
     multiple = next((own / due for _, own, due in pairs if abs(due) > 1e-6 * largest), 0.0)
     tolerance = 0.05 if solver.policy.type is PolicyType.EXP else 1e-3  # Caffe's gamma is a float32 to a high power
@@ -202,7 +203,7 @@ def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
     """
     rows = [row for row in report.all_rows if row.expected.lr and row.observed.lr is not None and len(row.groups) == 1]
     multiples = {float(f"{(row.observed.lr or 0) / (row.expected.lr or 1):.4g}") for row in rows}
-    begun = rate_at(report.solver.policy, report.iteration) / (rate_at(report.solver.policy, 0) or math.inf)
+    begun = rate(report.solver.policy, report.iteration) / (rate(report.solver.policy, 0) or math.inf)
     base = [(initial[row.groups[0]], row.expected.lr) for row in rows]
     if len(multiples) != 1 or multiples == {1.0} or not begun:
         return report
@@ -231,7 +232,7 @@ def _without_rate(row: Row) -> Row:
 
 def _first_change(solver: SolverSettings, start: int, caffes: Sequence[int]) -> int | None:
     """The first iteration after ``start`` at which Caffe's rate is another one."""
-    near = (i for i in range(start + 1, start + 50) if rate_at(solver.policy, i) != rate_at(solver.policy, i - 1))
+    near = (i for i in range(start + 1, start + 50) if rate(solver.policy, i) != rate(solver.policy, i - 1))
     return next(near, next(iter(caffes), None))
 
 

@@ -19,7 +19,7 @@ from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType
 from caffe2torch.solver import lr_policy
-from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
+from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
 from caffe2torch.solver.requirements import SOLVERS, has_momentum, ramps, stock_arguments
 from caffe2torch.verification.optimizer_copy import step
 
@@ -243,7 +243,7 @@ def _set(
     ramped: bool,
 ) -> None:
     """What the groups say at an iteration; ``ramped`` settings are those that only Caffe's forks change."""
-    now = rate(solver.policy, iteration, step_at(solver.policy, iteration))
+    now = rate(solver.policy, iteration)
     for group, (lr_mult, decay_mult) in zip(optimizer.param_groups, multipliers, strict=True):
         group["lr"] = now * lr_mult
         if ramped and ramps(solver):
@@ -260,7 +260,7 @@ def _move(
     generator: torch.Generator,
 ) -> None:
     """Move both as far as ``stretch.before`` steps at one rate would: each gradient counts 1 / (1 - momentum) times."""
-    now = rate(solver.policy, max(stretch.first - 1, 0), step_at(solver.policy, max(stretch.first - 1, 0)))
+    now = rate(solver.policy, max(stretch.first - 1, 0))
     size = now / max(1 - solver.momentum, 1e-3) * math.sqrt(stretch.before)
     for k, (lr_mult, _) in enumerate(multipliers):
         moved = size * lr_mult * torch.randn(NUMBERS, generator=generator, dtype=torch.float64)
