@@ -31,7 +31,8 @@ from caffe2torch.recipe import (
 from caffe2torch.solver import requirements
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import POLICIES, SETTINGS, arguments, factor_source, fork_fields
-from caffe2torch.solver.requirements import SOLVERS, stock_arguments
+from caffe2torch.solver.requirements import stock_arguments
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["emit"]
 
@@ -155,7 +156,7 @@ def _settings(solver: SolverSettings) -> str:
     for name, taken in stock_arguments(solver).items():
         constants = ", ".join(setting.upper() for setting in taken)
         words.append(f"{name}={constants}" if len(taken) == 1 else f"{name}=({constants})")
-    return ", ".join(words + ["nesterov=True"] * (solver.type is SolverType.NESTEROV and bool(words)))
+    return ", ".join(words + [f"{name}={value}" for name, value in SOLVERS[solver.type].fixed.items() if words])
 
 
 def _constants(solver: SolverSettings, step: SolverSettings) -> Iterator[dict[str, Any]]:

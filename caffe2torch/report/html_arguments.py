@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.recipe import Regularization, SolverSettings, SolverType, SourceLocation
+from caffe2torch.recipe import Regularization, SolverSettings, SourceLocation
 from caffe2torch.report.rate_plot import effective
 from caffe2torch.report.solver_table import solver_dict
 from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import format32
 from caffe2torch.solver.lr_policy import POLICIES, SURROUNDINGS, fork_fields, rate, weight_decay_at
+from caffe2torch.solver.requirements import momentum_changes, ramps
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["Argument", "arguments", "unread"]
-
-S = SolverType
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +29,7 @@ class Argument:
     how: str
 
 
-_CLASSES = {
-    S.SGD: "torch.optim.SGD",
-    S.NESTEROV: "torch.optim.SGD(nesterov=True)",
-    S.ADAGRAD: "torch.optim.Adagrad",
-    S.RMSPROP: "torch.optim.RMSprop",
-    S.ADADELTA: "torch.optim.Adadelta",
-    S.ADAM: "torch.optim.Adam",
-}
-_EXACT = {
-    S.SGD: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
-    S.NESTEROV: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
-    S.ADAGRAD: "torch's update is Caffe's",
-    S.RMSPROP: "torch's update is Caffe's",
-    S.ADADELTA: "torch's update is Caffe's",
-    S.ADAM: "torch adds eps after the bias correction, Caffe adds delta before it: each step is told the right eps",
-}
-_OF_TYPE: Mapping[str, Mapping[SolverType, tuple[str, str]]] = {
-    "momentum": {
-        S.SGD: ("momentum", "the same number, in every group"),
-        S.NESTEROV: ("momentum", "the same number, in every group"),
-        S.ADADELTA: ("rho", "the same number, as float32"),
-        S.ADAM: ("betas[0]", "the same number, as float32"),
-    },
-    "momentum2": {S.ADAM: ("betas[1]", "the same number, as float32")},
-    "rms_decay": {S.RMSPROP: ("alpha", "the same number, as float32")},
-    "delta": {
-        S.ADAGRAD: ("eps", "the same number, added to the root as in Caffe"),
-        S.RMSPROP: ("eps", "the same number, added to the root as in Caffe"),
-        S.ADADELTA: ("eps", "the same number, under both roots as in Caffe"),
-        S.ADAM: ("eps", "at step t: delta / √(1 − momentum2ᵗ)"),
-    },
-}
+_NUMBERS = tuple(dict.fromkeys(setting for row in SOLVERS.values() for setting in row.settings))
 _POLICY_FIELDS = tuple(dict.fromkeys(field for policy in POLICIES.values() for field in policy.fields))
 _OTHER_ROWS = ("max_iter", "plateau_winsize")  # how long your loop is; a rule that is not translated
 _RAMPS = {
@@ -101,7 +70,11 @@ def _rows(
         return Argument(field, shown, places.get(field), argument, becomes, how)
 
     kind = "solver_type" if "solver_type" in places and "type" not in places else "type"
-    yield row(kind, "the optimizer", _CLASSES[solver.type], _EXACT[solver.type], str(solver.type))
+    known = SOLVERS[solver.type]
+    options = ", ".join(f"{name}={value}" for name, value in known.fixed.items())
+    made = f"torch.optim.{known.stock}" + (f"({options})" if options else "")
+    exact = f"{known.departure}: each step makes up for it" if known.departure else "torch's update is Caffe's"
+    yield row(kind, "the optimizer", made, exact, str(solver.type))
     now = rate(solver.policy, iteration)
     rates = ", ".join(f"{number(effective(now, m))} (×{m:g})" for m in lr_mults) or number(now)
     yield row("base_lr", "lr of each group", rates, "rate × lr_mult; true at all times, set anew each iteration")
@@ -123,7 +96,7 @@ def _rows(
     if l1 or "regularization_type" in places:
         yield row("regularization_type", "step()" if l1 else "weight_decay of each group", "-", how)
     for field, argument in _RAMPS.items():
-        if field in places and (solver.momentum_ramp or solver.weight_decay_ramp or solver.momentum_from_rate):
+        if field in places and ramps(solver):
             yield row(field, argument, "-", "set anew each iteration", _text(fields.get(field)))
     if solver.clip_gradients is not None:
         how = "the norm over all parameters of the summed gradient, before it is divided by iter_size"
@@ -140,17 +113,20 @@ def _rows(
 
 def _numbers(solver: SolverSettings, fields: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
     """The numbers of the update's formula; those that this solver does not read only where the file states them."""
-    for field, by_type in _OF_TYPE.items():
-        value = _text(fields[field])
-        if solver.type in by_type:
-            argument, how = by_type[solver.type]
-            yield field, argument, "changes, see there" if argument == "momentum" and _ramped(solver) else value, how
+    row = SOLVERS[solver.type]
+    arguments = {
+        setting: name if len(taken) == 1 else f"{name}[{place}]"
+        for name, taken in row.arguments.items()
+        for place, setting in enumerate(taken)
+    }
+    for field in _NUMBERS:
+        if field in arguments:
+            how = row.delta if field == "delta" else "the same number, "
+            how += "" if field == "delta" else "as float32" if field in row.rounded else "in every group"
+            value = "changes, see there" if field == "momentum" and momentum_changes(solver) else _text(fields[field])
+            yield field, arguments[field], value, how
         elif field in solver.places:
             yield field, "none", "-", f"{solver.type} does not read it"
-
-
-def _ramped(solver: SolverSettings) -> bool:
-    return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
 
 
 def _text(value: object) -> str:

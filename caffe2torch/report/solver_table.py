@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from caffe2torch.recipe import SolverSettings, SolverType
+from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.lr_policy import POLICIES, fork_fields
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["solver_dict", "solver_line"]
-
-_OF_TYPE = {
-    SolverType.RMSPROP: ("rms_decay", "delta"),
-    SolverType.ADAM: ("momentum2", "delta"),
-    SolverType.ADAGRAD: ("delta",),
-    SolverType.ADADELTA: ("delta",),
-}
 
 
 def solver_dict(solver: SolverSettings) -> dict[str, object]:
@@ -51,7 +45,7 @@ def solver_dict(solver: SolverSettings) -> dict[str, object]:
 def solver_line(solver: SolverSettings) -> str:
     """What matters of a solver, on one line.
 
-    >>> from caffe2torch.recipe import LrPolicy, PolicyType
+    >>> from caffe2torch.recipe import LrPolicy, PolicyType, SolverType
     >>> policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=100)
     >>> solver_line(SolverSettings(SolverType.SGD, policy, momentum=0.9, weight_decay=0.0005))
     'SGD, base_lr 0.1, lr_policy step (gamma 0.5, stepsize 100), momentum 0.9, weight_decay 0.0005'
@@ -68,7 +62,7 @@ def solver_line(solver: SolverSettings) -> str:
         *named("base_lr"),
         f"lr_policy {policy.type}" + (f" ({', '.join(shape)})" if shape else ""),
     ]
-    parts += named("momentum", *_OF_TYPE.get(solver.type, ()), "weight_decay")
+    parts += named(*dict.fromkeys(("momentum", *SOLVERS[solver.type].settings, "weight_decay")))
     parts += [f"{name} {_short(fields[name])}" for name, usual in _QUIET.items() if fields[name] != usual]
     return ", ".join(parts)
 

@@ -42,7 +42,7 @@ from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.check_tensors import check_archive, check_tensors, kind_problem
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state
-from caffe2torch.solver.requirements import SOLVERS
+from caffe2torch.solver.update_rules import SOLVERS
 from caffe2torch.wording import matches
 
 __all__ = ["checksum", "load_checkpoint", "save_checkpoint"]

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
-from caffe2torch.recipe import LearnableBlob, NetRecipe, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe, Note, PolicyType, Severity, Shape, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
+from caffe2torch.solver.update_rules import SOLVERS
 from caffe2torch.wording import matches
 
 __all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
@@ -87,7 +88,7 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             itself only counts.
     """
     solver = recipe.solver
-    times = 2 if solver.type in (SolverType.ADAM, SolverType.ADADELTA) else 1
+    times = len(SOLVERS[solver.type].history)
     count = len(recipe.blobs)
     if len(state.history) != times * count:
         raise SnapshotError(

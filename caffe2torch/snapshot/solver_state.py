@@ -31,7 +31,8 @@ from caffe2torch.snapshot.files import SolverState, Weights
 from caffe2torch.snapshot.match_blobs import blob_history, missing_step
 from caffe2torch.snapshot.sharding import like
 from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, tensor_like
-from caffe2torch.solver.requirements import SOLVERS, has_momentum
+from caffe2torch.solver.requirements import has_momentum
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["load_state", "resume", "set_state"]
 

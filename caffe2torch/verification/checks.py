@@ -11,7 +11,7 @@ from typing import TypeVar
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
 from caffe2torch.solver.lr_policy import rate
 from caffe2torch.solver.requirements import has_momentum
-from caffe2torch.solver.update_rules import History
+from caffe2torch.solver.update_rules import SOLVERS, History
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations, changes
@@ -99,13 +99,7 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement]) -> Che
 
 def _rule(solver: SolverSettings) -> str:
     """``SGD, momentum 0.9, L2 decay``."""
-    settings = {
-        SolverType.ADAM: ("momentum", "momentum2", "delta"),
-        SolverType.ADADELTA: ("momentum", "delta"),
-        SolverType.RMSPROP: ("rms_decay", "delta"),
-        SolverType.ADAGRAD: ("delta",),
-    }.get(solver.type, ("momentum",))
-    parts = [str(solver.type), *(f"{name} {getattr(solver, name):g}" for name in settings)]
+    parts = [str(solver.type), *(f"{name} {getattr(solver, name):g}" for name in SOLVERS[solver.type].settings)]
     return ", ".join([*parts, f"{solver.regularization} decay"] if solver.weight_decay else parts)
 
 

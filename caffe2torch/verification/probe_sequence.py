@@ -11,10 +11,10 @@ import math
 import sys
 from dataclasses import dataclass
 
-from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings
 from caffe2torch.solver import lr_policy
 from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
-from caffe2torch.solver.update_rules import StepSettings
+from caffe2torch.solver.update_rules import SOLVERS, StepSettings
 
 __all__ = [
     "ExpectedSteps",
@@ -94,7 +94,7 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, 
         ),
         ProbeSequence("idle", off, off),
     ]
-    if solver.type not in (SolverType.SGD, SolverType.NESTEROV) and solver.delta > 0:
+    if not SOLVERS[solver.type].linear and solver.delta > 0:
         for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
             sequences.append(ProbeSequence(name, off, (min(size * passes, g),) * STEPS))
     return tuple(sequences)
