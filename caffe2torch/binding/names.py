@@ -29,14 +29,12 @@ from caffe2torch.binding.layout import stored
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.outputs import write_files
 from caffe2torch.recipe import NetRecipe
 from caffe2torch.wording import did_you_mean, listed, matches, shape_text
 
 __all__ = [
     "StatedNames",
     "check_names",
-    "layer_name",
     "module_name",
     "module_names",
     "name_hints",
@@ -46,7 +44,6 @@ __all__ = [
     "read_names",
     "resolve_names",
     "toml_line",
-    "write_names",
 ]
 
 _TAKEN = frozenset(dir(nn.Module())) | WRAPPER_NAMES
@@ -62,16 +59,6 @@ def module_name(layer: str, occurrence: int = 1) -> str:
     if name in _TAKEN:
         name += "%"
     return name if occurrence == 1 else f"{name}%_{occurrence}"
-
-
-def layer_name(module: str) -> str:
-    """The layer's name that ``module_name`` wrote.
-
-    >>> [layer_name(module_name(name, 2)) for name in ("a.b", "100%", "", "type", "x%_2")]
-    ['a.b', '100%', '', 'type', 'x%_2']
-    """
-    bare = re.sub(r"%_\d+$", "", module).removesuffix("%")
-    return bare.replace("%2E", ".").replace("%25", "%")
 
 
 def module_names(layers: Iterable[str]) -> list[str]:
@@ -212,11 +199,6 @@ def names_of(binding: Binding) -> dict[str, str]:
         else:
             names[bound.blob.name] = bound.name
     return names
-
-
-def write_names(binding: Binding, path: str | PathLike[str], *, force: bool = False) -> None:
-    """Write the binding as a names file, to review and to keep. Raises ``OutputError`` as ``write_files`` does."""
-    write_files({path: tomli_w.dumps(names_of(binding))}, force=force)
 
 
 # What the user states by name: layers to modules, blobs to tensors, layers to do without.

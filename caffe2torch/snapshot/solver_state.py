@@ -34,7 +34,7 @@ from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, te
 from caffe2torch.solver.requirements import has_momentum
 from caffe2torch.solver.update_rules import SOLVERS
 
-__all__ = ["load_state", "resume", "set_state"]
+__all__ = ["resume", "set_state"]
 
 
 def resume(
@@ -55,19 +55,6 @@ def resume(
     history = _plan_history(model, optimizer, recipe, binding, state)
     notes += copy_all(copies, weights.file)
     return notes + missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
-
-
-def load_state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: CaffeLRScheduler,
-    recipe: TrainingRecipe,
-    binding: Binding,
-    state: SolverState,
-) -> tuple[Note, ...]:
-    """As ``resume`` for weights that are in the model already."""
-    history = _plan_history(model, optimizer, recipe, binding, state)
-    return missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
 
 
 def _plan_history(
