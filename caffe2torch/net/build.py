@@ -9,7 +9,7 @@ from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
-from caffe2torch.errors import NetError, SourceLocation, shape_text
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.forks import SIGNS_BY_TYPE, Dialect, read_dialect, unknown_names
 from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
@@ -21,6 +21,7 @@ from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, UpgradedLayers, upgrade
 from caffe2torch.prototxt.schema import Parsed, without_type
 from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Note, Shape
+from caffe2torch.wording import shape_text
 
 __all__ = ["NetState", "read_layers", "with_inputs"]
 

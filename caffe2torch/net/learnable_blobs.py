@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
-from caffe2torch.errors import NetError, SourceLocation, shape_text
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_rules import BlobRule, Node
 from caffe2torch.net.layer_types import layer_type, misspelt_type
 from caffe2torch.net.porting_notes import Notes
@@ -18,6 +18,7 @@ from caffe2torch.net.upgrade import UpgradedLayer
 from caffe2torch.prototxt.parser import Block
 from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
 from caffe2torch.solver.float32 import format32, shortest
+from caffe2torch.wording import shape_text
 
 __all__ = ["Learnables", "append_blobs"]
 

@@ -9,8 +9,9 @@ from caffe2torch.recipe import LearnableBlob, NetRecipe, Severity
 from caffe2torch.report.markdown import escape, markdown_table, note_items
 from caffe2torch.report.solver_table import solver_dict, solver_line
 from caffe2torch.report.text import WIDTH, Column, layout, note_text, wrap
-from caffe2torch.report.wording import json_text, shape_text, stated_text, visible
+from caffe2torch.report.wording import json_text, stated_text, visible
 from caffe2torch.verification.report import note_dict
+from caffe2torch.wording import shape_text
 
 __all__ = ["recipe_dict", "render_recipe"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity, Statement
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, shape_text, visible
+from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, visible
 from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
-from caffe2torch.wording import listed
+from caffe2torch.wording import listed, shape_text
 
 __all__ = ["Column", "layout", "note_text", "render_json", "render_text", "title_of", "verdict_line", "wrap"]
 

@@ -24,7 +24,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from caffe2torch.snapshot.check_tensors import check_archive, check_tensors, kin
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state
 from caffe2torch.solver.update_rules import SOLVERS
-from caffe2torch.wording import matches
+from caffe2torch.wording import listed, matches
 
 __all__ = ["checksum", "load_checkpoint", "save_checkpoint"]
 
@@ -273,7 +273,7 @@ def check_recipe(path: AnyPath, saved: Mapping[str, Any], now: Mapping[str, Any]
         problems.append(f"the file is of a run with {old.get('type')}, the solver is {new.get('type')}")
     if problems:
         raise SnapshotError(
-            f"is of another run: {_listed(problems)}",
+            f"is of another run: {'; '.join(listed(problems, _LISTED))}",
             where=str(path),
             hint="its weights alone can be had: load it with finetune=True",
         )
@@ -286,7 +286,7 @@ def check_recipe(path: AnyPath, saved: Mapping[str, Any], now: Mapping[str, Any]
     changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
         return []
-    message = f"{path}: the run goes on with other settings than it had: {_listed(changed)}"
+    message = f"{path}: the run goes on with other settings than it had: {'; '.join(listed(changed, _LISTED))}"
     return [Note(None, Severity.WARNING, message)]
 
 
@@ -315,7 +315,7 @@ def check_model(
             raise SnapshotError(f"is damaged: {name} {other}", where=str(path))
     if errors := [problem for name, problem in problems.items() if name.rpartition(".")[0] not in new]:
         hint = "layers that are meant to be new must be named as such (a fine-tuning factor does that)"
-        raise SnapshotError(f"is of another model: {_listed(errors)}", where=str(path), hint=hint)
+        raise SnapshotError(f"is of another model: {'; '.join(listed(errors, _LISTED))}", where=str(path), hint=hint)
     kept = [
         Note(None, Severity.INFO, f"{path}: {problem}; it is new and keeps its values") for problem in problems.values()
     ]
@@ -360,7 +360,7 @@ def check_optimizer(
     elif not all(isinstance(rate, float) for rate in counters.get("_last_lr", ())):  # the groups may be others now
         problems.append("the scheduler's rates are no numbers")
     if problems:
-        raise SnapshotError(f"is of another run: {_listed(problems)}", where=str(path))
+        raise SnapshotError(f"is of another run: {'; '.join(listed(problems, _LISTED))}", where=str(path))
     if any(states.values()):
         for name, (p, _) in parameters.items():
             if p.requires_grad and not states.get(name):  # frozen then, trained now: Caffe's history begins as zeros
@@ -401,8 +401,3 @@ def _plain(value: Any) -> Any:
         case tuple() | list():
             return [_plain(item) for item in value]
     return value
-
-
-def _listed(items: Iterable[str]) -> str:
-    items = list(items)
-    return "; ".join(items[:_LISTED]) + (f"; and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

@@ -15,7 +15,7 @@ from caffe2torch.recipe import LearnableBlob, NetRecipe, Note, PolicyType, Sever
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
 from caffe2torch.solver.update_rules import SOLVERS
-from caffe2torch.wording import matches
+from caffe2torch.wording import listed, matches, shape_text
 
 __all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
 
@@ -65,9 +65,9 @@ def blob_weights(
         differing.setdefault(name, [f"{name!r} {lacks}"])
     errors = [problem for name, problems in differing.items() if name not in new for problem in problems]
     if errors:
-        listed = "\n  ".join(errors[:_LISTED]) + (f"\n  ... and {len(errors) - _LISTED} more" * (len(errors) > _LISTED))
+        lines = "\n  ".join(listed(errors, _LISTED))
         raise SnapshotError(
-            f"does not belong to the net {recipe.net_name!r}:\n  {listed}",
+            f"does not belong to the net {recipe.net_name!r}:\n  {lines}",
             where=weights.file,
             hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
         )
@@ -103,8 +103,8 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             raise SnapshotError(
                 f"does not belong to this net: history {position}, of {blob.name}, has another shape",
                 where=state.file,
-                found=_shape(shape),
-                expected=f"{_shape(blob.shape)}, as {blob.where} says",
+                found=shape_text(shape),
+                expected=f"{shape_text(blob.shape)}, as {blob.where} says",
             )
     return tuple(state.history[index::count] for index in range(count))
 
@@ -148,7 +148,7 @@ def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int
     if len(layer.blobs) > size:
         return [f"{layer.name!r} has {len(layer.blobs)} blobs in the file, {size} in the net"]
     return [
-        f"{layer.name}/{index} ({blob.role}) is {_shape(shape)} in the file, {_shape(blob.shape)} in the net"
+        f"{layer.name}/{index} ({blob.role}) is {shape_text(shape)} in the file, {shape_text(blob.shape)} in the net"
         for index, shape in enumerate(layer.blobs.shapes)
         if not fits(shape, (blob := holders[layer.name, index]).shape)
     ]
@@ -158,7 +158,3 @@ def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
     """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
     found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in patterns)
     return {name for names in found for name, _ in names}
-
-
-def _shape(shape: Shape | None) -> str:
-    return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "no axes"

@@ -14,7 +14,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
-from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError, close_name
+from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError
 from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
@@ -23,6 +23,7 @@ from caffe2torch.solver.fork_rules import FORK_FIELDS, FORK_POLICIES, FORK_SOLVE
 from caffe2torch.solver.lr_policy import POLICIES
 from caffe2torch.solver.solver_warnings import solver_warnings
 from caffe2torch.solver.update_rules import SOLVERS
+from caffe2torch.wording import close_name
 
 __all__ = ["read_solver"]
 
