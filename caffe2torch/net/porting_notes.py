@@ -281,7 +281,7 @@ class Notes:
             self._alike[note.severity, note.message] = _Alike(note.where)
         elif note.where is not None:
             alike.count += 1
-            if len(alike.lines) <= _SHOWN:  # one more than is shown
+            if len(alike.lines) < _SHOWN:
                 alike.lines.append(note.where.line)
 
     def finish(self) -> tuple[Note, ...]:
@@ -308,4 +308,5 @@ class _Alike:
     def more(self) -> str:
         if not self.count:
             return ""
-        return f" (and {self.count} more like it, line{'s' * (self.count > 1)} {', '.join(listed(self.lines, _SHOWN))})"
+        lines = ", ".join([*map(str, self.lines), *["..."] * (self.count > _SHOWN)])
+        return f" (and {self.count} more like it, line{'s' * (self.count > 1)} {lines})"

@@ -405,7 +405,7 @@ def test_what_many_layers_say_in_the_same_words_is_one_note() -> None:
     )
     assert [note.message for note in notes] == [
         "read as SegNet's BN: 2 blobs, scale and shift, which learn as their param blocks say "
-        "(and 6 more like it, lines 3, 4, 5, ... and 3 more)",
+        "(and 6 more like it, lines 3, 4, 5, ...)",
         "BN's constants belong to the model: eps 1e-09, the batch's own statistics, none kept (7 layers)",
     ]
 
