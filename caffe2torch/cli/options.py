@@ -280,8 +280,8 @@ def read_files(files: tuple[str, ...]) -> NetRecipe:
     return read_recipe(*files, inputs=inputs, defines=defines, **asked)
 
 
-def refuse_reading_options(instead: str) -> None:
+def refuse_reading_options() -> None:
     """Refuse options that say how prototxts are read, where there are none."""
     if stated := click.get_current_context().meta.get(READING):
         options = ", ".join(f"--{name.removesuffix('s')}" for name in stated)
-        raise click.UsageError(f"{options}: say how prototxts are read, and {instead} needs none")
+        raise click.UsageError(f"{options}: say how prototxts are read, and a lock needs none")

@@ -75,7 +75,7 @@ def command(
         panels.append(panel)
         says += [named(run, say_divergence(run, one)) for run, one in zip(runs, found, strict=True)]
     title = f"Learning rate of {recipe.net_name or 'the net'} over the run"
-    figure = draw(panels, width=7.0, height=2.9)
+    figure = draw(panels, width=7.0)
     outputs.write({output: png(figure) if suffix == ".png" else svg(figure, title, " ".join(says))})
     for line in says:
         say(f"{line}\n", err=outputs.prints_to_stderr)

@@ -180,7 +180,7 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
 
 def _picture(panel: Panel, summary: str) -> Picture:
     name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
-    drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
+    drawing = draw([replace(panel, title="rate")], THEMED, width=4.4)
     return Picture(caption, page_svg(drawing, f"rates-{name}", f"Learning rate over the run, {caption}", summary))
 
 

@@ -26,7 +26,6 @@ def verify(
     groups: Sequence[GroupPlan],
     observations: Observations,
     *,
-    model_name: str | None = None,
     accumulation: Accumulation = Accumulation.SUM,
     translating: bool = False,
     model_checked: bool = True,
@@ -41,7 +40,6 @@ def verify(
         groups: The multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are is
             read from ``observations``.
         observations: What the optimizer was seen to do.
-        model_name: The model, where the binding's name for it is not the one to show.
         accumulation: How the gradients of ``iter_size`` passes arrive: summed, so that the step divides, or averaged.
         translating: Whether the optimizer is the tool's own: then it has to clip itself, and a parameter that its user
             froze is a warning.
@@ -59,7 +57,7 @@ def verify(
     found = reading or AccumulationReading(accumulation)
     report = Report(
         net=recipe.net_name,
-        model=model_name or binding.model,
+        model=binding.model,
         solver=solver,
         iteration=iteration,
         rows=rows,
