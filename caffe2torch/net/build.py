@@ -37,7 +37,7 @@ def read_layers(
         parsed: The net.
         state: Phase, level and stages, which decide which layers take part; phase TRAIN if absent.
         inputs: Shapes of blobs that the file does not state, by blob name; they win over what it states.
-        tested: The state of the net that is tested meanwhile, for the note on the data of both.
+        tested: The state of the test net, for the note on what the two do to their data.
 
     Returns:
         The net's name, its layers, its learnable blobs in Caffe's order, and notes.
@@ -71,7 +71,7 @@ def read_layers(
         if message.type in SIGNS_BY_TYPE:
             signs.append((message.type, upgraded.layers[index].where))
         if _takes_part(upgraded.layers, index, message, state):
-            if not message.type:  # refused before anything is built: a text of nothing but ``layer { }`` is long enough
+            if not message.type:  # refused before millions of ``layer { }`` take memory
                 raise without_type(upgraded.layers[index].message.name, upgraded.layers[index].where)
             drafts.numbers.append(index)
     dialect = read_dialect(signs, names)
@@ -191,9 +191,7 @@ class BlobShapes:
 
 
 class _Drafts(NamedTuple):
-    """The layers that take part, by their numbers in the net, and whether it has anything that the schema does not
-    know.
-    """
+    """The layers that take part, by their numbers in the net; ``has_unknown``: it has fields outside of the schema."""
 
     layers: UpgradedLayers
     numbers: array[int]

@@ -1,4 +1,4 @@
-"""What a solver asks for, as questions with one answer: what is refused, what its update needs. No torch."""
+"""What a solver needs of an optimizer: what is refused, which classes and options make its update. No torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One parameter judged: is what was seen of it what Caffe's solver would have done with these multipliers?
 
 The verdict does not rest on fitted numbers: the solver's own rule, at the rates, momenta and decays that the recipe
-gives, must reproduce every movement. Numbers are fitted to show them, and to say what is wrong (``blame.py``).
+gives, must reproduce every movement. Numbers are fitted to show them, and to say what is wrong (see
+``candidate_rules.py``).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Window:
         return tuple(self.iteration + k * self.moving for k in range(self.steps))
 
 
-def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, ...]:
+def sequences_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, ...]:
     """The sequences of a window. ``numbers`` sequences' worth of gradients must stay below half of ``clip_gradients``.
 
     The gradient is 1 or a power of two below it; the weight is such that its decay weighs as much as a gradient.
@@ -107,7 +107,7 @@ def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: 
     rate is not 0, since nothing that a solver does could be seen there. ``start`` is the iteration that the scheduler
     already stands at.
     """
-    sequences = lanes_for(solver, numbers)
+    sequences = sequences_for(solver, numbers)
     if not scheduled:
         return (Window(start, sequences, moving=False),)
     first = next((i for i in range(start, start + 100) if rate(solver.policy, i) != 0), start)

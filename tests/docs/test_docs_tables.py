@@ -145,3 +145,12 @@ def test_every_place_on_the_map_for_maintainers_exists() -> None:
     assert len(places) > 20
     folders = ("", "caffe2torch", "tests/verification")
     assert [place for place in places if not any((REPOSITORY / one / place).exists() for one in folders)] == []
+
+
+def test_a_docstring_names_no_file_that_is_not_there() -> None:
+    written = {"optimizer.py", "compute_bn_statistics.py"}  # an emitted file, and one of SegNet's
+    package = REPOSITORY / "caffe2torch"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    for path in package.rglob("*.py"):
+        for name in re.findall(r"``([\w/]+\.py)``", path.read_text(encoding="utf-8")):
+            assert name in written or any(f"/{one}".endswith(f"/{name}") for one in files), f"{path}: {name}"
