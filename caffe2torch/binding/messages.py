@@ -18,7 +18,7 @@ from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import Note, Severity, NetRecipe
+from caffe2torch.recipe import NetRecipe, Note, Severity
 from caffe2torch.wording import listed, shape_text
 
 __all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
@@ -168,9 +168,7 @@ def _multipliers(recipe: NetRecipe, unit: Unit) -> str:
     return ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
 
 
-def _headline(
-    recipe: NetRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int
-) -> str:
+def _headline(recipe: NetRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int) -> str:
     counted = [
         (misfits, "blob does not fit the tensor in its place", "blobs do not fit the tensors in their place"),
         (units, "layer has no certain counterpart", "layers have no certain counterpart"),
