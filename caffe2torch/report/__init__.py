@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from caffe2torch.verification.report import Report
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "render"]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A format of a report: the ending of its file, the function that writes it, whether a terminal shows it well."""
 
     suffix: str

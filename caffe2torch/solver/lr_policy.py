@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings
 from caffe2torch.solver.float32 import round32
@@ -113,8 +112,7 @@ def _stages(policy: LrPolicy, until: int) -> Sequence[int]:
     return [last + 1 for last in policy.stage_iters[:-1] if last + 1 < until]
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What is known of a rate policy.
 
     Attributes:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from caffe2torch.recipe import SolverType
 
@@ -187,8 +189,7 @@ def _adam(rule: Rule) -> Update:
     return update
 
 
-@dataclass(frozen=True, slots=True)
-class Solver:
+class Solver(NamedTuple):
     """What is known of a solver type.
 
     Attributes:
@@ -211,7 +212,7 @@ class Solver:
     stock: str
     arguments: Mapping[str, tuple[str, ...]]
     history: tuple[str, ...]
-    fixed: Mapping[str, bool] = field(default_factory=dict)
+    fixed: Mapping[str, bool] = MappingProxyType({})
     fused: tuple[str, ...] = ()
     rounded: tuple[str, ...] = ()
     own: str = ""
