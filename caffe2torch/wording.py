@@ -74,13 +74,13 @@ def close_name(name: str, candidates: Iterable[str]) -> str | None:
 _SHORT = 5  # two letters swapped in "type" leave a likeness of 0.75, in a long name far more
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """A hint with the names that were probably meant, ``None`` where none is near.
 
     >>> did_you_mean("conv", ["conv1", "conv2", "ip"])
     "did you mean 'conv2' or 'conv1'?"
     """
-    close = get_close_matches(name, [*known], n=3, cutoff=0.5)
+    close = get_close_matches(name, [*known], n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else None
 
 
