@@ -132,14 +132,14 @@ def test_only_wrong_shows_what_is_not_right_and_nothing_else() -> None:
 
 
 def test_only_wrong_folds_rows_as_the_whole_table_does() -> None:
-    folded = render_text(notebook(), only_wrong=True, rows=3, width=200)
+    folded = render_text(notebook(), View(only_wrong=True, rows=3, width=200))
     (row,) = re.findall(r"^BN shift +2 .*mismatch$", folded, re.MULTILINE)
     assert "4 rows by role; --full" in folded
     assert row
 
 
 def test_what_was_not_seen_is_green_nowhere() -> None:
-    text = render_text(notebook(), colour=True, width=200)
+    text = render_text(notebook(), View(colour=True, width=200))
     assert re.search(r"^update rule +\x1b\[32mok", text, re.MULTILINE)
     assert not re.search(r"\x1b\[32mnot seen", text)
     css = (REPOSITORY / "caffe2torch/report/templates/page.css").read_text()
