@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from caffe2torch.models.build_net import build_model as build_model
     from caffe2torch.models.net_loss import build_loss as build_loss
     from caffe2torch.reading import read_recipe as read_recipe
+    from caffe2torch.recipe import NetRecipe as NetRecipe
     from caffe2torch.recipe import TrainingRecipe as TrainingRecipe
     from caffe2torch.translation import Translation as Translation
     from caffe2torch.translation import translate as translate
     from caffe2torch.verification.report import Report as Report
 
 _HOME = {
+    "NetRecipe": "caffe2torch.recipe",
     "Report": "caffe2torch.verification.report",
     "SegNetBasic": "caffe2torch.models",
     "TrainingRecipe": "caffe2torch.recipe",
@@ -42,6 +44,7 @@ _HOME = {
 __version__ = "0.2.0"
 __all__ = [
     "Caffe2TorchError",
+    "NetRecipe",
     "Report",
     "SegNetBasic",
     "TrainingRecipe",

@@ -14,9 +14,9 @@ from caffe2torch.binding.by_role import bind_by_role
 from caffe2torch.binding.messages import IncompleteBindingError
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.emit import emit
-from caffe2torch.errors import BindingError, Caffe2TorchError, ModelError, SolverError
+from caffe2torch.errors import BindingError, Caffe2TorchError, ModelError
 from caffe2torch.lock import Lock
-from caffe2torch.recipe import Accumulation, TrainingRecipe
+from caffe2torch.recipe import Accumulation, NetRecipe, TrainingRecipe, require_solver
 from caffe2torch.solver.requirements import refuse_unsupported
 from caffe2torch.verification.check_model import check_model, read_accepted
 from caffe2torch.verification.checks import AccumulationReading, along_the_run, at_another_rate
@@ -36,7 +36,7 @@ UNSTATED = 100_000
 
 
 def audit(
-    recipe: TrainingRecipe | Lock,
+    recipe: NetRecipe | Lock,
     model: nn.Module,
     optimizer: Any,
     scheduler: Any = None,
@@ -120,7 +120,6 @@ def audit(
                 error.hint = f"{error.hint}; or judge each parameter by its role alone: by_role=True, --by-role"
             raise
     solver = asked.recipe.solver
-    assert solver is not None  # _asked refuses a net alone, a lock cannot lack it
     seen = observe(model, optimizer, solver, scheduler, iteration=iteration)
     stated = None if accumulation is None else Accumulation(accumulation)
     reading = _reading(asked, seen, stated)
@@ -146,7 +145,6 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Ac
     states, or what a lock has.
     """
     solver = asked.recipe.solver
-    assert solver is not None
     if solver.iter_size <= 1 or seen.problem:
         return AccumulationReading(stated or asked.accumulation, stated=stated)
     fits, scores, numbers = {}, {}, {}
@@ -189,7 +187,7 @@ def _group_scale(rows: Iterable[ReportRow | UnclaimedRow], seen: Observations, p
 
 
 def _asked(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     model: nn.Module,
     names: Mapping[str, str] | None,
     skip: Collection[str],
@@ -199,29 +197,27 @@ def _asked(
     without: Collection[str],
     input_shapes: Any,
 ) -> Lock:
-    _check_solver(recipe, without)
+    trained = _trained(recipe, without)
     options: Any = {"skip": skip, "unclaimed": unclaimed, "reshaped": reshaped, "input_shapes": input_shapes}
-    binding = bind(recipe, model, names, **options)
-    return Lock(recipe, binding, plan_groups(recipe, binding, finetune))
+    binding = bind(trained, model, names, **options)
+    return Lock(trained, binding, plan_groups(trained, binding, finetune))
 
 
-def _asked_by_role(recipe: TrainingRecipe, model: nn.Module, without: Collection[str]) -> Lock:
-    _check_solver(recipe, without)
-    by_role, binding = bind_by_role(recipe, model)
+def _asked_by_role(recipe: NetRecipe, model: nn.Module, without: Collection[str]) -> Lock:
+    trained = _trained(recipe, without)
+    binding = bind_by_role(trained, model)
+    by_role = replace(trained, blobs=tuple(bound.blob for bound in binding.blobs))
     return Lock(by_role, binding, plan_groups(by_role, binding))
 
 
-def _check_solver(recipe: TrainingRecipe, without: Collection[str]) -> None:
-    if recipe.solver is None:
-        raise SolverError(
-            "no solver is given, and a net alone says nothing about an optimizer",
-            hint="read the net and the solver into one recipe",
-        )
-    refuse_unsupported(recipe.solver, without)
+def _trained(recipe: NetRecipe, without: Collection[str]) -> TrainingRecipe:
+    trained = require_solver(recipe)
+    refuse_unsupported(trained.solver, without)
+    return trained
 
 
 def right_source(
-    recipe: TrainingRecipe | Lock,
+    recipe: NetRecipe | Lock,
     model: nn.Module,
     *,
     names: Mapping[str, str] | None = None,

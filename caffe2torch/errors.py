@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 __all__ = ["describe", "visible"]
 
@@ -119,44 +117,6 @@ class OutputError(Caffe2TorchError):
 
 class MissingExtraError(Caffe2TorchError):
     """An optional dependency that this call needs; the hint names the extra to install."""
-
-
-# Names and sizes as messages show them.
-
-
-def close_name(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that a misspelt name was probably meant to be, whatever its case.
-
-    >>> close_name("stpe", ["step", "exp"]), close_name("ADAM", ["Adam"]), close_name("cosine", ["fixed"])
-    ('step', 'Adam', None)
-    """
-    folded = {candidate.casefold(): candidate for candidate in candidates}
-    cutoff = 0.7 if len(name) <= _SHORT else 0.85
-    close = get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
-    return folded[close[0]] if close else None
-
-
-_SHORT = 5  # two letters swapped in "type" leave a likeness of 0.75, in a long name far more
-
-
-def listed(items: Sequence[object], most: int = 3, separator: str = ", ") -> str:
-    """Items as one line, the first few of many.
-
-    >>> listed([3, 1]), listed([3, 1, 4, 1, 5])
-    ('3, 1', '3, 1, 4, ...')
-    """
-    return separator.join([*map(str, items[:most]), *(["..."] if len(items) > most else [])])
-
-
-def shape_text(shape: Sequence[int | None] | None) -> str:
-    """A shape as people write it; ``?`` where a size, or all of it, is unknown.
-
-    >>> shape_text((64, None, 3, 3)), shape_text(()), shape_text(None)
-    ('64x?x3x3', '()', '?')
-    """
-    if shape is None:
-        return "?"
-    return "x".join("?" if size is None else str(size) for size in shape) or "()"
 
 
 # A place in a file, which everything that was read from one has.

@@ -58,11 +58,10 @@ def lock_of(
     groups: Sequence[GroupPlan],
     accumulation: Accumulation = Accumulation.SUM,
 ) -> Lock:
-    """Keep of a translation what an optimizer has to do. ``recipe.solver`` must not be ``None``.
+    """Keep of a translation what an optimizer has to do.
 
-    Notes, fillers, layers and evidence are left behind, and of every place the folder.
+    Notes, fillers, layers and evidence are left out, and the folder of each place.
     """
-    assert recipe.solver is not None, "a net alone says nothing about an optimizer"
     kept = {bound.blob: _kept(bound.blob) for bound in binding.blobs}
     solver = replace(recipe.solver, places={}, unsupported=(), net=None, random_seed=None)
     return Lock(
@@ -102,7 +101,6 @@ def render_lock(locked: Lock) -> str:
 
 
 def _render(locked: Lock) -> str:
-    assert locked.recipe.solver is not None
     group_of = {member.parameter: index for index, group in enumerate(locked.groups) for member in group.members}
     parts = {
         "format": FORMAT,
@@ -147,8 +145,8 @@ def read_lock(path: str | PathLike[str]) -> Lock:
         _check_types(lock, "lock")
         return lock
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        said = f"this lock is damaged: {type(error).__name__} {error}"
-        raise InputError(said, where=fspath(path), hint="write it again: caffe2torch translate ... --lock") from None
+        text = f"this lock is damaged: {type(error).__name__} {error}"
+        raise InputError(text, where=fspath(path), hint="write it again: caffe2torch translate ... --lock") from None
 
 
 def _lock_from(data: dict[str, Any]) -> Lock:
@@ -207,7 +205,7 @@ _hints = cache(get_type_hints)
 
 
 def _list(key: str, entries: Sequence[dict[str, Any]]) -> list[str]:
-    """A list with one entry a line; whoever calls closes it."""
+    """The lines of a list, an entry each, without the closing bracket."""
     lines = [f"    {json.dumps(entry, allow_nan=False)}" for entry in entries]
     return [f"  {json.dumps(key)}: [", *(line + "," for line in lines[:-1]), *lines[-1:]]
 
@@ -253,11 +251,13 @@ def _blob_from(fields: dict[str, Any]) -> LearnableBlob:
 
 
 def _kept(blob: LearnableBlob) -> LearnableBlob:
+    """What a lock keeps of a blob."""
     uses = tuple(replace(use, where=_bare(use.where), lr_mult=None) for use in blob.shared_with)
     return replace(blob, where=_bare(blob.where), shared_with=uses, filler=None)
 
 
 def _bare(where: SourceLocation) -> SourceLocation:
+    """A place without its folder."""
     return replace(where, file=PurePath(where.file).name)
 
 
@@ -273,7 +273,7 @@ _LEFT_OUT = {"places", "unsupported", "net", "random_seed"}
 
 def solver_fields(settings: SolverSettings | LrPolicy | Ramp) -> dict[str, Any]:
     """Field to value, by the names of the dataclasses in ``recipe.py``."""
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name in _LEFT_OUT or (field.default is not MISSING and value == field.default):
@@ -284,13 +284,13 @@ def solver_fields(settings: SolverSettings | LrPolicy | Ramp) -> dict[str, Any]:
             value = solver_fields(value)
         elif isinstance(value, tuple):
             value = list(value)
-        said[field.name] = value
-    return said
+        fields[field.name] = value
+    return fields
 
 
-def solver_from(said: dict[str, Any]) -> SolverSettings:
+def solver_from(fields: dict[str, Any]) -> SolverSettings:
     """The settings again. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what are none."""
-    values = dict(said)
+    values = dict(fields)
     policy: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("policy").items()
     }

@@ -1,4 +1,4 @@
-"""A net and a solver prototxt to a ``TrainingRecipe``: the entry point of reading."""
+"""A net and a solver prototxt to a recipe: the entry point of reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caffe2torch.net.phases import PHASES, merged
 from caffe2torch.net.porting_notes import Notes, of_an_update, segnet_peculiarities, without_gradient
 from caffe2torch.prototxt.schema import Parsed, inline_net, is_solver, parse_net, parse_solver
 from caffe2torch.prototxt.templates import TemplateError, check_defines, fill_in, placeholders
-from caffe2torch.recipe import SolverSettings, Source, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, SolverSettings, Source, TrainingRecipe
 from caffe2torch.solver.settings import read_solver
 
 __all__ = ["read_phase", "read_recipe"]
@@ -35,7 +35,7 @@ def read_recipe(
     level: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
     defines: Mapping[str, object] | None = None,
-) -> TrainingRecipe:
+) -> NetRecipe:
     """Read a Caffe training set-up: which blobs learn, in Caffe's order, with which multipliers, and by which solver.
 
     Args:
@@ -49,7 +49,7 @@ def read_recipe(
         defines: Values for a template's placeholders: ``{"NUM_LABELS": 21}`` for ``${NUM_LABELS}``.
 
     Returns:
-        The recipe, with notes on what a person should know.
+        The recipe, with notes on what a person should know: a ``TrainingRecipe``, or the ``NetRecipe`` of a net alone.
 
     Raises:
         InputError: a file that is missing or is no text; a value for a placeholder that no file has.
@@ -102,21 +102,11 @@ def read_recipe(
     for note in segnet_peculiarities(layers, blobs, settings):
         notes.add(note)
     sources = (parsed.source, *(() if parsed_solver is None else (parsed_solver.source,)))
-    return TrainingRecipe(
-        name,
-        blobs,
-        settings,
-        notes.finish(),
-        layers,
-        tuple(dict.fromkeys(sources)),
-        phase,
-        tuple(stages),
-        level,
-        shapes,
-    )
+    rest = notes.finish(), layers, tuple(dict.fromkeys(sources)), phase, tuple(stages), level, shapes
+    return NetRecipe(name, blobs, *rest) if settings is None else TrainingRecipe(name, blobs, settings, *rest)
 
 
-def read_phase(recipe: TrainingRecipe, phase: str) -> TrainingRecipe | None:
+def read_phase(recipe: NetRecipe, phase: str) -> NetRecipe | None:
     """The net of another phase from the texts that a recipe was read from; ``None`` where all layers are in both.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caffe2torch.errors import SourceLocation, visible
+from caffe2torch.errors import SolverError, SourceLocation, visible
 
 __all__ = [
     "Accumulation",
@@ -20,6 +20,7 @@ __all__ = [
     "Layer",
     "LearnableBlob",
     "LrPolicy",
+    "NetRecipe",
     "Note",
     "PolicyType",
     "Ramp",
@@ -34,6 +35,7 @@ __all__ = [
     "Statement",
     "TrainingRecipe",
     "Unsupported",
+    "require_solver",
 ]
 
 Shape = tuple[int | None, ...]
@@ -151,7 +153,7 @@ class Layer:
     ``settings`` is the layer's own parameter message (``convolution_param``, ...) as plain Python: scalars, strings
     (enum values by name), tuples for repeated fields, nested mappings; schema defaults are filled in for scalars.
     ``top_shapes`` has one shape per top (``None``: unknown). ``blobs`` are this layer's blobs, as indices into
-    ``TrainingRecipe.blobs`` (two layers that share a blob hold the same index). ``param_blocks`` counts the file's
+    ``NetRecipe.blobs`` (two layers that share a blob hold the same index). ``param_blocks`` counts the file's
     ``param`` blocks, and ``forks`` are the forks of Caffe that the net shows signs of: both decide how a layer whose
     type has several meanings is read.
     """
@@ -290,16 +292,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class TrainingRecipe:
-    """A Caffe training set-up, whole: what is learned (``blobs``, in the order of ``.solverstate``) and how.
+class NetRecipe:
+    """A net alone: what is learned (``blobs``, in the order of ``.solverstate``), but not how.
 
-    ``layers`` is the net of this phase, for tools that need its graph. ``solver`` is ``None`` when only a net was
-    read. ``phase``, ``stages``, ``level`` and ``inputs`` are what it was read with.
+    ``layers`` is the net of this phase, for tools that need its graph. ``phase``, ``stages``, ``level`` and ``inputs``
+    are what it was read with.
     """
 
     net_name: str
     blobs: tuple[LearnableBlob, ...]
-    solver: SolverSettings | None
+    solver: SolverSettings | None = field(default=None, init=False)
     notes: tuple[Note, ...] = ()
     layers: tuple[Layer, ...] = ()
     sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)
@@ -314,4 +316,25 @@ class TrainingRecipe:
             policy = self.solver.policy
             solver = f"{self.solver.type}, base_lr {policy.base_lr:g}, lr_policy {policy.type}"
         sizes = f"{len(self.blobs)} learnable blobs, {len(self.layers)} layers in {self.phase}"
-        return visible(f"<TrainingRecipe {self.net_name or 'without a name'}: {sizes}; {solver}>")
+        return visible(f"<{type(self).__name__} {self.net_name or 'without a name'}: {sizes}; {solver}>")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TrainingRecipe(NetRecipe):
+    """A Caffe training set-up, whole: a net, and the solver that trains it (third, after ``blobs``)."""
+
+    solver: SolverSettings
+
+
+def require_solver(recipe: NetRecipe) -> TrainingRecipe:
+    """The recipe, if it has a solver.
+
+    Raises:
+        SolverError: It is that of a net alone.
+    """
+    if isinstance(recipe, TrainingRecipe) and recipe.solver is not None:  # its user may have stated None
+        return recipe
+    raise SolverError(
+        "no solver is given, and a net alone does not say how it is trained",
+        hint="give the solver's prototxt beside the net's",
+    )

@@ -8,7 +8,7 @@ from torch import nn
 
 from caffe2torch.auditing import audit
 from caffe2torch.lock import Lock
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.report.text import verdict_line
 
 __all__ = ["assert_optimizer_matches"]
@@ -17,7 +17,7 @@ SHOWN = 10
 
 
 def assert_optimizer_matches(
-    recipe: TrainingRecipe | Lock, model: nn.Module, optimizer: Any, scheduler: Any = None, **settings: Any
+    recipe: NetRecipe | Lock, model: nn.Module, optimizer: Any, scheduler: Any = None, **settings: Any
 ) -> None:
     """Fail unless ``optimizer`` trains every parameter of ``model`` as the recipe says.
 

@@ -24,7 +24,7 @@ from caffe2torch.models.recognize import segnet_basic_for
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import CaffeLRScheduler, build_scheduler
 from caffe2torch.reading import read_recipe
-from caffe2torch.recipe import Accumulation, Note, Severity, SolverSettings, TrainingRecipe
+from caffe2torch.recipe import Accumulation, NetRecipe, Note, Severity, SolverSettings, TrainingRecipe, require_solver
 from caffe2torch.report.text import verdict_line
 from caffe2torch.snapshot.checkpoint import load_checkpoint, save_checkpoint
 from caffe2torch.snapshot.files import find_learned_net, read_caffemodel, read_solverstate
@@ -76,7 +76,7 @@ class Translation:
     @property
     def solver(self) -> SolverSettings:
         """The recipe's solver, which a translation always has."""
-        return _solver_of(self.recipe)
+        return self.recipe.solver
 
     def __repr__(self) -> str:
         net = self.recipe.net_name or "a net"
@@ -178,7 +178,7 @@ class Translation:
 
 @compiler_not_imported()
 def translate(
-    net: TrainingRecipe | Path | None,
+    net: NetRecipe | Path | None,
     solver: Path | None = None,
     model: nn.Module | None = None,
     *,
@@ -241,13 +241,13 @@ def translate(
     ...     for group in t.optimizer.param_groups]
     [(['ip.weight'], 0.1, 0.0005), (['ip.bias'], 0.2, 0.0)]
     """
-    if isinstance(net, TrainingRecipe):
+    if isinstance(net, NetRecipe):
         if solver is not None:
             raise Caffe2TorchError("a recipe and a solver file are given", hint="read both files into one recipe")
-        recipe = net
+        recipe = require_solver(net)
     else:
-        recipe = read_recipe(net, solver, stages=stages, level=level, inputs=inputs)
-    settings = _solver_of(recipe)
+        recipe = require_solver(read_recipe(net, solver, stages=stages, level=level, inputs=inputs))
+    settings = recipe.solver
     refuse_unsupported(settings, without)
     notes: tuple[Note, ...] = ()
     model_checked, built = True, False
@@ -300,15 +300,6 @@ def _said(notes: tuple[Note, ...]) -> tuple[Note, ...]:
     return notes
 
 
-def _solver_of(recipe: TrainingRecipe) -> SolverSettings:
-    if recipe.solver is None:
-        raise SolverError(
-            "no solver is given, and a net alone says nothing about an optimizer",
-            hint="name the solver's prototxt after the net's",
-        )
-    return recipe.solver
-
-
 def _refuse_model(model: nn.Module, solver: SolverSettings) -> None:
     """Refuse models that hide their parameters, or the norm of their gradients, from an optimizer."""
     if isinstance(model, torch.jit.ScriptModule):
@@ -328,7 +319,7 @@ def _refuse_model(model: nn.Module, solver: SolverSettings) -> None:
         )
 
 
-def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
+def _model_for(recipe: NetRecipe) -> tuple[nn.Module, Note]:
     """The model that was not given, and which one it is."""
     built_in = segnet_basic_for(recipe)
     if built_in is not None:
@@ -351,7 +342,7 @@ def _model_for(recipe: TrainingRecipe) -> tuple[nn.Module, Note]:
     return model, Note(None, Severity.INFO, text)
 
 
-def _materialize(model: nn.Module, recipe: TrainingRecipe) -> None:
+def _materialize(model: nn.Module, recipe: NetRecipe) -> None:
     """Give a net that was built on the meta device memory, filled; its tensors stay the optimizer's."""
     held = (*model.parameters(), *model.buffers())
     if not any(tensor.is_meta for tensor in held):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import TypeVar
 
 from caffe2torch.errors import Caffe2TorchError
-from caffe2torch.recipe import Shape
 
-__all__ = ["did_you_mean", "listed", "matches", "shape_text"]
+__all__ = ["close_name", "did_you_mean", "listed", "matches", "shape_text"]
 
 _T = TypeVar("_T")
 
@@ -60,13 +59,28 @@ def matches(
     )
 
 
+def close_name(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that a misspelt name was probably meant to be, whatever its case.
+
+    >>> close_name("stpe", ["step", "exp"]), close_name("ADAM", ["Adam"]), close_name("cosine", ["fixed"])
+    ('step', 'Adam', None)
+    """
+    folded = {candidate.casefold(): candidate for candidate in candidates}
+    cutoff = 0.7 if len(name) <= _SHORT else 0.85
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=cutoff)
+    return folded[close[0]] if close else None
+
+
+_SHORT = 5  # two letters swapped in "type" leave a likeness of 0.75, in a long name far more
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """A hint with the names that were probably meant, ``None`` where none is near.
 
     >>> did_you_mean("conv", ["conv1", "conv2", "ip"])
     "did you mean 'conv2' or 'conv1'?"
     """
-    close = difflib.get_close_matches(name, [*known], 3, cutoff)
+    close = get_close_matches(name, [*known], n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else None
 
 
@@ -79,12 +93,12 @@ def listed(things: Sequence[_T], most: int, text: Callable[[_T], str] = str) -> 
     return [*map(text, things[:most]), *([f"... and {len(things) - most} more"] if len(things) > most else [])]
 
 
-def shape_text(shape: Shape | None) -> str:
-    """A shape as people write it.
+def shape_text(shape: Sequence[int | None] | None) -> str:
+    """A shape as people write it; ``?`` where a size, or all of it, is unknown.
 
     >>> shape_text((64, None, 3, 3)), shape_text(()), shape_text(None)
-    ('64x?x3x3', '()', 'unknown')
+    ('64x?x3x3', '()', '?')
     """
     if shape is None:
-        return "unknown"
+        return "?"
     return "x".join("?" if size is None else str(size) for size in shape) or "()"

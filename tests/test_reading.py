@@ -329,7 +329,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" %s top:
     ("net", "left"),
     [
         (TWO_HEADS % ("", "a", ""), ["'c/0', 'c/1' (2 blobs)"]),  # c reaches no loss
-        (TWO_HEADS % ("propagate_down: false", "a", ""), ["'a/0', 'a/1', 'c/0', ... (4 blobs)"]),
+        (TWO_HEADS % ("propagate_down: false", "a", ""), ["'a/0', 'a/1', 'c/0', ... and 1 more (4 blobs)"]),
         (TWO_HEADS % ("", "b", "loss_weight: 0"), []),  # no loss at all: nothing is known
         (TWO_HEADS.replace('bottom: "b" bottom: "label"', 'bottom: "c"') % ("", "b", ""), []),
         (TWO_HEADS.replace("InnerProduct", "Unheard") % ("", "a", ""), []),

@@ -44,6 +44,6 @@ def test_the_schedulers_repr_follows_the_iteration(deep: caffe2torch.Translation
 def test_hostile_names_are_shown_as_text_in_a_repr(tmp_path: Path) -> None:
     net = tmp_path / "net.prototxt"
     net.write_text('name: "a\\033[31m"')
-    assert repr(caffe2torch.read_recipe(net)).startswith("<TrainingRecipe a\\x1b[31m: 0 learnable blobs")
+    assert repr(caffe2torch.read_recipe(net)).startswith("<NetRecipe a\\x1b[31m: 0 learnable blobs")
     assert repr(Binding(HOSTILE, ())).isprintable()
     assert repr(GroupPlan(HOSTILE, 1, 1, (GroupMember(HOSTILE, None),))).isprintable()

@@ -22,7 +22,7 @@ from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.binding.tensor_matching import Assignment, assign
 from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.torch_startup import compiler_not_imported
 from caffe2torch.wording import listed, matches
 
@@ -34,7 +34,7 @@ UnclaimedMultipliers = tuple[float, float] | Mapping[str, tuple[float, float]]
 
 @compiler_not_imported()
 def bind(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     model: nn.Module,
     names: Mapping[str, str] | None = None,
     *,
@@ -143,7 +143,7 @@ def _is_multiplier(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _implied(recipe: TrainingRecipe, model: ModelGraph, stated: StatedNames) -> dict[str, str]:
+def _implied(recipe: NetRecipe, model: ModelGraph, stated: StatedNames) -> dict[str, str]:
     """Layers whose blobs the user bound one by one, to tensors of one module: that is where the layer is."""
     owner = {str(tensor.key): unit.parts[0] for unit in model.units for tensor in unit.tensors}
     paths: dict[str, set[str]] = {}
@@ -152,7 +152,7 @@ def _implied(recipe: TrainingRecipe, model: ModelGraph, stated: StatedNames) -> 
     return {layer: next(iter(owners)) for layer, owners in paths.items() if len(owners) == 1}
 
 
-def _bound_blob(recipe: TrainingRecipe, number: int, assignment: Assignment) -> BoundBlob:
+def _bound_blob(recipe: NetRecipe, number: int, assignment: Assignment) -> BoundBlob:
     blob, one = recipe.blobs[number], assignment.blobs[number]
     if one.tensor is None:
         return BoundBlob(blob, Kind.NONE, None, one.evidence, remark=one.remark)

@@ -12,7 +12,7 @@ from torch import nn
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
 from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe
 
 __all__ = ["bind_by_role"]
 
@@ -33,7 +33,7 @@ _COUNTERPARTS: tuple[tuple[type | tuple[type, ...], str, dict[str, str]], ...] =
 """torch's modules, the layer type that is the same, and which of its blobs each parameter is."""
 
 
-def bind_by_role(recipe: TrainingRecipe, model: nn.Module) -> tuple[TrainingRecipe, Binding]:
+def bind_by_role(recipe: NetRecipe, model: nn.Module) -> Binding:
     """Bind every parameter to what all blobs of its layer type and role have in common.
 
     Args:
@@ -41,7 +41,7 @@ def bind_by_role(recipe: TrainingRecipe, model: nn.Module) -> tuple[TrainingReci
         model: The model; every parameter has to be one of a module of torch.
 
     Returns:
-        A recipe with one blob for each parameter, called after its role, and the binding of the two.
+        A binding of one blob for each parameter, called after its role.
 
     Raises:
         BindingError: A parameter is of no role that the net has, or the blobs of its role have several pairs.
@@ -52,7 +52,7 @@ def bind_by_role(recipe: TrainingRecipe, model: nn.Module) -> tuple[TrainingReci
         >>> net = pathlib.Path(tempfile.mkdtemp()) / "net.prototxt"
         >>> layer = 'layer { name: "ip" type: "InnerProduct" top: "ip" inner_product_param { num_output: 2 } }'
         >>> _ = net.write_text(layer)
-        >>> _, binding = bind_by_role(read_recipe(net), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5)))
+        >>> binding = bind_by_role(read_recipe(net), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5)))
         >>> [(bound.blob.name, bound.name) for bound in binding.blobs][:2]
         [('InnerProduct/0', '0.weight'), ('InnerProduct/1', '0.bias')]
     """
@@ -78,7 +78,7 @@ def bind_by_role(recipe: TrainingRecipe, model: nn.Module) -> tuple[TrainingReci
     if problems:
         name, (first, *others) = type(model).__name__, problems
         raise BindingError(f"{name} cannot be judged by role: {first}", found="\n    ".join(others[:5]) or None)
-    return replace(recipe, blobs=tuple(one.blob for one in bound)), Binding(type(model).__name__, tuple(bound))
+    return Binding(type(model).__name__, tuple(bound))
 
 
 def _blobs_like(

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from caffe2torch.binding.net_graph import net_inputs
 from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import ModelError
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 
 __all__ = ["Feed", "InputShapes", "StayOnDevice", "candidate_inputs", "check_input_shapes", "meta_copy", "real_copy"]
 
@@ -229,9 +229,7 @@ InputShapes = Mapping[str, Sequence[int]] | Sequence[Sequence[int]]
 _SIDES = (224, 299, 227, 256, 32, 321, 64, 28, 96, 112, 300, 512, 331, 231, 128, 48, 448)
 
 
-def candidate_inputs(
-    model: nn.Module, recipe: TrainingRecipe, input_shapes: InputShapes | None = None
-) -> Iterator[Feed]:
+def candidate_inputs(model: nn.Module, recipe: NetRecipe, input_shapes: InputShapes | None = None) -> Iterator[Feed]:
     """Positional and named arguments for ``model`` on the meta device, the likeliest first.
 
     ``input_shapes`` (by the names that ``forward`` or the net gives, or in order) leave no choice. Raises

@@ -50,7 +50,7 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorReference:
-    """A tensor of a unit. ``key`` is an index into ``TrainingRecipe.blobs``, or a name in the model."""
+    """A tensor of a unit. ``key`` is an index into ``NetRecipe.blobs``, or a name in the model."""
 
     role: str
     shape: Shape | None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from caffe2torch.binding.graph import TensorReference
 from caffe2torch.binding.plan import BoundBlob, Storage
-from caffe2torch.recipe import LearnableBlob, Shape, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe, Shape
 
 __all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "stored", "to_torch"]
 
@@ -36,7 +36,7 @@ class Layout(StrEnum):
     GATES = "gates"
 
 
-def layout_of(recipe: TrainingRecipe, bound: BoundBlob, modules: Mapping[str, nn.Module]) -> Layout:
+def layout_of(recipe: NetRecipe, bound: BoundBlob, modules: Mapping[str, nn.Module]) -> Layout:
     """The layout of a bound blob; ``modules`` are the model's, by their names without wrappers.
 
     An LSTM's tensors in a module that is not torch's are taken to be Caffe's own.
@@ -83,14 +83,14 @@ def second_bias(bound: BoundBlob) -> str | None:
     return bound.name.replace("bias_ih", "bias_hh")
 
 
-def blob_transposed(recipe: TrainingRecipe, blob: LearnableBlob) -> bool:
+def blob_transposed(recipe: NetRecipe, blob: LearnableBlob) -> bool:
     """Whether an InnerProduct keeps this weight as input x output (``transpose: true``)."""
     if blob.layer_type != "InnerProduct" or blob.role != "weight":
         return False
     return any(layer.name == blob.layer and bool(layer.settings.get("transpose")) for layer in recipe.layers)
 
 
-def stored(recipe: TrainingRecipe, blob: LearnableBlob, tensor: TensorReference) -> tuple[Storage, Fit] | None:
+def stored(recipe: NetRecipe, blob: LearnableBlob, tensor: TensorReference) -> tuple[Storage, Fit] | None:
     """How a tensor of the model stores a blob, ``None`` if it cannot.
 
     A fully connected layer's weight may stand transposed in a module that is not torch's own. Where sizes do not show

@@ -17,7 +17,7 @@ from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.sharing import shared_otherwise
 from caffe2torch.binding.surroundings import match_parts
 from caffe2torch.binding.tensor_matching import Clash, Counterpart, Findings, match_tensors
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 
 __all__ = ["find_counterparts"]
 
@@ -290,7 +290,7 @@ def _holds(
     )
 
 
-def _parts(recipe: TrainingRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
+def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
     """Counterparts by names, and near these by structure."""
     findings = Findings()
     known = _named_pairs(net, model, named)
@@ -397,7 +397,7 @@ def _blobs(unit: Unit) -> tuple[int, ...]:
 
 
 def _by_names(
-    recipe: TrainingRecipe, units: Sequence[Unit], modules: Sequence[Unit], named: Mapping[str, str]
+    recipe: NetRecipe, units: Sequence[Unit], modules: Sequence[Unit], named: Mapping[str, str]
 ) -> list[Counterpart]:
     """Counterparts by names alone, layer by layer: a BatchNorm and its Scale may be two modules or one.
 

@@ -18,7 +18,7 @@ from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Assignment, Findings
 from caffe2torch.errors import BindingError
-from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Note, Severity
 from caffe2torch.wording import listed, shape_text
 
 __all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
@@ -106,7 +106,7 @@ def _idle_line(unit: Unit, model: ModelGraph) -> str:
     return text if seen else f"{text}, and forward does not use it"
 
 
-def _other_outputs(recipe: TrainingRecipe, assignment: Assignment) -> dict[str, str]:
+def _other_outputs(recipe: NetRecipe, assignment: Assignment) -> dict[str, str]:
     """Layers of which only the number of outputs differs, with that: a model for other classes."""
     sizes: dict[str, set[tuple[int | None, int]]] = {}
     for misfit, _ in assignment.misfits:
@@ -159,18 +159,16 @@ def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: 
     return error
 
 
-def _differ(recipe: TrainingRecipe, units: Sequence[Unit]) -> bool:
+def _differ(recipe: NetRecipe, units: Sequence[Unit]) -> bool:
     return len({_multipliers(recipe, unit) for unit in units}) > 1
 
 
-def _multipliers(recipe: TrainingRecipe, unit: Unit) -> str:
+def _multipliers(recipe: NetRecipe, unit: Unit) -> str:
     blobs = [recipe.blobs[int(tensor.key)] for tensor in unit.tensors]
     return ", ".join(f"{blob.role} ({blob.lr_mult:g}, {blob.decay_mult:g})" for blob in blobs)
 
 
-def _headline(
-    recipe: TrainingRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int
-) -> str:
+def _headline(recipe: NetRecipe, model: str, outputs: str, misfits: int, units: int, left: int, clashes: int) -> str:
     counted = [
         (misfits, "blob does not fit the tensor in its place", "blobs do not fit the tensors in their place"),
         (units, "layer has no certain counterpart", "layers have no certain counterpart"),
@@ -182,7 +180,7 @@ def _headline(
     return f"{net} does not bind to {model}: {outputs or ', '.join(parts)}"
 
 
-def _misfit_lines(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
+def _misfit_lines(recipe: NetRecipe, assignment: Assignment) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for misfit, one in assignment.misfits:
         layer, place = recipe.blobs[misfit.blob].layer, one.module.name or "the model itself"
@@ -214,7 +212,7 @@ def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
 
 
 def _hint(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     findings: Findings,
     assignment: Assignment,
     units: Sequence[Unit],
@@ -271,7 +269,7 @@ def _expression(name: str) -> str:
     return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))
 
 
-def _misfit_advice(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
+def _misfit_advice(recipe: NetRecipe, assignment: Assignment) -> list[str]:
     """What to say about blobs that do not fit: all of them at once, so that following it takes one run."""
     layers = list(dict.fromkeys(recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor))
     lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
@@ -285,7 +283,7 @@ def _misfit_advice(recipe: TrainingRecipe, assignment: Assignment) -> list[str]:
     return advice
 
 
-def _options(argument: str, names: Sequence[str], recipe: TrainingRecipe) -> str:
+def _options(argument: str, names: Sequence[str], recipe: NetRecipe) -> str:
     """How to give these layers or blobs to ``argument``: each by itself, many as one pattern.
 
     The pattern is what they begin and end with, if that is true of no other; else they stand in it one by one.
@@ -348,7 +346,7 @@ def binding_notes(
         yield Note(None, Severity.INFO, f"no blob stands for {_some(frozen)}, which require no gradient")
 
 
-def _summary(recipe: TrainingRecipe, assignment: Assignment, model: ModelGraph) -> str:
+def _summary(recipe: NetRecipe, assignment: Assignment, model: ModelGraph) -> str:
     layers: dict[Evidence, dict[str, None]] = {}
     for number, one in sorted(assignment.blobs.items()):
         if one.evidence not in (Evidence.CANCELLED, Evidence.NOT_NEEDED):

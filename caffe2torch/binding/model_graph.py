@@ -26,7 +26,7 @@ from caffe2torch.binding.skeleton import SkeletonLayer, skeleton_wiring
 from caffe2torch.binding.tracing import REST, trace
 from caffe2torch.binding.wrappers import bare, named_modules, named_tensors
 from caffe2torch.errors import ModelError
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 
 __all__ = ["ModelGraph", "model_graph"]
 
@@ -61,7 +61,7 @@ class ModelGraph:
         return {str(tensor.key): tensor for unit in (*self.units, *used) for tensor in unit.tensors}
 
 
-def model_graph(model: nn.Module, recipe: TrainingRecipe, input_shapes: InputShapes | None = None) -> ModelGraph:
+def model_graph(model: nn.Module, recipe: NetRecipe, input_shapes: InputShapes | None = None) -> ModelGraph:
     """Collect what binding reads of ``model``, without changing it.
 
     Args:
@@ -203,7 +203,7 @@ def _kind(module: nn.Module, tensors: dict[str, torch.Tensor]) -> UnitKind:
 
 
 def _wiring(
-    model: nn.Module, units: Sequence[Unit], recipe: TrainingRecipe, input_shapes: InputShapes | None
+    model: nn.Module, units: Sequence[Unit], recipe: NetRecipe, input_shapes: InputShapes | None
 ) -> tuple[Wiring | None, str, str]:
     """How the units feed each other, how that was seen or why it was not, and what ended the pass early.
 

@@ -29,14 +29,12 @@ from caffe2torch.binding.layout import stored
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.outputs import write_files
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.wording import did_you_mean, listed, matches, shape_text
 
 __all__ = [
     "StatedNames",
     "check_names",
-    "layer_name",
     "module_name",
     "module_names",
     "name_hints",
@@ -46,7 +44,6 @@ __all__ = [
     "read_names",
     "resolve_names",
     "toml_line",
-    "write_names",
 ]
 
 _TAKEN = frozenset(dir(nn.Module())) | WRAPPER_NAMES
@@ -62,16 +59,6 @@ def module_name(layer: str, occurrence: int = 1) -> str:
     if name in _TAKEN:
         name += "%"
     return name if occurrence == 1 else f"{name}%_{occurrence}"
-
-
-def layer_name(module: str) -> str:
-    """The layer's name that ``module_name`` wrote.
-
-    >>> [layer_name(module_name(name, 2)) for name in ("a.b", "100%", "", "type", "x%_2")]
-    ['a.b', '100%', '', 'type', 'x%_2']
-    """
-    bare = re.sub(r"%_\d+$", "", module).removesuffix("%")
-    return bare.replace("%2E", ".").replace("%25", "%")
 
 
 def module_names(layers: Iterable[str]) -> list[str]:
@@ -214,24 +201,19 @@ def names_of(binding: Binding) -> dict[str, str]:
     return names
 
 
-def write_names(binding: Binding, path: str | PathLike[str], *, force: bool = False) -> None:
-    """Write the binding as a names file, to review and to keep. Raises ``OutputError`` as ``write_files`` does."""
-    write_files({path: tomli_w.dumps(names_of(binding))}, force=force)
-
-
 # What the user states by name: layers to modules, blobs to tensors, layers to do without.
 
 
 @dataclass(frozen=True, slots=True)
 class StatedNames:
-    """Layer to module path, and blob (index into ``TrainingRecipe.blobs``) to tensor, as the user wrote them."""
+    """Layer to module path, and blob (index into ``NetRecipe.blobs``) to tensor, as the user wrote them."""
 
     modules: dict[str, str] = field(default_factory=dict)
     tensors: dict[int, str] = field(default_factory=dict)
 
 
 def resolve_names(
-    recipe: TrainingRecipe, names: Mapping[str, str], modules: Collection[str], tensors: Collection[str]
+    recipe: NetRecipe, names: Mapping[str, str], modules: Collection[str], tensors: Collection[str]
 ) -> StatedNames:
     """Resolve ``names`` against the net's layers and the model's modules and tensors.
 
@@ -268,7 +250,7 @@ def resolve_names(
 
 
 def check_names(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     stated: StatedNames,
     net: Sequence[Unit],
     tensors: Mapping[str, TensorReference],
@@ -296,7 +278,7 @@ def check_names(
             raise BindingError(f"names binds blob {blob.name!r} to {tensor}: {sizes}", where=blob.where)
 
 
-def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozenset[int]:
+def read_blobs(recipe: NetRecipe, keys: Iterable[str], what: str) -> frozenset[int]:
     """The blobs (indices) of the layers and blobs that ``keys`` name, exactly or by a regular expression.
 
     Raises ``BindingError`` for an entry that matches nothing.
@@ -310,7 +292,7 @@ def read_blobs(recipe: TrainingRecipe, keys: Iterable[str], what: str) -> frozen
     return frozenset(found)
 
 
-def _layers_and_blobs(recipe: TrainingRecipe) -> tuple[dict[str, list[int]], dict[str, int]]:
+def _layers_and_blobs(recipe: NetRecipe) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Each layer's blobs, and each blob by ``LAYER/INDEX`` of every use of it."""
     layers: dict[str, list[int]] = {}
     blobs: dict[str, int] = {}

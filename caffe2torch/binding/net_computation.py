@@ -23,12 +23,12 @@ from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import Node, flag, integer, integers, number, text
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import per_axis, pool_window
-from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe, Shape
 
 __all__ = ["net_computation"]
 
 
-def net_computation(recipe: TrainingRecipe) -> Computation:
+def net_computation(recipe: NetRecipe) -> Computation:
     """The layers of a recipe as units, junctions and what is computed between them."""
     builder = WiringBuilder()
     found = Computation((), ())
@@ -85,7 +85,7 @@ def _factors(layer: Layer, bottoms: int) -> Sequence[float]:
     return coeff if isinstance(coeff, tuple) and len(coeff) == bottoms else (1.0,) * bottoms
 
 
-def _read(layer: Layer, bottoms: tuple[Shape | None, ...], recipe: TrainingRecipe) -> Operation | None:
+def _read(layer: Layer, bottoms: tuple[Shape | None, ...], recipe: NetRecipe) -> Operation | None:
     """What a layer computes; ``None`` where it only moves numbers."""
     if layer.type in _MOVES:
         return None

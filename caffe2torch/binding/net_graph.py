@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
-from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe, Shape
 
 __all__ = [
     "NetGraph",
@@ -57,7 +57,7 @@ class NetGraph:
         cancelled: Biases that a batch normalization subtracts again, as ``biases_before_norms`` explains.
     """
 
-    recipe: TrainingRecipe
+    recipe: NetRecipe
     wiring: Wiring
     cancelled: Mapping[int, bool]
 
@@ -73,12 +73,12 @@ class NetGraph:
         return caffe_wiring(self.recipe, gone) if gone else self.wiring
 
 
-def net_graph(recipe: TrainingRecipe) -> NetGraph:
+def net_graph(recipe: NetRecipe) -> NetGraph:
     """Collect what binding reads of a net."""
     return NetGraph(recipe, caffe_wiring(recipe), biases_before_norms(recipe))
 
 
-def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) -> Wiring:
+def caffe_wiring(recipe: NetRecipe, skipped: frozenset[str] = frozenset()) -> Wiring:
     """The wiring of ``recipe.layers``; each unit holds indices into ``recipe.blobs``.
 
     Layers that share all their blobs are one unit, used several times. ``skipped`` layers are transparent and hold
@@ -100,7 +100,7 @@ def caffe_wiring(recipe: TrainingRecipe, skipped: frozenset[str] = frozenset()) 
 
 
 def place_layers(
-    recipe: TrainingRecipe, builder: WiringBuilder, skipped: frozenset[str] = frozenset()
+    recipe: NetRecipe, builder: WiringBuilder, skipped: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Layer, list[int], int]]:
     """Add the layers to ``builder`` one by one; each with the nodes that its bottoms hold, and the one of its tops."""
     shared: dict[tuple[int, ...], int] = {}
@@ -121,7 +121,7 @@ def place_layers(
         yield layer, sources, node
 
 
-def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int, ...]]]:
+def layers_with_blobs(recipe: NetRecipe) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and blobs (indices into ``recipe.blobs``) of each layer that learns, in the file's order."""
     if recipe.layers:
         return [(layer.name, layer.type, layer.blobs) for layer in recipe.layers if layer.blobs]
@@ -135,7 +135,7 @@ def layers_with_blobs(recipe: TrainingRecipe) -> list[tuple[str, str, tuple[int,
     return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
 
 
-def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
+def net_inputs(recipe: NetRecipe) -> list[tuple[str, Shape | None]]:
     """Name and shape of every blob from outside that something learnable reads: images, but not labels."""
     origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
     used: dict[tuple[str, Shape | None], None] = {}
@@ -152,7 +152,7 @@ def net_inputs(recipe: TrainingRecipe) -> list[tuple[str, Shape | None]]:
     return list(used)
 
 
-def biases_before_norms(recipe: TrainingRecipe) -> dict[int, bool]:
+def biases_before_norms(recipe: NetRecipe) -> dict[int, bool]:
     """Biases (indices of blobs) that a batch normalization, and nothing else, sees first.
 
     It subtracts the mean, and with it the bias, whatever that is: ``True``. With ``use_global_stats`` it subtracts a
@@ -210,9 +210,7 @@ def unit_kind(layer_type: str, roles: Sequence[str]) -> UnitKind:
     return UnitKind.OTHER
 
 
-def _unit(
-    recipe: TrainingRecipe, name: str, layer_type: str, blobs: Sequence[int], settings: Mapping[str, object]
-) -> Unit:
+def _unit(recipe: NetRecipe, name: str, layer_type: str, blobs: Sequence[int], settings: Mapping[str, object]) -> Unit:
     tensors = tuple(TensorReference(recipe.blobs[number].role, recipe.blobs[number].shape, number) for number in blobs)
     kind = unit_kind(layer_type, [one.role for one in tensors])
     shape = tensors[0].shape

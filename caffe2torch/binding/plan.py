@@ -9,7 +9,7 @@ from typing import Any
 
 from caffe2torch.binding.computation import Computation
 from caffe2torch.errors import BindingError, visible
-from caffe2torch.recipe import Filler, LearnableBlob, Note, SolverSettings, TrainingRecipe
+from caffe2torch.recipe import Filler, LearnableBlob, NetRecipe, Note, SolverSettings
 from caffe2torch.wording import listed, matches
 
 __all__ = [
@@ -182,7 +182,7 @@ class Filling:
 
 
 def plan_groups(
-    recipe: TrainingRecipe, binding: Binding, finetune: Mapping[str, float] | None = None
+    recipe: NetRecipe, binding: Binding, finetune: Mapping[str, float] | None = None
 ) -> tuple[GroupPlan, ...]:
     """Merge parameters of equal multipliers into groups, in the order in which Caffe first sees each pair.
 
@@ -241,7 +241,7 @@ def _key(bound: BoundBlob, keys: Mapping[str, str]) -> str | None:
     return next((keys[layer] for layer in users(bound.blob) if layer in keys), None)
 
 
-def _finetuned_layers(recipe: TrainingRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
+def _finetuned_layers(recipe: NetRecipe, finetune: Mapping[str, float]) -> dict[str, str]:
     """Layer name to the key of ``finetune`` that claims it."""
     layers = dict.fromkeys(layer for blob in recipe.blobs for layer in users(blob))
     claimed: dict[str, str] = {}

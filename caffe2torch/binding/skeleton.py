@@ -15,7 +15,7 @@ from caffe2torch.binding.names import module_names
 from caffe2torch.binding.net_graph import caffe_wiring, layers_with_blobs, unit_kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.net.build import with_inputs
-from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe
 
 __all__ = ["SkeletonLayer", "skeleton", "skeleton_wiring"]
 
@@ -60,7 +60,7 @@ class Skeleton(nn.Module):
         raise NotImplementedError("a skeleton holds a net's parameters and buffers, it computes nothing")
 
 
-def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
+def skeleton(recipe: NetRecipe, input_shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
     """A module with the parameters and buffers of a net, one submodule for each layer that learns.
 
     Submodules carry the layers' names (``naming.module_name`` for what torch does not allow) and hold ``weight`` and
@@ -72,10 +72,10 @@ def skeleton(recipe: TrainingRecipe, input_shapes: Mapping[str, Sequence[int]] |
     Its layers carry the net's wiring, so that a skeleton can be bound by structure, too, whatever its modules are
     called and in whatever module they are put. Raises ``NetError`` for ``input_shapes`` that the net contradicts.
 
-    >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, TrainingRecipe, SourceLocation
+    >>> from caffe2torch.recipe import LearnableBlob, Stated, Statement, NetRecipe, SourceLocation
     >>> stated, place = Stated(Statement.EXPLICIT, Statement.EXPLICIT), SourceLocation("net", 1, 1)
     >>> blob = LearnableBlob("ip/1", "InnerProduct", 0, "weight", (10, None), 1.0, 1.0, stated, place)
-    >>> skeleton(TrainingRecipe("net", (blob,), None)).state_dict()["ip/1.weight"].shape
+    >>> skeleton(NetRecipe("net", (blob,), None)).state_dict()["ip/1.weight"].shape
     torch.Size([10, 1])
     """
     if input_shapes:

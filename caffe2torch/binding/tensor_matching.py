@@ -10,7 +10,7 @@ from caffe2torch.binding.graph import TensorReference, Unit, UnitKind
 from caffe2torch.binding.layout import Fit, fit, stored
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence, Storage, users
-from caffe2torch.recipe import LearnableBlob, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import shape_text
 
 __all__ = ["Assigned", "Assignment", "Clash", "Counterpart", "Findings", "assign", "match_tensors"]
@@ -76,7 +76,7 @@ _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A blob (index into ``TrainingRecipe.blobs``) and its tensor; ``None`` where torch has no counterpart."""
+    """A blob (index into ``NetRecipe.blobs``) and its tensor; ``None`` where torch has no counterpart."""
 
     blob: int
     tensor: TensorReference | None
@@ -95,7 +95,7 @@ class Misfit:
 
 
 def match_tensors(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     blobs: Sequence[int],
     module: Unit,
     cancelled: Mapping[int, bool] | None = None,
@@ -173,7 +173,7 @@ def _may_lack(number: int, blob: LearnableBlob, cancelled: bool | None) -> Match
 
 
 def _stored(
-    recipe: TrainingRecipe, blob: LearnableBlob, tensor: TensorReference, module: Unit
+    recipe: NetRecipe, blob: LearnableBlob, tensor: TensorReference, module: Unit
 ) -> tuple[Storage, Fit] | None:
     """As ``layout.stored``; and a convolution may be a transposed one with the same kernel, or the reverse."""
     crossed = blob.layer_type in ("Convolution", "Deconvolution") and (
@@ -273,7 +273,7 @@ def assign(
     return result
 
 
-def _take(recipe: TrainingRecipe, result: Assignment, match: Match, one: Counterpart) -> None:
+def _take(recipe: NetRecipe, result: Assignment, match: Match, one: Counterpart) -> None:
     before = result.blobs.get(match.blob)
     if before is not None and before.tensor is not None and match.tensor is not None:
         if before.tensor.key != match.tensor.key:

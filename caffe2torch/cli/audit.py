@@ -90,7 +90,7 @@ def command(
     if (lock is None) == (not files):
         raise click.UsageError("name either the prototxts or a --lock file")
     if lock is not None:
-        refuse_reading_options("a lock")
+        refuse_reading_options()
     outputs = Outputs(
         *report_files, write_names, fix, inputs=(*files, lock, names, model, optimizer, scheduler, loss), force=force
     )

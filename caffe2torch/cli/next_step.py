@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Collection
-from pathlib import Path
 
 import click
 
@@ -28,7 +27,7 @@ def after_translate(report: Report, output: str | None) -> str:
 
     if not report.ok or output is not None or not_carried(report.solver):
         return ""
-    return _again("-o", _unused("optimizer.py"), without={"lock"})
+    return _again("-o", _unused_file(), without={"lock"})
 
 
 def after_audit(report: Report, fix: str | None) -> str:
@@ -45,7 +44,7 @@ def after_audit(report: Report, fix: str | None) -> str:
         return _again(*(word for kind in sorted(kinds) for word in ("--accept", kind)))
     if kinds <= _OF_OTHERS or not_carried(report.solver):
         return ""
-    return _again("--fix", _unused("optimizer.py"))
+    return _again("--fix", _unused_file())
 
 
 def _kinds(report: Report) -> set[FaultKind]:
@@ -80,8 +79,7 @@ def _again(*more: str, without: Collection[str] = ()) -> str:
     return f"{context.find_root().info_name} {shlex.join([*kept, *more])}"
 
 
-def _unused(path: str) -> str:
-    """``path``, or where that exists another name like it."""
-    wanted = Path(path)
-    names = (path, *(f"{wanted.stem}{number}{wanted.suffix}" for number in range(2, 100)))
-    return next((name for name in names if not os.path.lexists(name)), path)
+def _unused_file() -> str:
+    """``optimizer.py``, or where that exists another name like it."""
+    names = ("optimizer.py", *(f"optimizer{number}.py" for number in range(2, 100)))
+    return next((name for name in names if not os.path.lexists(name)), names[0])

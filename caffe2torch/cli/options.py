@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from caffe2torch.cli.output import known_suffixes, say
+from caffe2torch.cli.output import REPORTS, known_suffixes, say
 from caffe2torch.net.phases import PHASES
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
+from caffe2torch.report import FORMATS
 from caffe2torch.verification.report import FaultKind
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
         click.option(
             "--format",
             "style",
-            type=click.Choice(["text", "json", "md"]),
+            type=click.Choice([style for style, one in FORMATS.items() if one.printed]),
             default="text",
             show_default=True,
             help="What is printed; a page goes into a file: --report FILE.html.",
@@ -235,7 +236,7 @@ def report_options(function: Callable[..., object]) -> Callable[..., object]:
             type=click.Path(),
             callback=known_suffixes,
             metavar="FILE",
-            help="Write the report: .html, .json, .md, .txt; several times for several.",
+            help=f"Write the report: {', '.join(REPORTS)}; several times for several.",
         ),
     ):
         function = option(function)
@@ -268,7 +269,7 @@ def draft_to(path: str | None, *, force: bool) -> Iterator[None]:
         raise
 
 
-def read_files(files: tuple[str, ...]) -> TrainingRecipe:
+def read_files(files: tuple[str, ...]) -> NetRecipe:
     """The recipe of ``NET SOLVER``, of ``NET`` alone, or of a ``SOLVER`` that names or holds its net."""
     from caffe2torch.reading import read_recipe
 
@@ -279,8 +280,8 @@ def read_files(files: tuple[str, ...]) -> TrainingRecipe:
     return read_recipe(*files, inputs=inputs, defines=defines, **asked)
 
 
-def refuse_reading_options(instead: str) -> None:
+def refuse_reading_options() -> None:
     """Refuse options that say how prototxts are read, where there are none."""
     if stated := click.get_current_context().meta.get(READING):
         options = ", ".join(f"--{name.removesuffix('s')}" for name in stated)
-        raise click.UsageError(f"{options}: say how prototxts are read, and {instead} needs none")
+        raise click.UsageError(f"{options}: say how prototxts are read, and a lock needs none")

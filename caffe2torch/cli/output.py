@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from caffe2torch.errors import OutputError, visible
+from caffe2torch.report import FORMATS, render
 
 if TYPE_CHECKING:
-    from caffe2torch.recipe import TrainingRecipe
+    from caffe2torch.recipe import NetRecipe
     from caffe2torch.verification.report import Report
 
 __all__ = [
@@ -30,7 +31,8 @@ __all__ = [
     "sized",
 ]
 
-REPORTS = {".html": "html", ".json": "json", ".md": "md", ".txt": "text"}
+REPORTS = {one.suffix: style for style, one in sorted(FORMATS.items(), key=lambda pair: pair[1].suffix)}
+"""The format of a report by the ending of its file."""
 
 _COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
 
@@ -104,7 +106,7 @@ class Outputs:
         self.prints_to_stderr = any(stream_of(path) == 1 for path in self.paths)
         """Whether an output goes to stdout, so that what is printed besides must not."""
 
-    def check_against(self, recipe: TrainingRecipe) -> None:
+    def check_against(self, recipe: NetRecipe) -> None:
         """Refuse outputs over files that the command line does not name: a solver names its net."""
         from caffe2torch.outputs import check_outputs
 
@@ -128,8 +130,6 @@ def _script(text: str) -> str:
 
 def report_texts(report: Report, paths: Iterable[str]) -> dict[str, str | bytes]:
     """The report for each file, in the style that its ending asks for."""
-    from caffe2torch.report import render
-
     return {path: render(report, REPORTS[Path(path).suffix.lower()], full=True) for path in paths}
 
 
@@ -137,8 +137,6 @@ def show_report(
     report: Report, style: str, *, full: bool = False, only: str | None = None, next_step: str = "", err: bool = False
 ) -> None:
     """Print a report, in colour where that is wanted."""
-    from caffe2torch.report import render
-
     colour = style == "text" and _coloured(err)
     options = {"full": full, "only_wrong": only == "wrong", "fit": sized()}
     shown = render(report, style, colour=colour, next_step=next_step, **options)

@@ -12,7 +12,7 @@ from caffe2torch.cli.options import InputPath, assignment, one_or_two_files, opt
 from caffe2torch.cli.output import Outputs, say
 from caffe2torch.errors import SolverError, visible
 from caffe2torch.files import bar
-from caffe2torch.recipe import SolverSettings, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, SolverSettings, TrainingRecipe, require_solver
 
 if TYPE_CHECKING:
     from caffe2torch.report.rate_plot import Run
@@ -54,7 +54,7 @@ def command(
     if suffix not in SUFFIXES:
         raise click.BadParameter(f"{output!r} ends in none of {', '.join(SUFFIXES)}", param_hint="--output")
     outputs = Outputs(output, inputs=(*files, versus), force=force)
-    recipe = read_files(files)
+    recipe = require_solver(read_files(files))
     outputs.check_against(recipe)
 
     from caffe2torch.report.plots import draw, png, require_matplotlib, svg
@@ -75,7 +75,7 @@ def command(
         panels.append(panel)
         says += [named(run, say_divergence(run, one)) for run, one in zip(runs, found, strict=True)]
     title = f"Learning rate of {recipe.net_name or 'the net'} over the run"
-    figure = draw(panels, width=7.0, height=2.9)
+    figure = draw(panels, width=7.0)
     outputs.write({output: png(figure) if suffix == ".png" else svg(figure, title, " ".join(says))})
     for line in says:
         say(f"{line}\n", err=outputs.prints_to_stderr)
@@ -89,8 +89,6 @@ def _runs(recipe: TrainingRecipe, versus: str | None, iterations: int | None, wi
     from caffe2torch.solver.requirements import refuse_unsupported
     from caffe2torch.solver.settings import read_solver
 
-    if recipe.solver is None:
-        raise SolverError("no solver is given, and a net alone has no rate", hint="name the solver's prototxt, too")
     refuse_unsupported(recipe.solver, without)
     first = recipe.sources[-1].file
     if versus is None:
@@ -118,7 +116,7 @@ def _max_iter(solver: SolverSettings, file: str) -> int:
     return solver.max_iter
 
 
-def _multipliers(recipe: TrainingRecipe, finetune: dict[str, float]) -> list[tuple[float, float]]:
+def _multipliers(recipe: NetRecipe, finetune: dict[str, float]) -> list[tuple[float, float]]:
     """The ``(lr_mult, decay_mult)`` of each group that a translation would make."""
     bound = tuple(BoundBlob(blob, Kind.PARAMETER, blob.name, Evidence.EQUAL_NAMES) for blob in recipe.blobs)
     groups = plan_groups(recipe, Binding("", bound), finetune)

@@ -76,7 +76,7 @@ def command(
     if t.report.ok and output is not None:
         written[output] = t.source(initialize=initialize)
     if t.report.ok and lock is not None:
-        written[lock] = render_lock(lock_of(recipe, t.binding, t.groups, t.accumulation))
+        written[lock] = render_lock(lock_of(t.recipe, t.binding, t.groups, t.accumulation))
     outputs.write(written)
     next_step = after_translate(t.report, output)
     show_report(t.report, style, full=full, only=only, next_step=next_step, err=outputs.prints_to_stderr)

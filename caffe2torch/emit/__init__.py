@@ -18,12 +18,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from caffe2torch.binding.plan import Filling, GroupMember, GroupPlan, frozen_with_gradient
 from caffe2torch.emit.definitions import definitions, import_lines
-from caffe2torch.errors import NetError, SolverError, UnsupportedError
-from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType, Statement, TrainingRecipe
+from caffe2torch.errors import NetError, UnsupportedError
+from caffe2torch.recipe import (
+    Accumulation,
+    NetRecipe,
+    PolicyType,
+    SolverSettings,
+    SolverType,
+    Statement,
+    TrainingRecipe,
+)
 from caffe2torch.solver import requirements
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import POLICIES, SETTINGS, arguments, factor_source, fork_fields
-from caffe2torch.solver.requirements import SOLVERS, stock_arguments
+from caffe2torch.solver.requirements import stock_arguments
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["emit"]
 
@@ -55,12 +64,9 @@ def emit(
         loss: Whether ``build_loss()`` is wanted.
 
     Raises:
-        SolverError: The recipe has no solver.
         UnsupportedError: A rule is not translated, or an emitted file cannot carry it.
     """
     solver = recipe.solver
-    if solver is None:
-        raise SolverError("a net alone says nothing about an optimizer", hint="give the solver's prototxt, too")
     requirements.refuse_unsupported(solver, without)
     if reason := not_carried(solver):
         raise UnsupportedError(
@@ -100,7 +106,7 @@ def emit(
     )
 
 
-def _loss(recipe: TrainingRecipe) -> str | None:
+def _loss(recipe: NetRecipe) -> str | None:
     if not recipe.layers:
         return None
     from caffe2torch.emit.loss import loss_source  # which needs torch
@@ -150,7 +156,7 @@ def _settings(solver: SolverSettings) -> str:
     for name, taken in stock_arguments(solver).items():
         constants = ", ".join(setting.upper() for setting in taken)
         words.append(f"{name}={constants}" if len(taken) == 1 else f"{name}=({constants})")
-    return ", ".join(words + ["nesterov=True"] * (solver.type is SolverType.NESTEROV and bool(words)))
+    return ", ".join(words + [f"{name}={value}" for name, value in SOLVERS[solver.type].fixed.items() if words])
 
 
 def _constants(solver: SolverSettings, step: SolverSettings) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from caffe2torch.net.loss_settings import (
     propagate_down,
 )
 from caffe2torch.net.normalization import Normalization
-from caffe2torch.recipe import Layer, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe
 
 __all__ = ["loss_source"]
 
@@ -37,7 +37,7 @@ _ARGUMENTS = {
 }
 
 
-def loss_source(recipe: TrainingRecipe) -> str | None:
+def loss_source(recipe: NetRecipe) -> str | None:
     """Functions, the last one ``build_loss()``, as source: it gives the net's loss, weights included.
 
     That is torch's own loss where it is the same, else a function of a few lines. Where the net has one loss layer it

@@ -24,7 +24,7 @@ from caffe2torch.net.build import with_inputs
 from caffe2torch.net.loss_settings import is_loss, loss_weights
 from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.reading import read_phase
-from caffe2torch.recipe import Layer, LearnableBlob, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Shape
 from caffe2torch.snapshot.fillers import initialize
 from caffe2torch.wording import shape_text
 
@@ -50,7 +50,7 @@ class CaffeNet(nn.Module):
     layer where torch or Python need another name; ``missing`` lists the layers that are not known, with the reason.
     """
 
-    def __init__(self, recipe: TrainingRecipe, phases: Mapping[str, _Phase], names: Mapping[str, str]) -> None:
+    def __init__(self, recipe: NetRecipe, phases: Mapping[str, _Phase], names: Mapping[str, str]) -> None:
         super().__init__()
         self.recipe = recipe
         self.layer_names = dict(names)
@@ -193,7 +193,7 @@ class MissingLayer(nn.Module):
 
 
 def build_model(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     *,
     inputs: Mapping[str, Sequence[int]] | None = None,
     layers: Mapping[str, LayerFactory] | None = None,
@@ -244,7 +244,7 @@ def build_model(
     return model
 
 
-def unstated_size(recipe: TrainingRecipe) -> NetError | None:
+def unstated_size(recipe: NetRecipe) -> NetError | None:
     """The error for who wants the net itself, where a size of its parameters follows from what no file states."""
     blob = next((blob for blob in recipe.blobs if blob.shape is None or None in blob.shape), None)
     if blob is None or not recipe.layers:
@@ -260,7 +260,7 @@ def unstated_size(recipe: TrainingRecipe) -> NetError | None:
 class _Builder:
     """Makes the modules of both phases; layers of one name and one make are one module in both."""
 
-    def __init__(self, recipe: TrainingRecipe, factories: Mapping[str, LayerFactory]) -> None:
+    def __init__(self, recipe: NetRecipe, factories: Mapping[str, LayerFactory]) -> None:
         self.recipe = recipe
         self.factories = factories
         self.modules: dict[str, nn.Module] = {}
@@ -291,7 +291,7 @@ class _Builder:
         model._specs.update((name, make) for name, make in self.makes.items() if isinstance(make, Spec))
         return model
 
-    def _add(self, recipe: TrainingRecipe, phase: str) -> _Phase:
+    def _add(self, recipe: NetRecipe, phase: str) -> _Phase:
         shapes: dict[str, Shape | None] = {}
         steps: list[tuple[Layer, str | None, tuple[float, ...]]] = []
         taken: set[str] = set()
@@ -316,7 +316,7 @@ class _Builder:
         return self.factories.get(layer.name) or self.factories.get(layer.type)
 
     def _module(
-        self, recipe: TrainingRecipe, phase: str, layer: Layer, bottoms: tuple[Shape | None, ...], taken: set[str]
+        self, recipe: NetRecipe, phase: str, layer: Layer, bottoms: tuple[Shape | None, ...], taken: set[str]
     ) -> str:
         """The name of the module of a layer, which is made unless the other phase has the same."""
         make = self._make(recipe, layer, bottoms)
@@ -331,7 +331,7 @@ class _Builder:
         self._share(recipe, layer, name, module, numbered=recipe is self.recipe)
         return name
 
-    def _make(self, recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...]) -> object:
+    def _make(self, recipe: NetRecipe, layer: Layer, bottoms: tuple[Shape | None, ...]) -> object:
         """What a module is made from: a ``Spec``, a factory with its layer, or the reason why it is none."""
         if (factory := self._factory(layer)) is not None:
             return factory, layer.type, {**layer.settings, "loss_weight": None}
@@ -344,7 +344,7 @@ class _Builder:
         except MisfitError as misfit:
             return misfit.message
 
-    def _build(self, layer: Layer, make: object, recipe: TrainingRecipe) -> nn.Module:
+    def _build(self, layer: Layer, make: object, recipe: NetRecipe) -> nn.Module:
         if isinstance(make, Spec):
             with torch.device("meta"):  # parameters get their numbers later
                 module = make.build()
@@ -355,7 +355,7 @@ class _Builder:
         self.missing[layer.name] = f"{layer.type}, {make}"
         return MissingLayer(layer.name, layer.type, str(make), list(blob_shapes(recipe, layer).values()))
 
-    def _share(self, recipe: TrainingRecipe, layer: Layer, name: str, module: nn.Module, *, numbered: bool) -> None:
+    def _share(self, recipe: NetRecipe, layer: Layer, name: str, module: nn.Module, *, numbered: bool) -> None:
         """Give the module the tensors of its layer's blobs: those that exist already, or new ones.
 
         ``numbered``: the blobs are those of the recipe; else of the other phase, which has them by layer and index.
@@ -386,7 +386,7 @@ class _Builder:
                 module.register_buffer(attribute, tensor)
 
 
-def _sized(other_net: TrainingRecipe, recipe: TrainingRecipe) -> TrainingRecipe:
+def _sized(other_net: NetRecipe, recipe: NetRecipe) -> NetRecipe:
     """The recipe of another phase, with the sizes that the blobs of ``recipe`` were made with where those fit."""
     known = {(blob.layer, blob.index): blob.shape for blob in recipe.blobs}
 
@@ -407,7 +407,7 @@ def _material(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _attributes(recipe: TrainingRecipe, layer: Layer, module: nn.Module) -> list[tuple[int, str]]:
+def _attributes(recipe: NetRecipe, layer: Layer, module: nn.Module) -> list[tuple[int, str]]:
     """Each blob of a layer, by number, and the attribute that holds it."""
     if isinstance(module, MissingLayer):
         return [(number, f"blob_{index}") for index, number in enumerate(layer.blobs)]

@@ -23,7 +23,7 @@ from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import Node, flag, integer, integers, nested, number, text
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import axis_of, per_axis, pool_window
-from caffe2torch.recipe import Layer, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe, Shape
 
 __all__ = ["BUILDERS", "METRICS", "Site", "Spec", "blob_shapes", "spec", "spec_of"]
 
@@ -62,7 +62,7 @@ class Site(Node):
 Builder = Callable[[Site], Spec]
 
 
-def spec_of(recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, ...] | None = None) -> Spec:
+def spec_of(recipe: NetRecipe, layer: Layer, bottoms: tuple[Shape | None, ...] | None = None) -> Spec:
     """What computes a layer; ``bottoms`` are shapes, where they are known.
 
     Raises:
@@ -77,7 +77,7 @@ def spec_of(recipe: TrainingRecipe, layer: Layer, bottoms: tuple[Shape | None, .
     )
 
 
-def blob_shapes(recipe: TrainingRecipe, layer: Layer) -> dict[str, tuple[int, ...]]:
+def blob_shapes(recipe: NetRecipe, layer: Layer) -> dict[str, tuple[int, ...]]:
     """Role to shape of a layer's blobs, sizes that nothing states as 1."""
     blobs = [recipe.blobs[number] for number in layer.blobs]
     roles = Counter(blob.role for blob in blobs)

@@ -12,7 +12,7 @@ from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models.builders import BUILDERS
 from caffe2torch.models.losses import LOSSES
 from caffe2torch.net.loss_settings import is_loss, loss_weights, propagate_down
-from caffe2torch.recipe import Layer, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe
 
 __all__ = ["LossTerm", "NetLoss", "build_loss", "loss_terms"]
 
@@ -31,7 +31,7 @@ class LossTerm:
     loss_layer: bool
 
 
-def loss_terms(recipe: TrainingRecipe) -> tuple[LossTerm, ...]:
+def loss_terms(recipe: NetRecipe) -> tuple[LossTerm, ...]:
     """What the net's loss adds up, in the order of the layers: every top whose weight is not 0.
 
     Where all weights are 0, the loss layers themselves, with weight 0, as Caffe trains such a net.
@@ -143,7 +143,7 @@ class NetLoss(nn.Module):
         return value
 
 
-def build_loss(recipe: TrainingRecipe) -> NetLoss:
+def build_loss(recipe: NetRecipe) -> NetLoss:
     """The net's whole loss as a torch module, with Caffe's divisors, ignored labels and loss weights.
 
     ``loss(scores, labels)`` takes the bottoms of the loss layer where the net has one; ``loss({blob: tensor, ...})``

@@ -11,19 +11,19 @@ from caffe2torch.models.builders import Spec, spec_of
 from caffe2torch.models.functions import max_pool_with_mask, unpool
 from caffe2torch.models.segnet_basic import BN, SegNetBasic
 from caffe2torch.net.shape_arithmetic import MisfitError
-from caffe2torch.recipe import Layer, TrainingRecipe
+from caffe2torch.recipe import Layer, NetRecipe
 
 __all__ = ["segnet_basic_for"]
 
 
-def segnet_basic_for(recipe: TrainingRecipe) -> SegNetBasic | None:
+def segnet_basic_for(recipe: NetRecipe) -> SegNetBasic | None:
     """A new ``SegNetBasic`` of the recipe's sizes, if its net is SegNetBasic; ``None`` if it is any other.
 
     It is, when the layers between data and losses are SegNetBasic's own, one by one: what computes them, wiring, and
     for those that learn also name and shapes. So a net with dropout, as Bayesian SegNet-Basic has, is none, though it
     learns the same blobs. A number of input channels that the file does not state stands as 1.
 
-    >>> segnet_basic_for(TrainingRecipe("a net without layers", (), None)) is None
+    >>> segnet_basic_for(NetRecipe("a net without layers", (), None)) is None
     True
     """
     if len(recipe.blobs) != 34:
@@ -56,7 +56,7 @@ def _steps(channels: int, classes: int, width: int) -> Iterator[tuple[str | None
     yield "conv_classifier", Spec(nn.Conv2d, (width, classes, 1))
 
 
-def _is(recipe: TrainingRecipe, layer: Layer, name: str | None, wanted: Spec) -> bool:
+def _is(recipe: NetRecipe, layer: Layer, name: str | None, wanted: Spec) -> bool:
     """Whether a layer is a step; an unpooling's own size follows from its mask's."""
     try:
         spec = spec_of(recipe, layer)

@@ -9,7 +9,7 @@ from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
-from caffe2torch.errors import NetError, SourceLocation, shape_text
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.forks import SIGNS_BY_TYPE, Dialect, read_dialect, unknown_names
 from caffe2torch.net.layer_rules import Node
 from caffe2torch.net.layer_settings import layer_settings
@@ -20,7 +20,8 @@ from caffe2torch.net.porting_notes import Notes, beyond_the_optimizer, data_tran
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree
 from caffe2torch.net.upgrade import UpgradedLayer, UpgradedLayers, upgrade
 from caffe2torch.prototxt.schema import Parsed, without_type
-from caffe2torch.recipe import Layer, LearnableBlob, Note, Shape, TrainingRecipe
+from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Note, Shape
+from caffe2torch.wording import shape_text
 
 __all__ = ["NetState", "read_layers", "with_inputs"]
 
@@ -36,7 +37,7 @@ def read_layers(
         parsed: The net.
         state: Phase, level and stages, which decide which layers take part; phase TRAIN if absent.
         inputs: Shapes of blobs that the file does not state, by blob name; they win over what it states.
-        tested: The state of the net that is tested meanwhile, for the note on the data of both.
+        tested: The state of the test net, for the note on what the two do to their data.
 
     Returns:
         The net's name, its layers, its learnable blobs in Caffe's order, and notes.
@@ -70,7 +71,7 @@ def read_layers(
         if message.type in SIGNS_BY_TYPE:
             signs.append((message.type, upgraded.layers[index].where))
         if _takes_part(upgraded.layers, index, message, state):
-            if not message.type:  # refused before anything is built: a text of nothing but ``layer { }`` is long enough
+            if not message.type:  # refused before millions of ``layer { }`` take memory
                 raise without_type(upgraded.layers[index].message.name, upgraded.layers[index].where)
             drafts.numbers.append(index)
     dialect = read_dialect(signs, names)
@@ -106,7 +107,7 @@ def _note_the_data(layers: UpgradedLayers, numbers: Sequence[int], states: Seque
         notes.info(next(layer.where for state in states for layer in taking_part(state)), line)
 
 
-def with_inputs(recipe: TrainingRecipe, inputs: Inputs) -> TrainingRecipe:
+def with_inputs(recipe: NetRecipe, inputs: Inputs) -> NetRecipe:
     """Fill in the sizes of a recipe that follow from the shapes of its inputs.
 
     ``read_recipe(..., inputs=...)`` does the same while it reads.
@@ -190,9 +191,7 @@ class BlobShapes:
 
 
 class _Drafts(NamedTuple):
-    """The layers that take part, by their numbers in the net, and whether it has anything that the schema does not
-    know.
-    """
+    """The layers that take part, by their numbers in the net; ``has_unknown``: it has fields outside of the schema."""
 
     layers: UpgradedLayers
     numbers: array[int]
@@ -306,7 +305,7 @@ def _tops(layer: Layer) -> Iterable[tuple[str, Shape | None]]:
     return zip(layer.tops, layer.top_shapes, strict=True)
 
 
-def _fill(recipe: TrainingRecipe, shapes: BlobShapes) -> TrainingRecipe:
+def _fill(recipe: NetRecipe, shapes: BlobShapes) -> NetRecipe:
     """One pass over a recipe's layers, which adds sizes to those that it has."""
     sizes: dict[int, Shape | None] = {number: blob.shape for number, blob in enumerate(recipe.blobs)}
     layers = []

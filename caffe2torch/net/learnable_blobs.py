@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
-from caffe2torch.errors import NetError, SourceLocation, shape_text
+from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_rules import BlobRule, Node
 from caffe2torch.net.layer_types import layer_type, misspelt_type
 from caffe2torch.net.porting_notes import Notes
@@ -18,11 +18,12 @@ from caffe2torch.net.upgrade import UpgradedLayer
 from caffe2torch.prototxt.parser import Block
 from caffe2torch.recipe import BlobUse, Filler, LearnableBlob, Shape, Stated, Statement
 from caffe2torch.solver.float32 import format32, shortest
+from caffe2torch.wording import shape_text
 
 __all__ = ["Learnables", "append_blobs"]
 
 _DEFAULT = 1.0
-_READABLE = 10**20
+_READABLE = 10**20  # a longer number is not shown in a message
 _PERMISSIVE = 1  # ParamSpec.DimCheckMode
 _shortest = lru_cache(maxsize=4096)(shortest)
 _stated = cache(Stated)  # a few pairs, of many thousand blobs
@@ -33,7 +34,7 @@ _SOUNDS_LEARNED = re.compile(
 
 @dataclass(slots=True)
 class _Multiplier:
-    """A multiplier and how it was stated; ``has`` is Caffe's: the file, or the layer itself, set it."""
+    """A multiplier and how it was stated; ``has`` as in Caffe (``has_lr_mult``): the file or the layer sets it."""
 
     value: float
     stated: Statement
@@ -137,7 +138,7 @@ def _multipliers(use: BlobUse, rule: BlobRule, spec: Any | None) -> tuple[_Multi
 
 
 def _share_shape(blob: LearnableBlob, use: BlobUse, rule: BlobRule, spec: Any) -> Shape | None:
-    """The shape of a shared blob, each of its uses knowing what another may not."""
+    """The shape of a shared blob; a size that one use leaves open comes from another."""
     try:
         if spec.share_mode != _PERMISSIVE:
             return agree(blob.shape, rule.shape)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from caffe2torch.errors import SourceLocation, listed
+from caffe2torch.errors import SourceLocation
 from caffe2torch.net.layer_rules import losses, nested
 from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
 from caffe2torch.solver.float32 import format32
+from caffe2torch.wording import listed
 
 __all__ = [
     "Notes",
@@ -36,7 +37,7 @@ def beyond_the_optimizer(layers: Sequence[Layer], notes: Notes) -> None:
         if found:
             values = list(dict.fromkeys(text for _, text in found))
             count = f"{len(found)} layers" if len(found) > 1 else repr(found[0][0].name)
-            notes.info(found[0][0].where, f"{sentence.format(listed(values, _SHOWN, '; '))} ({count})")
+            notes.info(found[0][0].where, f"{sentence.format('; '.join(listed(values, _SHOWN)))} ({count})")
 
 
 def _loss_weight(layer: Layer) -> str:
@@ -134,7 +135,7 @@ def data_transforms(phases: Mapping[str, Iterable[Mapping[str, object]]]) -> str
     lines = [f"{' and '.join(dict.fromkeys(where))} {text}" for text, where in found.items()]
     return (
         "the data layer gives (x - mean) * scale of BGR images, 0 to 255, where torchvision's own weights expect RGB "
-        f"in other units: {listed(lines, 2 * _SHOWN, '; ')}"
+        f"in other units: {'; '.join(listed(lines, 2 * _SHOWN))}"
     )
 
 
@@ -159,7 +160,7 @@ def _transform(settings: Mapping[str, object], phase: str) -> str:
     if settings.get("mean_file"):
         calls.append("subtract the image in mean_file")
     if means or scale not in (None, 1.0):
-        mean = listed([*map(_number, means)], 9) if isinstance(means, tuple) and means else "0"
+        mean = ", ".join(listed(means, 9, _number)) if isinstance(means, tuple) and means else "0"
         calls.append(f"Normalize([{mean}], [{_inverse(scale)}])")
     if crop:
         calls.append(f"RandomCrop({crop})" if phase == "TRAIN" else f"CenterCrop({crop}) with its offset rounded down")
@@ -243,7 +244,7 @@ def without_gradient(layers: Sequence[Layer], blobs: Sequence[LearnableBlob], so
             left[0].where,
             Severity.WARNING,
             "no gradient reaches "
-            + listed([repr(blob.name) for blob in left], _SHOWN)
+            + ", ".join(listed(left, _SHOWN, lambda blob: repr(blob.name)))
             + f" ({len(left)} blobs): Caffe decays them all the same, torch skips a parameter whose grad is None",
         )
 
@@ -281,7 +282,7 @@ class Notes:
             self._alike[note.severity, note.message] = _Alike(note.where)
         elif note.where is not None:
             alike.count += 1
-            if len(alike.lines) <= _SHOWN:  # one more than is shown
+            if len(alike.lines) < _SHOWN:
                 alike.lines.append(note.where.line)
 
     def finish(self) -> tuple[Note, ...]:
@@ -308,4 +309,5 @@ class _Alike:
     def more(self) -> str:
         if not self.count:
             return ""
-        return f" (and {self.count} more like it, line{'s' * (self.count > 1)} {listed(self.lines, _SHOWN)})"
+        lines = ", ".join([*map(str, self.lines), *["..."] * (self.count > _SHOWN)])
+        return f" (and {self.count} more like it, line{'s' * (self.count > 1)} {lines})"

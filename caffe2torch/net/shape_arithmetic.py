@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from caffe2torch.errors import shape_text
 from caffe2torch.recipe import Shape
+from caffe2torch.wording import shape_text
 
 __all__ = [
     "MAX_AXES",

@@ -31,8 +31,13 @@ _TRANSFORMED = ("Data", "ImageData", "WindowData")
 
 @dataclass(slots=True)
 class UpgradedLayer:
-    """A layer as today's ``LayerParameter``; ``block`` is its text, whichever way it is written, and ``field`` what
-    holds that in the file.
+    """A layer of any age, as today's ``LayerParameter``.
+
+    Attributes:
+        message: The layer's message.
+        type: Its type, as today's Caffe spells it.
+        block: The layer in the file, in the format that it was written in.
+        field: The field of the file that holds the block; it is called ``layer`` or ``layers``.
     """
 
     message: Any
@@ -50,8 +55,8 @@ class UpgradedLayer:
 
     @property
     def params(self) -> tuple[SourceLocation, ...]:
-        """The place of each of the message's ``param``: of the block, or in an old layer of its ``blobs_lr``, or else
-        of its decay or its name.
+        """The place of each ``param`` of the message: its block; in an old layer its ``blobs_lr``, else its
+        ``weight_decay``, else its name.
         """
         if self.field.name == "layer":
             return tuple(one.where for one in self.block.all("param"))
@@ -62,7 +67,9 @@ class UpgradedLayer:
 
 
 class UpgradedLayers(Sequence[UpgradedLayer]):
-    """A net's layers in columns, each made when it is asked for: kept, each would take more than a short one's text.
+    """A net's layers, kept in columns of numbers; an ``UpgradedLayer`` is made of them when it is asked for.
+
+    An object for each layer would take more memory than the text of a short layer.
 
     Args:
         parsed: The net, whose messages of today's layers are taken as they are. Others are kept serialized, which

@@ -18,7 +18,7 @@ from caffe2torch.optim.solvers import solver_class
 from caffe2torch.recipe import Accumulation, SolverSettings
 from caffe2torch.solver import requirements
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
-from caffe2torch.solver.requirements import SOLVERS
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["align_state", "build_optimizer", "param_groups"]
 

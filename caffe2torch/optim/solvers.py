@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from caffe2torch.recipe import SolverType
-from caffe2torch.solver.requirements import SOLVERS, Scaling, bases, class_name
+from caffe2torch.solver.requirements import Scaling, bases, class_name
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["gradient_norm", "solver_class"]
 

@@ -12,10 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from caffe2torch.errors import PrototxtError, close_name
+from caffe2torch.errors import PrototxtError
 from caffe2torch.prototxt.descriptors import Fact, facts
 from caffe2torch.prototxt.parser import BLOCK, DETACHED_SIGN, LEFT_OUT, LISTED, UNKNOWN, Block, Field, Table, unquote
 from caffe2torch.recipe import Note, Severity
+from caffe2torch.wording import close_name
 
 __all__ = ["LISTED_IN_FORKS", "expected", "forks_with", "mixed_formats", "parse_warnings", "separate_unknown"]
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from shutil import get_terminal_size
+from typing import TYPE_CHECKING, NamedTuple
 
-from caffe2torch.verification.report import Report
+if TYPE_CHECKING:
+    from caffe2torch.verification.report import Report
 
-__all__ = ["render"]
+__all__ = ["FORMATS", "render"]
+
+
+class Format(NamedTuple):
+    """A format of a report: the ending of its file, the function that writes it, whether a terminal shows it well."""
+
+    suffix: str
+    module: str
+    function: str
+    printed: bool = True
+
+
+FORMATS: Mapping[str, Format] = {
+    "text": Format(".txt", "caffe2torch.report.text", "render_text"),
+    "json": Format(".json", "caffe2torch.report.text", "render_json"),
+    "md": Format(".md", "caffe2torch.report.markdown", "render_markdown"),
+    "html": Format(".html", "caffe2torch.report.html", "render_html", printed=False),
+}
 
 
 def render(
@@ -20,11 +41,11 @@ def render(
     fit: bool = False,
     next_step: str = "",
 ) -> str:
-    """A report as ``text``, ``json``, ``md`` or ``html``; all but ``style`` is for text.
+    """A report in one of ``FORMATS``; all but ``style`` is for text.
 
     Args:
         report: The report.
-        style: What to write.
+        style: The format.
         width: Columns; without it, text that has colours or is to ``fit`` is as wide as the terminal, and any other
             the same on every machine.
         colour: With a terminal's colours.
@@ -36,25 +57,14 @@ def render(
     Raises:
         ValueError: For another style.
     """
-    match style:
-        case "text":
-            from caffe2torch.report.text import SCREEN, WIDTH, View, render_text
+    if style not in FORMATS:
+        raise ValueError(f"unknown style {style!r}; there are {', '.join(map(repr, FORMATS))}")
+    written = getattr(import_module(FORMATS[style].module), FORMATS[style].function)
+    if style != "text":
+        return str(written(report))
+    from caffe2torch.report.text import SCREEN, WIDTH, View
 
-            terminal = get_terminal_size((WIDTH, SCREEN)) if colour or fit else None
-            rows = terminal.lines if terminal else SCREEN
-            columns = max(terminal.columns, 40) if terminal else WIDTH
-            return render_text(report, View(width or columns, colour, None if full else rows, only_wrong, next_step))
-        case "json":
-            from caffe2torch.report.text import render_json
-
-            return render_json(report)
-        case "md":
-            from caffe2torch.report.markdown import render_markdown
-
-            return render_markdown(report)
-        case "html":
-            from caffe2torch.report.html import render_html
-
-            return render_html(report)
-        case _:
-            raise ValueError(f"unknown style {style!r}; there are 'text', 'json', 'md' and 'html'")
+    terminal = get_terminal_size((WIDTH, SCREEN)) if colour or fit else None
+    rows = terminal.lines if terminal else SCREEN
+    columns = max(terminal.columns, 40) if terminal else WIDTH
+    return str(written(report, View(width or columns, colour, None if full else rows, only_wrong, next_step)))

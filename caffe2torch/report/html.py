@@ -28,9 +28,10 @@ from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import rates_view
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import title_of, verdict_line
-from caffe2torch.report.wording import number, pair, shape_text, stated_text, visible
-from caffe2torch.solver.lr_policy import rate, step_at
+from caffe2torch.report.wording import number, pair, stated_text, visible
+from caffe2torch.solver.lr_policy import rate
 from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
+from caffe2torch.wording import shape_text
 
 __all__ = ["render_fragment", "render_html"]
 
@@ -69,7 +70,7 @@ def render_html(report: Report) -> str:
             script=Markup(script),
             style_hash=_hash(style),
             script_hash=_hash(script),
-            rate=number(rate(policy, report.iteration, step_at(policy, report.iteration))),
+            rate=number(rate(policy, report.iteration)),
             cards=cards,
             notes=[(note, places.of(note.where)) for note in notes],
             rows=rows,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType, SourceLocation
+from caffe2torch.recipe import Regularization, SolverSettings, SourceLocation
 from caffe2torch.report.rate_plot import effective
 from caffe2torch.report.solver_table import solver_dict
 from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import format32
-from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
+from caffe2torch.solver.lr_policy import POLICIES, SURROUNDINGS, fork_fields, rate, weight_decay_at
+from caffe2torch.solver.requirements import momentum_changes, ramps
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["Argument", "arguments", "unread"]
-
-P, S = PolicyType, SolverType
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,67 +29,9 @@ class Argument:
     how: str
 
 
-_CLASSES = {
-    S.SGD: "torch.optim.SGD",
-    S.NESTEROV: "torch.optim.SGD(nesterov=True)",
-    S.ADAGRAD: "torch.optim.Adagrad",
-    S.RMSPROP: "torch.optim.RMSprop",
-    S.ADADELTA: "torch.optim.Adadelta",
-    S.ADAM: "torch.optim.Adam",
-}
-_EXACT = {
-    S.SGD: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
-    S.NESTEROV: "Caffe's history has the rate in it, torch's has not: each step is made so that it follows Caffe's",
-    S.ADAGRAD: "torch's update is Caffe's",
-    S.RMSPROP: "torch's update is Caffe's",
-    S.ADADELTA: "torch's update is Caffe's",
-    S.ADAM: "torch adds eps after the bias correction, Caffe adds delta before it: each step is told the right eps",
-}
-_OF_TYPE: Mapping[str, Mapping[SolverType, tuple[str, str]]] = {
-    "momentum": {
-        S.SGD: ("momentum", "the same number, in every group"),
-        S.NESTEROV: ("momentum", "the same number, in every group"),
-        S.ADADELTA: ("rho", "the same number, as float32"),
-        S.ADAM: ("betas[0]", "the same number, as float32"),
-    },
-    "momentum2": {S.ADAM: ("betas[1]", "the same number, as float32")},
-    "rms_decay": {S.RMSPROP: ("alpha", "the same number, as float32")},
-    "delta": {
-        S.ADAGRAD: ("eps", "the same number, added to the root as in Caffe"),
-        S.RMSPROP: ("eps", "the same number, added to the root as in Caffe"),
-        S.ADADELTA: ("eps", "the same number, under both roots as in Caffe"),
-        S.ADAM: ("eps", "at step t: delta / √(1 − momentum2ᵗ)"),
-    },
-}
-_FORMULAS = {
-    P.FIXED: "base_lr",
-    P.STEP: "base_lr × gamma ^ ⌊iteration / stepsize⌋",
-    P.EXP: "base_lr × gamma ^ iteration",
-    P.INV: "base_lr × (1 + gamma × iteration) ^ −power",
-    P.MULTISTEP: "base_lr × gamma ^ (stepvalues passed)",
-    P.POLY: "base_lr × (1 − iteration / max_iter) ^ power",
-    P.SIGMOID: "base_lr / (1 + exp(−gamma × (iteration − stepsize)))",
-    P.MULTIFIXED: "the stagelr of the stage",
-    P.PLATEAU: "base_lr × gamma ^ (plateaus of the loss)",
-}
-_OF_POLICY: Mapping[PolicyType, tuple[str, ...]] = {
-    P.STEP: ("gamma", "stepsize"),
-    P.EXP: ("gamma",),
-    P.INV: ("gamma", "power"),
-    P.MULTISTEP: ("gamma", "stepvalue"),
-    P.POLY: ("power",),
-    P.SIGMOID: ("gamma", "stepsize"),
-    P.MULTIFIXED: ("stagelr", "stageiter"),
-    P.PLATEAU: ("gamma",),
-}
-_POLICY_FIELDS = tuple(dict.fromkeys(field for fields in _OF_POLICY.values() for field in fields))
-_FORKS = {
-    "warmup_iter": "the length of the warm-up",
-    "warmup_start_lr": "where the warm-up starts",
-    "rampup_interval": "the length of the ramp",
-    "rampup_lr": "where the ramp starts",
-    "min_lr": "a floor below the rate",
-}
+_NUMBERS = tuple(dict.fromkeys(setting for row in SOLVERS.values() for setting in row.settings))
+_POLICY_FIELDS = tuple(dict.fromkeys(field for policy in POLICIES.values() for field in policy.fields))
+_OTHER_ROWS = ("max_iter", "plateau_winsize")  # how long your loop is; a rule that is not translated
 _RAMPS = {
     "momentum_policy": "momentum",
     "max_momentum": "momentum",
@@ -128,20 +70,23 @@ def _rows(
         return Argument(field, shown, places.get(field), argument, becomes, how)
 
     kind = "solver_type" if "solver_type" in places and "type" not in places else "type"
-    yield row(kind, "the optimizer", _CLASSES[solver.type], _EXACT[solver.type], str(solver.type))
-    now = rate(solver.policy, iteration, step_at(solver.policy, iteration))
+    known = SOLVERS[solver.type]
+    options = ", ".join(f"{name}={value}" for name, value in known.fixed.items())
+    made = f"torch.optim.{known.stock}" + (f"({options})" if options else "")
+    exact = f"{known.departure}: each step makes up for it" if known.departure else "torch's update is Caffe's"
+    yield row(kind, "the optimizer", made, exact, str(solver.type))
+    now = rate(solver.policy, iteration)
     rates = ", ".join(f"{number(effective(now, m))} (×{m:g})" for m in lr_mults) or number(now)
     yield row("base_lr", "lr of each group", rates, "rate × lr_mult; true at all times, set anew each iteration")
-    yield row("lr_policy", "the scheduler", _FORMULAS[solver.policy.type], "one scheduler.step() an iteration")
-    read = _OF_POLICY.get(solver.policy.type, ())
+    policy = POLICIES[solver.policy.type]
+    yield row("lr_policy", "the scheduler", policy.formula, "one scheduler.step() an iteration")
     for field in _POLICY_FIELDS:
-        if field in read:
+        if field in policy.fields and field not in _OTHER_ROWS:
             yield row(field, "the scheduler", "-", "in that formula")
-        elif field in places:
+        elif field in places and field not in _OTHER_ROWS:
             yield row(field, "none", "-", f"the policy {solver.policy.type} does not read it")
-    for field, how in _FORKS.items():
-        if fields.get(field) is not None:
-            yield row(field, "the scheduler", "-", how)
+    for field in fork_fields(solver.policy):
+        yield row(field, "the scheduler", "-", SURROUNDINGS[field][1])
     yield from (row(*found) for found in _numbers(solver, fields))
     decay = weight_decay_at(solver, iteration)
     decays = ", ".join(f"{number(effective(decay, m))} (×{m:g})" for m in decay_mults) or number(decay)
@@ -151,7 +96,7 @@ def _rows(
     if l1 or "regularization_type" in places:
         yield row("regularization_type", "step()" if l1 else "weight_decay of each group", "-", how)
     for field, argument in _RAMPS.items():
-        if field in places and (solver.momentum_ramp or solver.weight_decay_ramp or solver.momentum_from_rate):
+        if field in places and ramps(solver):
             yield row(field, argument, "-", "set anew each iteration", _text(fields.get(field)))
     if solver.clip_gradients is not None:
         how = "the norm over all parameters of the summed gradient, before it is divided by iter_size"
@@ -160,25 +105,28 @@ def _rows(
         how = "call backward() so many times for one step(), which divides the summed gradient"
         yield row("iter_size", "step()", f"gradient / {solver.iter_size}", how)
     if solver.max_iter:
-        poly = " and the end of the poly policy" if solver.policy.type is P.POLY else ""
-        yield row("max_iter", "your loop", f"range({solver.max_iter})", f"how many iterations it makes{poly}")
+        end = f" and the end of the {solver.policy.type} policy" if "max_iter" in policy.fields else ""
+        yield row("max_iter", "your loop", f"range({solver.max_iter})", f"how many iterations it makes{end}")
     for left in solver.unsupported:
         yield Argument(left.name, "", left.where, "none", "-", f"not translated: {left.reason}")
 
 
 def _numbers(solver: SolverSettings, fields: Mapping[str, object]) -> Iterator[tuple[str, str, str, str]]:
     """The numbers of the update's formula; those that this solver does not read only where the file states them."""
-    for field, by_type in _OF_TYPE.items():
-        value = _text(fields[field])
-        if solver.type in by_type:
-            argument, how = by_type[solver.type]
-            yield field, argument, "changes, see there" if argument == "momentum" and _ramped(solver) else value, how
+    row = SOLVERS[solver.type]
+    arguments = {
+        setting: name if len(taken) == 1 else f"{name}[{place}]"
+        for name, taken in row.arguments.items()
+        for place, setting in enumerate(taken)
+    }
+    for field in _NUMBERS:
+        if field in arguments:
+            how = row.delta if field == "delta" else "the same number, "
+            how += "" if field == "delta" else "as float32" if field in row.rounded else "in every group"
+            value = "changes, see there" if field == "momentum" and momentum_changes(solver) else _text(fields[field])
+            yield field, arguments[field], value, how
         elif field in solver.places:
             yield field, "none", "-", f"{solver.type} does not read it"
-
-
-def _ramped(solver: SolverSettings) -> bool:
-    return solver.momentum_ramp is not None or solver.momentum_from_rate is not None
 
 
 def _text(value: object) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from caffe2torch.recipe import LearnableBlob, Severity, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe, Severity
 from caffe2torch.report.markdown import escape, markdown_table, note_items
 from caffe2torch.report.solver_table import solver_dict, solver_line
 from caffe2torch.report.text import WIDTH, Column, layout, note_text, wrap
-from caffe2torch.report.wording import json_text, shape_text, stated_text, visible
+from caffe2torch.report.wording import json_text, stated_text, visible
 from caffe2torch.verification.report import note_dict
+from caffe2torch.wording import shape_text
 
 __all__ = ["recipe_dict", "render_recipe"]
 
@@ -26,7 +27,7 @@ COLUMNS = (
 )
 
 
-def render_recipe(recipe: TrainingRecipe, style: str = "text", *, width: int = WIDTH) -> str:
+def render_recipe(recipe: NetRecipe, style: str = "text", *, width: int = WIDTH) -> str:
     """A recipe as ``text``, ``json`` or ``md``. Raises ``ValueError`` for another style."""
     match style:
         case "text":
@@ -39,7 +40,7 @@ def render_recipe(recipe: TrainingRecipe, style: str = "text", *, width: int = W
             raise ValueError(f"unknown style {style!r}; there are 'text', 'json' and 'md'")
 
 
-def recipe_dict(recipe: TrainingRecipe) -> dict[str, object]:
+def recipe_dict(recipe: NetRecipe) -> dict[str, object]:
     """The recipe for JSON: blobs in Caffe's learnable order."""
     return {
         "net": recipe.net_name,
@@ -67,7 +68,7 @@ def _blob_dict(blob: LearnableBlob) -> dict[str, object]:
     }
 
 
-def _text(recipe: TrainingRecipe, width: int) -> Iterator[str]:
+def _text(recipe: NetRecipe, width: int) -> Iterator[str]:
     yield visible(recipe.net_name or "a net without a name")
     if recipe.solver is not None:
         yield from wrap(solver_line(recipe.solver), width)
@@ -87,7 +88,7 @@ def _text(recipe: TrainingRecipe, width: int) -> Iterator[str]:
     yield _summary(recipe)
 
 
-def _markdown(recipe: TrainingRecipe) -> Iterator[str]:
+def _markdown(recipe: NetRecipe) -> Iterator[str]:
     yield f"# {escape(recipe.net_name or 'a net without a name')}"
     if recipe.solver is not None:
         yield from ("", escape(solver_line(recipe.solver)))
@@ -119,7 +120,7 @@ def _markdown_cells(blob: LearnableBlob) -> tuple[str, ...]:
     return *names, *numbers, escape(str(blob.where)), escape(shared)
 
 
-def _summary(recipe: TrainingRecipe) -> str:
+def _summary(recipe: NetRecipe) -> str:
     """How many blobs there are, by multipliers."""
     counts = Counter((blob.lr_mult, blob.decay_mult) for blob in recipe.blobs)
     total = len(recipe.blobs)

@@ -8,8 +8,9 @@ from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import title_of, verdict_line
-from caffe2torch.report.wording import blob_name, multipliers, pair, shape_text, stated_text, visible
+from caffe2torch.report.wording import blob_name, multipliers, pair, stated_text, visible
 from caffe2torch.verification.report import Report, ReportRow, Result, UnclaimedRow, Verdict
+from caffe2torch.wording import shape_text
 
 __all__ = ["escape", "markdown_table", "note_items", "render_markdown"]
 

@@ -42,7 +42,7 @@ _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0
 _MOST_MARKS = 16
 _COLUMNS = 4
 _LETTERS, _LONGEST = 12, 40  # of a legend: to the inch, and in a label; longer ones lose their middle
-_LINE = 0.19  # inches
+_LINE, _HEIGHT = 0.19, 2.9  # inches: a line of the legend, a panel
 _MOST_DECADES = 12  # of a logarithmic axis; a rate that goes on falling leaves the picture
 _SETTINGS: Any = {  # every version of matplotlib has another type for them
     "svg.fonttype": "none",
@@ -87,8 +87,8 @@ def require_matplotlib() -> None:
         raise MissingExtraError("drawing needs matplotlib, which is not installed", hint="pip install matplotlib")
 
 
-def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.0, height: float = 3.0) -> Figure:
-    """The panels above each other, over one axis of iterations; ``width`` and ``height`` of a panel are in inches.
+def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.0) -> Figure:
+    """The panels above each other, over one axis of iterations; ``width`` is in inches.
 
     Raises ``MissingExtraError`` where matplotlib is not installed.
     """
@@ -97,7 +97,7 @@ def draw(panels: Sequence[Panel], palette: Palette = LIGHT, *, width: float = 5.
 
         columns = [_columns(panel, width) for panel in panels]
         lines = sum(math.ceil(len(panel.curves) / count) - 1 for panel, count in zip(panels, columns, strict=True))
-        size = (width, height * len(panels) + _LINE * lines)
+        size = (width, _HEIGHT * len(panels) + _LINE * lines)
         figure = Figure(figsize=size, layout="constrained", facecolor=palette["paper"])
         every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for panel, axes, count in zip(panels, every, columns, strict=True):

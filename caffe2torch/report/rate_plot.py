@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +14,7 @@ from caffe2torch.report.layer_overview import Speed
 from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg
 from caffe2torch.report.wording import number
 from caffe2torch.solver.float32 import round32
-from caffe2torch.solver.lr_policy import rate, step_at
+from caffe2torch.solver.lr_policy import POLICIES, ramp_end, rate
 
 if TYPE_CHECKING:
     from caffe2torch.verification.report import Report
@@ -37,7 +37,6 @@ __all__ = [
 MOST_BREAKS = 1000
 """A policy with more steps than this in a run counts as gliding: nobody reads a list of them."""
 SAMPLES = 240
-_GLIDES = (PolicyType.EXP, PolicyType.INV, PolicyType.POLY, PolicyType.SIGMOID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,14 @@ def stretches(policy: LrPolicy, iterations: int) -> tuple[Stretch, ...]:
     [(0, 9, 1.0), (10, 29, 0.5), (30, 39, 0.25)]
     """
     found: list[Stretch] = []
-    ramp = max(policy.warmup_iter or 0, policy.rampup_interval or 0)
-    glides = policy.type in _GLIDES or _count(policy, iterations) > MOST_BREAKS
-    cuts = sorted({0, iterations, *(i for i in (ramp, *_breaks(policy, iterations)) if 0 < i < iterations)})
+    ramp, steps = ramp_end(policy), POLICIES[policy.type].steps
+    breaks = None if steps is None else steps(policy, iterations)
+    if breaks is not None and len(breaks) > MOST_BREAKS:
+        breaks = None
+    glides = breaks is None
+    cuts = sorted({0, iterations, *(i for i in (ramp, *(breaks or ())) if 0 < i < iterations)})
     for first, end in pairwise(cuts):
-        part = Stretch(first, end - 1, _at(policy, first), _at(policy, end - 1), first < ramp or glides)
+        part = Stretch(first, end - 1, rate(policy, first), rate(policy, end - 1), first < ramp or glides)
         if part.glides and part.begins == part.ends and _flat(policy, part):
             part = Stretch(first, end - 1, part.begins, part.ends, glides=False)
         before = found[-1] if found else None
@@ -82,10 +84,10 @@ def curve(policy: LrPolicy, parts: Sequence[Stretch]) -> tuple[tuple[int, float]
     points: dict[int, float] = {}
     for part in parts:
         places = _samples(part.first, part.last) if part.glides else (part.first, part.last)
-        points |= {i: _at(policy, i) for i in places}
+        points |= {i: rate(policy, i) for i in places}
         if policy.type is PolicyType.SIGMOID and part.glides and policy.gamma:
             near = (round(policy.stepsize + k / abs(policy.gamma) / 2) for k in range(-16, 17))
-            points |= {i: _at(policy, i) for i in near if part.first <= i <= part.last}
+            points |= {i: rate(policy, i) for i in near if part.first <= i <= part.last}
     return tuple((i, points[i]) for i in sorted(points) if math.isfinite(points[i]))
 
 
@@ -94,42 +96,13 @@ def effective(rate: float, lr_mult: float) -> float:
     return round32(rate * round32(lr_mult))
 
 
-def _at(policy: LrPolicy, iteration: int) -> float:
-    return rate(policy, iteration, step_at(policy, iteration))
-
-
 def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _flat(policy: LrPolicy, part: Stretch) -> bool:
     """Whether a gliding policy stays where it is: a gamma of 1, a power of 0."""
-    return all(_at(policy, i) == part.begins for i in _samples(part.first, part.last))
-
-
-def _count(policy: LrPolicy, iterations: int) -> int:
-    """How many times a policy of steps is due to change."""
-    return iterations // policy.stepsize if policy.type is PolicyType.STEP else 0
-
-
-def _breaks(policy: LrPolicy, iterations: int) -> Iterable[int]:
-    """Iterations at which a policy takes a step."""
-    match policy.type:
-        case PolicyType.STEP if _count(policy, iterations) <= MOST_BREAKS:
-            return range(policy.stepsize, iterations, policy.stepsize)
-        case PolicyType.MULTISTEP:
-            return _fires(policy)
-        case PolicyType.MULTIFIXED:
-            return (last + 1 for last in policy.stage_iters[:-1])
-    return ()
-
-
-def _fires(policy: LrPolicy) -> Iterator[int]:
-    """When each stepvalue takes effect: repeated ones one iteration after the other, none during a warm-up."""
-    fires = max(policy.warmup_iter or 0, policy.rampup_interval or 0) - 1
-    for value in policy.stepvalues:
-        fires = max(fires + 1, value)
-        yield fires
+    return all(rate(policy, i) == part.begins for i in _samples(part.first, part.last))
 
 
 def _samples(first: int, last: int) -> Iterator[int]:
@@ -207,7 +180,7 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
 
 def _picture(panel: Panel, summary: str) -> Picture:
     name, caption = ("log", "logarithmic scale") if panel.log else ("linear", "linear scale")
-    drawing = draw([replace(panel, title="rate")], THEMED, width=4.4, height=2.9)
+    drawing = draw([replace(panel, title="rate")], THEMED, width=4.4)
     return Picture(caption, page_svg(drawing, f"rates-{name}", f"Learning rate over the run, {caption}", summary))
 
 

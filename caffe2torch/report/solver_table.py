@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from caffe2torch.recipe import PolicyType, SolverSettings, SolverType
+from caffe2torch.recipe import SolverSettings
+from caffe2torch.solver.lr_policy import POLICIES, fork_fields
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["solver_dict", "solver_line"]
-
-_OF_POLICY = {
-    PolicyType.FIXED: (),
-    PolicyType.STEP: ("gamma", "stepsize"),
-    PolicyType.EXP: ("gamma",),
-    PolicyType.INV: ("gamma", "power"),
-    PolicyType.MULTISTEP: ("gamma", "stepvalue"),
-    PolicyType.POLY: ("power",),
-    PolicyType.SIGMOID: ("gamma", "stepsize"),
-    PolicyType.MULTIFIXED: ("stagelr", "stageiter"),
-    PolicyType.PLATEAU: ("gamma",),
-}
-_OF_TYPE = {
-    SolverType.RMSPROP: ("rms_decay", "delta"),
-    SolverType.ADAM: ("momentum2", "delta"),
-    SolverType.ADAGRAD: ("delta",),
-    SolverType.ADADELTA: ("delta",),
-}
 
 
 def solver_dict(solver: SolverSettings) -> dict[str, object]:
@@ -49,11 +33,7 @@ def solver_dict(solver: SolverSettings) -> dict[str, object]:
     forks: dict[str, object] = {
         "stagelr": list(policy.stage_lrs) or None,
         "stageiter": list(policy.stage_iters) or None,
-        "warmup_iter": policy.warmup_iter,
-        "warmup_start_lr": None if policy.warmup_iter is None else policy.warmup_start_lr,
-        "rampup_interval": policy.rampup_interval,
-        "rampup_lr": None if policy.rampup_interval is None else policy.rampup_lr,
-        "min_lr": policy.min_lr,
+        **{name: getattr(policy, name) for name in fork_fields(policy)},
         "max_momentum": solver.momentum_ramp.maximum if solver.momentum_ramp else solver.momentum_from_rate,
         "momentum_power": solver.momentum_ramp.power if solver.momentum_ramp else None,
         "max_weight_decay": solver.weight_decay_ramp.maximum if solver.weight_decay_ramp else None,
@@ -65,7 +45,7 @@ def solver_dict(solver: SolverSettings) -> dict[str, object]:
 def solver_line(solver: SolverSettings) -> str:
     """What matters of a solver, on one line.
 
-    >>> from caffe2torch.recipe import LrPolicy
+    >>> from caffe2torch.recipe import LrPolicy, PolicyType, SolverType
     >>> policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.5, stepsize=100)
     >>> solver_line(SolverSettings(SolverType.SGD, policy, momentum=0.9, weight_decay=0.0005))
     'SGD, base_lr 0.1, lr_policy step (gamma 0.5, stepsize 100), momentum 0.9, weight_decay 0.0005'
@@ -75,13 +55,14 @@ def solver_line(solver: SolverSettings) -> str:
     def named(*names: str) -> list[str]:
         return [f"{name} {_short(fields[name])}" for name in names if fields.get(name) is not None]
 
-    shape = named(*_OF_POLICY[solver.policy.type], *(n for n in fields if n.startswith(("warmup", "rampup", "min_lr"))))
+    policy = solver.policy
+    shape = named(*(n for n in POLICIES[policy.type].fields if n != "max_iter"), *fork_fields(policy))
     parts = [
         str(solver.type),
         *named("base_lr"),
-        f"lr_policy {solver.policy.type}" + (f" ({', '.join(shape)})" if shape else ""),
+        f"lr_policy {policy.type}" + (f" ({', '.join(shape)})" if shape else ""),
     ]
-    parts += named("momentum", *_OF_TYPE.get(solver.type, ()), "weight_decay")
+    parts += named(*dict.fromkeys(("momentum", *SOLVERS[solver.type].settings, "weight_decay")))
     parts += [f"{name} {_short(fields[name])}" for name, usual in _QUIET.items() if fields[name] != usual]
     return ", ".join(parts)
 

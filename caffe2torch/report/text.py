@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity, Statement
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, shape_text, visible
+from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, visible
 from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
-from caffe2torch.wording import listed
+from caffe2torch.wording import listed, shape_text
 
 __all__ = ["Column", "layout", "note_text", "render_json", "render_text", "title_of", "verdict_line", "wrap"]
 
@@ -168,13 +167,13 @@ class View:
         return self.rows is not None and len(rows) > self.rows
 
 
-def render_text(report: Report, view: View | None = None, **settings: Any) -> str:
-    """The report as text; ``settings`` are those of a ``View``.
+def render_text(report: Report, view: View) -> str:
+    """The report as text.
 
     ``lr`` and ``decay`` are what Caffe's solver applies at the report's iteration, multipliers included; the ``seen``
     beside each is what steps of the live optimizer did. The verdict comes last, and then the next step, if any.
     """
-    return "\n".join(_lines(report, view or View(**settings))) + "\n"
+    return "\n".join(_lines(report, view)) + "\n"
 
 
 def verdict_line(report: Report) -> str:

@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from caffe2torch.errors import visible
-from caffe2torch.recipe import LearnableBlob, Shape, Statement
+from caffe2torch.recipe import LearnableBlob, Statement
 from caffe2torch.solver.float32 import format32
 from caffe2torch.verification.report import Effective, ReportRow
 
-__all__ = ["STATED", "blob_name", "json_text", "multipliers", "number", "pair", "shape_text", "stated_text", "visible"]
+__all__ = ["STATED", "blob_name", "json_text", "multipliers", "number", "pair", "stated_text", "visible"]
 
 
 def number(x: float | None) -> str:
@@ -39,17 +39,6 @@ def blob_name(blob: LearnableBlob) -> str:
     """``conv1/0 weight``, and how many more layers use it."""
     more = f" +{len(blob.shared_with)} shared" if blob.shared_with else ""
     return visible(f"{blob.name} {blob.role}{more}")
-
-
-def shape_text(shape: Shape | None) -> str:
-    """``64x3x7x7``, with ``?`` for a size that the file leaves open.
-
-    >>> shape_text((64, None)), shape_text(()), shape_text(None)
-    ('64x?', '()', '?')
-    """
-    if shape is None:
-        return "?"
-    return "x".join("?" if size is None else str(size) for size in shape) or "()"
 
 
 STATED = {

@@ -24,7 +24,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ from caffe2torch.recipe import Note, Severity, TrainingRecipe
 from caffe2torch.snapshot.check_tensors import check_archive, check_tensors, kind_problem
 from caffe2torch.snapshot.sharding import is_first_process, like, whole
 from caffe2torch.snapshot.solver_state import set_state
-from caffe2torch.solver.requirements import SOLVERS
-from caffe2torch.wording import matches
+from caffe2torch.solver.update_rules import SOLVERS
+from caffe2torch.wording import listed, matches
 
 __all__ = ["checksum", "load_checkpoint", "save_checkpoint"]
 
@@ -198,7 +198,6 @@ AnyPath = str | os.PathLike[str]
 
 def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
     """A recipe and its binding as plain data, as far as a checkpoint depends on them."""
-    solver = {} if recipe.solver is None else asdict(recipe.solver)
     return {
         "net": recipe.net_name,
         "blobs": {
@@ -210,7 +209,7 @@ def record(recipe: TrainingRecipe, binding: Binding) -> dict[str, Any]:
             }
             for bound in binding.blobs
         },
-        "solver": _plain({name: value for name, value in solver.items() if name not in _NOT_SETTINGS}),
+        "solver": _plain({name: value for name, value in asdict(recipe.solver).items() if name not in _NOT_SETTINGS}),
     }
 
 
@@ -274,7 +273,7 @@ def check_recipe(path: AnyPath, saved: Mapping[str, Any], now: Mapping[str, Any]
         problems.append(f"the file is of a run with {old.get('type')}, the solver is {new.get('type')}")
     if problems:
         raise SnapshotError(
-            f"is of another run: {_listed(problems)}",
+            f"is of another run: {'; '.join(listed(problems, _LISTED))}",
             where=str(path),
             hint="its weights alone can be had: load it with finetune=True",
         )
@@ -287,7 +286,7 @@ def check_recipe(path: AnyPath, saved: Mapping[str, Any], now: Mapping[str, Any]
     changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if not changed:
         return []
-    message = f"{path}: the run goes on with other settings than it had: {_listed(changed)}"
+    message = f"{path}: the run goes on with other settings than it had: {'; '.join(listed(changed, _LISTED))}"
     return [Note(None, Severity.WARNING, message)]
 
 
@@ -316,7 +315,7 @@ def check_model(
             raise SnapshotError(f"is damaged: {name} {other}", where=str(path))
     if errors := [problem for name, problem in problems.items() if name.rpartition(".")[0] not in new]:
         hint = "layers that are meant to be new must be named as such (a fine-tuning factor does that)"
-        raise SnapshotError(f"is of another model: {_listed(errors)}", where=str(path), hint=hint)
+        raise SnapshotError(f"is of another model: {'; '.join(listed(errors, _LISTED))}", where=str(path), hint=hint)
     kept = [
         Note(None, Severity.INFO, f"{path}: {problem}; it is new and keeps its values") for problem in problems.values()
     ]
@@ -330,7 +329,6 @@ def check_optimizer(
     recipe: TrainingRecipe,
 ) -> dict[str, dict[str, Tensor]]:
     """The saved state of each parameter as this optimizer goes on with it; raises ``SnapshotError`` if it cannot."""
-    assert recipe.solver is not None  # a translation has one
     history = SOLVERS[recipe.solver.type].history
     kept = {*history} if "momentum_buffer" in history else {*history, "step"}
     saved, references = _states_by_name(content)
@@ -362,7 +360,7 @@ def check_optimizer(
     elif not all(isinstance(rate, float) for rate in counters.get("_last_lr", ())):  # the groups may be others now
         problems.append("the scheduler's rates are no numbers")
     if problems:
-        raise SnapshotError(f"is of another run: {_listed(problems)}", where=str(path))
+        raise SnapshotError(f"is of another run: {'; '.join(listed(problems, _LISTED))}", where=str(path))
     if any(states.values()):
         for name, (p, _) in parameters.items():
             if p.requires_grad and not states.get(name):  # frozen then, trained now: Caffe's history begins as zeros
@@ -403,8 +401,3 @@ def _plain(value: Any) -> Any:
         case tuple() | list():
             return [_plain(item) for item in value]
     return value
-
-
-def _listed(items: Iterable[str]) -> str:
-    items = list(items)
-    return "; ".join(items[:_LISTED]) + (f"; and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

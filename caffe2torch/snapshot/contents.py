@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import overload
 
-from caffe2torch.errors import InputError, SnapshotError
+from caffe2torch.errors import SnapshotError
 from caffe2torch.recipe import Shape
 from caffe2torch.snapshot.wire import Array
 
-__all__ = ["Blobs", "LayerWeights", "SolverState", "Weights", "open_snapshot", "solver_state"]
+__all__ = ["Blobs", "LayerWeights", "SolverState", "Weights", "solver_state"]
 
 _LARGEST_COUNT = (1 << 31) - 1  # Caffe counts iterations and steps as int
 
@@ -101,54 +97,3 @@ def solver_state(
                 f"is damaged: {name} {count}", where=file, expected=f"a count from 0 to {_LARGEST_COUNT:,}"
             )
     return SolverState(file, iteration, current_step, learned_net, history)
-
-
-# A snapshot's file, mapped into memory, or why it is none.
-
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_HDF5_PLACES = (0, 512, 1024, 2048)  # the bytes before it are its user's
-
-
-def open_snapshot(path: str | os.PathLike[str]) -> memoryview | None:
-    """The file mapped into memory, or ``None`` when it is HDF5.
-
-    Raises:
-        InputError: The file cannot be read.
-        SnapshotError: It is plainly something else.
-    """
-    place = Path(path)
-    try:
-        mode = place.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError("is a folder", where=str(path), hint="name the file in it")
-        if not stat.S_ISREG(mode):  # a pipe would be waited for, and cannot be mapped
-            raise InputError("is no ordinary file", where=str(path), hint="write it to a file first")
-        with place.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise InputError("is empty", where=str(path), expected="a .caffemodel or .solverstate")
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
-    except ValueError:  # a null character in the path
-        raise InputError("is no file name", where=str(path)) from None
-    head = bytes(data[:512])
-    if any(bytes(data[start : start + len(_HDF5)]) == _HDF5 for start in _HDF5_PLACES):
-        return None
-    if head.startswith(b"PK\x03\x04"):
-        raise SnapshotError(
-            "is a zip archive, perhaps a checkpoint of PyTorch, and no file of Caffe's", where=str(path)
-        )
-    if head.startswith(_LFS_POINTER):
-        raise SnapshotError(
-            "is a Git LFS pointer: it says where the file is, and is not the file",
-            where=str(path),
-            hint="fetch the file itself, in its repository: git lfs pull",
-        )
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
-        raise SnapshotError(
-            "is text; Caffe's snapshots are binary",
-            where=str(path),
-            hint="a prototxt holds no weights; give the .caffemodel or .solverstate itself",
-        )
-    return data

@@ -9,11 +9,14 @@ Source: ``net.cpp`` (``Net::ToProto``, ``Net::ToHDF5``), ``sgd_solver.cpp`` (``S
 
 from __future__ import annotations
 
+import mmap
 import os
+import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
 
-from caffe2torch.errors import SnapshotError
-from caffe2torch.snapshot.contents import Blobs, LayerWeights, SolverState, Weights, open_snapshot, solver_state
+from caffe2torch.errors import InputError, SnapshotError
+from caffe2torch.snapshot.contents import Blobs, LayerWeights, SolverState, Weights, solver_state
 from caffe2torch.snapshot.wire import Array, DamagedError, Wire, WireField, fields, read_blob, signed, text
 
 __all__ = ["LayerWeights", "SolverState", "Weights", "find_learned_net", "read_caffemodel", "read_solverstate"]
@@ -33,11 +36,9 @@ def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
         SnapshotError: It is damaged, or something else.
         MissingExtraError: It is HDF5, and h5py is not installed.
     """
-    data = open_snapshot(path)
-    if data is None:
-        from caffe2torch.snapshot.hdf5 import read_caffemodel_hdf5
-
-        return read_caffemodel_hdf5(path)
+    data, reader = _open(path)
+    if reader is not None:
+        return reader.read_caffemodel(path)
     layers: list[LayerWeights] = []
     net_name = ""
     try:
@@ -76,11 +77,9 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
         SnapshotError: It is damaged, or something else.
         MissingExtraError: It is HDF5, and h5py is not installed.
     """
-    data = open_snapshot(path)
-    if data is None:
-        from caffe2torch.snapshot.hdf5 import read_solverstate_hdf5
-
-        return read_solverstate_hdf5(path)
+    data, reader = _open(path)
+    if reader is not None:
+        return reader.read_solverstate(path)
     iteration: int | None = None
     current_step: int | None = None
     learned_net: str | None = None
@@ -127,6 +126,73 @@ def find_learned_net(state: SolverState) -> Path:
         expected=" or ".join(dict.fromkeys(str(place) for place in places)),
         hint="put the .caffemodel beside the state, or say where it is (--weights)",
     )
+
+
+class Reader(Protocol):
+    """A module that reads one format, in a file that is known to have it."""
+
+    def read_caffemodel(self, path: str | os.PathLike[str]) -> Weights:
+        """The weights."""
+
+    def read_solverstate(self, path: str | os.PathLike[str]) -> SolverState:
+        """The solver's state."""
+
+
+def _hdf5() -> Reader:
+    from caffe2torch.snapshot import hdf5
+
+    return hdf5
+
+
+_FORMATS = ((b"\x89HDF\r\n\x1a\n", (0, 512, 1024, 2048), _hdf5),)  # HDF5 lets its user put bytes before it
+"""Formats other than protobuf: what their files begin with, at which byte, and the module that reads them."""
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[memoryview, Reader | None]:
+    """The file mapped into memory, and what reads it where it is not binary protobuf.
+
+    Raises:
+        InputError: The file cannot be read.
+        SnapshotError: It is plainly something else.
+    """
+    place = Path(path)
+    try:
+        mode = place.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError("is a folder", where=str(path), hint="name the file in it")
+        if not stat.S_ISREG(mode):  # a pipe would be waited for, and cannot be mapped
+            raise InputError("is no ordinary file", where=str(path), hint="write it to a file first")
+        with place.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise InputError("is empty", where=str(path), expected="a .caffemodel or .solverstate")
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except ValueError:  # a null character in the path
+        raise InputError("is no file name", where=str(path)) from None
+    head = bytes(data[:512])
+    for signature, places, reader in _FORMATS:
+        if any(bytes(data[start : start + len(signature)]) == signature for start in places):
+            return data, reader()
+    if head.startswith(b"PK\x03\x04"):
+        raise SnapshotError(
+            "is a zip archive, perhaps a checkpoint of PyTorch, and no file of Caffe's", where=str(path)
+        )
+    if head.startswith(_LFS_POINTER):
+        raise SnapshotError(
+            "is a Git LFS pointer: it says where the file is, and is not the file",
+            where=str(path),
+            hint="fetch the file itself, in its repository: git lfs pull",
+        )
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
+        raise SnapshotError(
+            "is text; Caffe's snapshots are binary",
+            where=str(path),
+            hint="a prototxt holds no weights; give the .caffemodel or .solverstate itself",
+        )
+    return data, None
 
 
 def _layer(data: memoryview, message: WireField, *, name: int, blobs: int, inner: int | None = None) -> LayerWeights:

@@ -19,7 +19,7 @@ from caffe2torch.binding.layout import caffe_shape, layout_of, second_bias, to_t
 from caffe2torch.binding.plan import Binding, Filling, Kind
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import BindingError, NetError, UnsupportedError
-from caffe2torch.recipe import Filler, LearnableBlob, Note, Severity, TrainingRecipe
+from caffe2torch.recipe import Filler, LearnableBlob, NetRecipe, Note, Severity
 from caffe2torch.snapshot.sharding import assign
 from caffe2torch.snapshot.weights import check
 
@@ -102,7 +102,7 @@ _KNOWN = ("constant", "uniform", "gaussian", "positive_unitball", "xavier", "msr
 
 
 def initialize(
-    model: nn.Module, recipe: TrainingRecipe, binding: Binding, generator: torch.Generator | None = None
+    model: nn.Module, recipe: NetRecipe, binding: Binding, generator: torch.Generator | None = None
 ) -> tuple[Note, ...]:
     """Fill every bound parameter with its blob's filler, in Caffe's order of blobs: all of them, or on an error none.
 
@@ -126,7 +126,7 @@ def initialize(
 
 
 def plan_fillings(
-    model: nn.Module, recipe: TrainingRecipe, binding: Binding
+    model: nn.Module, recipe: NetRecipe, binding: Binding
 ) -> tuple[tuple[Filling, ...], tuple[Note, ...]]:
     """What ``initialize`` would fill and how, checked, with nothing touched yet; the model may be without numbers."""
     tensors, modules = dict(named_tensors(model)), dict(named_modules(model))

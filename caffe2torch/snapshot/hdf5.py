@@ -29,7 +29,7 @@ from caffe2torch.snapshot.wire import Array
 if TYPE_CHECKING:
     import h5py  # type: ignore[import-untyped]  # h5py ships no types
 
-__all__ = ["read_caffemodel_hdf5", "read_solverstate_hdf5"]
+__all__ = ["read_caffemodel", "read_solverstate"]
 
 _DEFLATE_LIMIT = 1100  # deflate, HDF5's usual filter, shrinks at most 1032 times: more is damage, not data
 _CHUNK_SLACK = 1 << 20  # bytes; HDF5's own default for the chunks of small data sets
@@ -41,8 +41,8 @@ _Blob = tuple[Shape, Callable[[], Array]]
 """A data set's shape, and what reads its numbers."""
 
 
-def read_caffemodel_hdf5(path: str | os.PathLike[str]) -> Weights:
-    """As ``read_caffemodel``, for a file that is known to be HDF5. A name with ``/`` is a group within a group."""
+def read_caffemodel(path: str | os.PathLike[str]) -> Weights:
+    """As ``files.read_caffemodel``, for a file that is known to be HDF5. A name with ``/`` is a group in a group."""
     with _file(path) as file:
         data = _child(path, file, "data")
         if data is None:
@@ -62,8 +62,8 @@ def read_caffemodel_hdf5(path: str | os.PathLike[str]) -> Weights:
     return Weights(str(path), "", tuple(LayerWeights(name, _in_order(path, blobs)) for name, blobs in layers.items()))
 
 
-def read_solverstate_hdf5(path: str | os.PathLike[str]) -> SolverState:
-    """As ``read_solverstate``, for a file that is known to be HDF5."""
+def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
+    """As ``files.read_solverstate``, for a file that is known to be HDF5."""
     with _file(path) as file:
         group = _child(path, file, "history")
         iteration = _integer(path, file, "iter")

@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from caffe2torch.errors import BindingError, SnapshotError
-from caffe2torch.recipe import LearnableBlob, Note, PolicyType, Severity, Shape, SolverType, TrainingRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe, Note, PolicyType, Severity, Shape, TrainingRecipe
 from caffe2torch.snapshot.files import LayerWeights, SolverState, Weights
 from caffe2torch.snapshot.wire import Array
-from caffe2torch.wording import matches
+from caffe2torch.solver.update_rules import SOLVERS
+from caffe2torch.wording import listed, matches, shape_text
 
 __all__ = ["blob_history", "blob_weights", "fits", "missing_step"]
 
@@ -22,7 +23,7 @@ _LISTED = 8  # problems that a message spells out
 
 
 def blob_weights(
-    recipe: TrainingRecipe, weights: Weights, new_layers: Collection[str] = ()
+    recipe: NetRecipe, weights: Weights, new_layers: Collection[str] = ()
 ) -> tuple[Mapping[str, Array], tuple[Note, ...]]:
     """The array of each learnable blob, by ``LAYER/INDEX``, and what a person should know.
 
@@ -64,9 +65,9 @@ def blob_weights(
         differing.setdefault(name, [f"{name!r} {lacks}"])
     errors = [problem for name, problems in differing.items() if name not in new for problem in problems]
     if errors:
-        listed = "\n  ".join(errors[:_LISTED]) + (f"\n  ... and {len(errors) - _LISTED} more" * (len(errors) > _LISTED))
+        lines = "\n  ".join(listed(errors, _LISTED))
         raise SnapshotError(
-            f"does not belong to the net {recipe.net_name!r}:\n  {listed}",
+            f"does not belong to the net {recipe.net_name!r}:\n  {lines}",
             where=weights.file,
             hint="layers that are meant to be new must be named as such (a fine-tuning factor does that)",
         )
@@ -87,9 +88,7 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             itself only counts.
     """
     solver = recipe.solver
-    if solver is None:
-        raise SnapshotError("a solver's state needs a solver to go on with", where=state.file)
-    times = 2 if solver.type in (SolverType.ADAM, SolverType.ADADELTA) else 1
+    times = len(SOLVERS[solver.type].history)
     count = len(recipe.blobs)
     if len(state.history) != times * count:
         raise SnapshotError(
@@ -104,15 +103,15 @@ def blob_history(recipe: TrainingRecipe, state: SolverState) -> tuple[tuple[Arra
             raise SnapshotError(
                 f"does not belong to this net: history {position}, of {blob.name}, has another shape",
                 where=state.file,
-                found=_shape(shape),
-                expected=f"{_shape(blob.shape)}, as {blob.where} says",
+                found=shape_text(shape),
+                expected=f"{shape_text(blob.shape)}, as {blob.where} says",
             )
     return tuple(state.history[index::count] for index in range(count))
 
 
 def missing_step(recipe: TrainingRecipe, state: SolverState) -> tuple[Note, ...]:
     """A note where a state does not say how many stepvalues are behind, and some are: a file cut off at its end."""
-    if recipe.solver is None or state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
+    if state.current_step is not None or recipe.solver.policy.type is not PolicyType.MULTISTEP:
         return ()
     behind = sum(value <= state.iteration for value in recipe.solver.policy.stepvalues)
     if not behind:
@@ -149,7 +148,7 @@ def _differences(layer: LayerWeights, size: int, holders: Mapping[tuple[str, int
     if len(layer.blobs) > size:
         return [f"{layer.name!r} has {len(layer.blobs)} blobs in the file, {size} in the net"]
     return [
-        f"{layer.name}/{index} ({blob.role}) is {_shape(shape)} in the file, {_shape(blob.shape)} in the net"
+        f"{layer.name}/{index} ({blob.role}) is {shape_text(shape)} in the file, {shape_text(blob.shape)} in the net"
         for index, shape in enumerate(layer.blobs.shapes)
         if not fits(shape, (blob := holders[layer.name, index]).shape)
     ]
@@ -159,7 +158,3 @@ def _named(layers: Collection[str], patterns: Collection[str]) -> set[str]:
     """The layers that ``patterns`` name, by the rule of fine-tuning factors: the exact name, else the whole name."""
     found = (matches(key, layers, what="new_layers", of="layer that learns", error=BindingError) for key in patterns)
     return {name for names in found for name, _ in names}
-
-
-def _shape(shape: Shape | None) -> str:
-    return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "no axes"

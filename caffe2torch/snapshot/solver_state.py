@@ -31,9 +31,10 @@ from caffe2torch.snapshot.files import SolverState, Weights
 from caffe2torch.snapshot.match_blobs import blob_history, missing_step
 from caffe2torch.snapshot.sharding import like
 from caffe2torch.snapshot.weights import Copy, check, copy_all, plan_weights, tensor_like
-from caffe2torch.solver.requirements import SOLVERS, has_momentum
+from caffe2torch.solver.requirements import has_momentum
+from caffe2torch.solver.update_rules import SOLVERS
 
-__all__ = ["load_state", "resume", "set_state"]
+__all__ = ["resume", "set_state"]
 
 
 def resume(
@@ -56,19 +57,6 @@ def resume(
     return notes + missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
 
 
-def load_state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: CaffeLRScheduler,
-    recipe: TrainingRecipe,
-    binding: Binding,
-    state: SolverState,
-) -> tuple[Note, ...]:
-    """As ``resume`` for weights that are in the model already."""
-    history = _plan_history(model, optimizer, recipe, binding, state)
-    return missing_step(recipe, state) + _restore(optimizer, scheduler, state, history)
-
-
 def _plan_history(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -78,7 +66,6 @@ def _plan_history(
 ) -> dict[Tensor, dict[str, Copy]]:
     """What each parameter's state will be, checked; nothing is touched yet."""
     histories = blob_history(recipe, state)
-    assert recipe.solver is not None  # blob_history says so
     keys = SOLVERS[recipe.solver.type].history
     if keys == ("momentum_buffer",) and not has_momentum(recipe.solver):
         return {}  # torch keeps no history that is forgotten at once

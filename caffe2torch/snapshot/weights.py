@@ -16,7 +16,7 @@ from caffe2torch.binding.plan import Binding, Kind, Storage
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 from caffe2torch.errors import BindingError, ModelError, SnapshotError
 from caffe2torch.files import bar
-from caffe2torch.recipe import Note, Severity, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Note, Severity
 from caffe2torch.snapshot.files import Weights
 from caffe2torch.snapshot.match_blobs import blob_weights
 from caffe2torch.snapshot.sharding import assign
@@ -27,7 +27,7 @@ __all__ = ["Copy", "check", "copy_all", "load_weights", "plan_weights", "tensor_
 
 
 def load_weights(
-    model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
+    model: nn.Module, recipe: NetRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
 ) -> tuple[Note, ...]:
     """Copy the weights of a ``.caffemodel`` into ``model``: all of them, or on an error none.
 
@@ -49,7 +49,7 @@ def load_weights(
 
 
 def plan_weights(
-    model: nn.Module, recipe: TrainingRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
+    model: nn.Module, recipe: NetRecipe, binding: Binding, weights: Weights, *, new_layers: Collection[str] = ()
 ) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
     """What ``load_weights`` would copy, checked, with nothing touched yet."""
     _refuse_undecided(binding)

@@ -105,14 +105,14 @@ def varints(data: memoryview, field: WireField) -> list[int]:
     return numbers
 
 
-def signed(value: int, bits: int = 64) -> int:
+def signed(value: int) -> int:
     """A varint as the two's-complement number that proto2's ``int32`` and ``int64`` mean by it.
 
     >>> signed(2**64 - 1)
     -1
     """
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> (bits - 1) else value
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
 
 
 def text(data: memoryview, field: WireField) -> str:

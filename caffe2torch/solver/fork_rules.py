@@ -18,8 +18,9 @@ from google.protobuf.wrappers_pb2 import BoolValue, FloatValue, Int32Value, Stri
 
 from caffe2torch.errors import SolverError
 from caffe2torch.prototxt.parser import Block, Field
-from caffe2torch.recipe import Note, PolicyType, Ramp, Severity, SolverSettings, SolverType, Unsupported
+from caffe2torch.recipe import Note, PolicyType, Ramp, Severity, SolverSettings, Unsupported
 from caffe2torch.solver.float32 import format32, shortest
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["FORK_FIELDS", "FORK_POLICIES", "FORK_SOLVERS", "ForkField", "Meaning", "apply_fork_rules"]
 
@@ -79,7 +80,7 @@ def apply_fork_rules(settings: SolverSettings, unknown: Iterable[Field]) -> tupl
 def _in_force(rule: str, settings: SolverSettings, stated: Stated) -> bool:
     if rule in tuple(PolicyType):
         return settings.policy.type == rule
-    if rule == "momentum_policy" and settings.type not in (SolverType.SGD, SolverType.NESTEROV):
+    if rule == "momentum_policy" and not SOLVERS[settings.type].linear:
         return False
     row = FORK_FIELDS[rule]
     if row.kind is None:  # a rule of which no more is known
@@ -129,7 +130,7 @@ def _with_rates(settings: SolverSettings, stated: Stated) -> SolverSettings:
 def _with_momentum_policy(settings: SolverSettings, stated: Stated) -> SolverSettings:
     """NVIDIA's ``momentum_policy``, which only its SGD and Nesterov read."""
     kind = _value(stated, "momentum_policy")
-    if settings.type not in (SolverType.SGD, SolverType.NESTEROV):
+    if not SOLVERS[settings.type].linear:
         return settings
     maximum = _value(stated, "max_momentum")
     match kind:

@@ -12,21 +12,22 @@ fork (``multifixed``, warm-up) and of NVIDIA's 0.17 (ramp-up, ``min_lr``), and i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, SolverSettings
 from caffe2torch.solver.float32 import round32
 
 __all__ = [
     "POLICIES",
+    "SURROUNDINGS",
     "Policy",
     "changes",
     "factor_source",
     "fork_fields",
     "momentum_at",
     "next_step",
+    "ramp_end",
     "rate",
     "rates",
     "step_at",
@@ -95,35 +96,83 @@ def ramp_up(iteration: int, base_lr: float, rampup_interval: int, rampup_lr: flo
     return rampup_lr + (base_lr - rampup_lr) * (iteration / rampup_interval) ** 2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+def _no_steps(policy: LrPolicy, until: int) -> Sequence[int]:  # noqa: ARG001  # the others depend on them
+    return ()
+
+
+def _steps(policy: LrPolicy, until: int) -> Sequence[int]:
+    return range(policy.stepsize, until, policy.stepsize)
+
+
+def _multisteps(policy: LrPolicy, until: int) -> Sequence[int]:
+    return [acts for acts in _drops(policy) if acts < until]
+
+
+def _stages(policy: LrPolicy, until: int) -> Sequence[int]:
+    return [last + 1 for last in policy.stage_iters[:-1] if last + 1 < until]
+
+
+class Policy(NamedTuple):
     """What is known of a rate policy.
 
     Attributes:
         factor: The rate as a factor of base_lr at an iteration (``multifixed``: the rate itself); it takes the
             settings that it reads by the names that they have in ``LrPolicy``.
         fields: The fields of the solver that it reads besides ``base_lr``.
-        formula: The rate as text, i being the iteration.
+        formula: The rate as text.
+        steps: The iterations below a number at which it is due to change the rate; ``None`` where that may be each.
+        without_gamma: What comes of a gamma that is not stated.
     """
 
     factor: Callable[..., float]
     fields: tuple[str, ...]
     formula: str
+    steps: Callable[[LrPolicy, int], Sequence[int]] | None = None
+    without_gamma: str = ""
 
 
 POLICIES: Mapping[PolicyType, Policy] = {
-    PolicyType.FIXED: Policy(fixed_factor, (), "base_lr"),
-    PolicyType.STEP: Policy(step_factor, ("gamma", "stepsize"), "base_lr * gamma^floor(i / stepsize)"),
-    PolicyType.EXP: Policy(exp_factor, ("gamma",), "base_lr * gamma^i"),
-    PolicyType.INV: Policy(inv_factor, ("gamma", "power"), "base_lr * (1 + gamma * i)^-power"),
-    PolicyType.MULTISTEP: Policy(
-        multistep_factor, ("gamma", "stepvalue"), "base_lr * gamma^(stepvalues that are behind)"
+    PolicyType.FIXED: Policy(fixed_factor, (), "base_lr", _no_steps),
+    PolicyType.STEP: Policy(
+        step_factor,
+        ("gamma", "stepsize"),
+        "base_lr × gamma ^ ⌊iteration / stepsize⌋",
+        _steps,
+        without_gamma="the rate is 0 from the first step on",
     ),
-    PolicyType.POLY: Policy(poly_factor, ("power", "max_iter"), "base_lr * (1 - i / max_iter)^power"),
-    PolicyType.SIGMOID: Policy(sigmoid_factor, ("gamma", "stepsize"), "base_lr / (1 + exp(-gamma * (i - stepsize)))"),
-    PolicyType.MULTIFIXED: Policy(multifixed_rate, ("stagelr", "stageiter"), "stagelr of the stage that i is in"),
+    PolicyType.EXP: Policy(
+        exp_factor,
+        ("gamma",),
+        "base_lr × gamma ^ iteration",
+        without_gamma="the rate is 0 from the second iteration on",
+    ),
+    PolicyType.INV: Policy(
+        inv_factor,
+        ("gamma", "power"),
+        "base_lr × (1 + gamma × iteration) ^ −power",
+        without_gamma="the rate stays base_lr",
+    ),
+    PolicyType.MULTISTEP: Policy(
+        multistep_factor,
+        ("gamma", "stepvalue"),
+        "base_lr × gamma ^ (stepvalues passed)",
+        _multisteps,
+        without_gamma="the rate is 0 from the first stepvalue on",
+    ),
+    PolicyType.POLY: Policy(poly_factor, ("power", "max_iter"), "base_lr × (1 − iteration / max_iter) ^ power"),
+    PolicyType.SIGMOID: Policy(
+        sigmoid_factor,
+        ("gamma", "stepsize"),
+        "base_lr / (1 + exp(−gamma × (iteration − stepsize)))",
+        without_gamma="the rate stays half of base_lr",
+    ),
+    PolicyType.MULTIFIXED: Policy(multifixed_rate, ("stagelr", "stageiter"), "the stagelr of the stage", _stages),
     PolicyType.PLATEAU: Policy(
-        multistep_factor, ("gamma", "plateau_winsize"), "base_lr * gamma^(plateaus of the loss)"
+        multistep_factor,
+        ("gamma", "plateau_winsize"),
+        "base_lr × gamma ^ (plateaus of the loss)",
+        _no_steps,
+        without_gamma="the rate is 0 from the first plateau on",
     ),
 }
 
@@ -136,6 +185,16 @@ SETTINGS = {
 """Where ``LrPolicy`` names a setting otherwise than the solver's field."""
 
 
+SURROUNDINGS = {
+    "warmup_iter": ("warmup_iter", "the length of the warm-up"),
+    "warmup_start_lr": ("warmup_iter", "where the warm-up starts"),
+    "rampup_interval": ("rampup_interval", "the length of the ramp"),
+    "rampup_lr": ("rampup_interval", "where the ramp starts"),
+    "min_lr": ("min_lr", "a floor below the rate"),
+}
+"""Fields that forks put around a policy: which of them sets the rule in force, and what each is."""
+
+
 def arguments(policy: LrPolicy) -> dict[str, Any]:
     """What the factor function of a policy takes besides the iteration, by name.
 
@@ -146,8 +205,8 @@ def arguments(policy: LrPolicy) -> dict[str, Any]:
     values = {name: getattr(policy, name) for name in names}
     if policy.type is PolicyType.EXP:
         values["gamma"] = round32(policy.gamma)
-    if policy.type in (PolicyType.MULTISTEP, PolicyType.PLATEAU) and _ramp_end(policy):
-        values["first"] = _ramp_end(policy)
+    if policy.type in (PolicyType.MULTISTEP, PolicyType.PLATEAU) and ramp_end(policy):
+        values["first"] = ramp_end(policy)
     return values
 
 
@@ -196,7 +255,7 @@ def next_step(policy: LrPolicy, iteration: int, current_step: int) -> int:
     ``multistep`` rises by at most one an iteration, so repeated stepvalues act one after the other, and a restored
     counter that lags catches up. ``step`` sets it for the record. During a fork's warm-up it rests.
     """
-    if iteration < _ramp_end(policy):
+    if iteration < ramp_end(policy):
         return current_step
     if policy.type is PolicyType.STEP:
         return iteration // policy.stepsize
@@ -232,30 +291,22 @@ def changes(policy: LrPolicy, until: int) -> list[int] | None:
     >>> changes(LrPolicy(PolicyType.MULTISTEP, 1.0, 0.5, stepvalues=(100, 50), warmup_iter=3), 200)
     [1, 2, 3, 100, 101]
     """
-    match policy.type:
-        case PolicyType.FIXED | PolicyType.PLATEAU:
-            found: Iterable[int] = ()
-        case PolicyType.STEP:
-            found = range(policy.stepsize, until, policy.stepsize)
-        case PolicyType.MULTISTEP:
-            found = _drops(policy)
-        case PolicyType.MULTIFIXED:
-            found = [last + 1 for last in policy.stage_iters[:-1]]
-        case _:
-            return None
-    ramp = _ramp_end(policy)
-    candidates = sorted({*range(1, ramp + 1), *(i for i in found if i > ramp)})
+    steps = POLICIES[policy.type].steps
+    if steps is None:
+        return None
+    ramp = ramp_end(policy)
+    candidates = sorted({*range(1, ramp + 1), *(i for i in steps(policy, until) if i > ramp)})
     return [i for i in candidates if 0 < i < until and rate(policy, i) != rate(policy, i - 1)]
+
+
+def ramp_end(policy: LrPolicy) -> int:
+    """The first iteration after a fork's warm-up or ramp-up; 0 without one."""
+    return max(policy.warmup_iter or 0, policy.rampup_interval or 0)
 
 
 def fork_fields(policy: LrPolicy) -> list[str]:
     """The fields that forks put around the policy, as far as they are set."""
-    names = []
-    if policy.warmup_iter is not None:
-        names += ["warmup_iter", "warmup_start_lr"]
-    if policy.rampup_interval is not None:
-        names += ["rampup_interval", "rampup_lr"]
-    return names + (["min_lr"] if policy.min_lr is not None else [])
+    return [name for name, (switch, _) in SURROUNDINGS.items() if getattr(policy, switch) is not None]
 
 
 def factor_source(policy: LrPolicy) -> Iterator[str]:
@@ -310,14 +361,9 @@ def _ramped(value: float, ramp: Ramp | None, iteration: int) -> float:
     return value + (ramp.maximum - value) * _power(part, ramp.power)
 
 
-def _ramp_end(policy: LrPolicy) -> int:
-    """The first iteration after a fork's warm-up or ramp-up; 0 without one."""
-    return max(policy.warmup_iter or 0, policy.rampup_interval or 0)
-
-
 def _drops(policy: LrPolicy) -> Iterator[int]:
     """The iterations at which the stepvalues of ``multistep`` act in a run from scratch, one after the other."""
-    acts = _ramp_end(policy) - 1
+    acts = ramp_end(policy) - 1
     for value in policy.stepvalues:
         acts = max(acts + 1, value)
         yield acts

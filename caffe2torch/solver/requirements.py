@@ -1,11 +1,11 @@
-"""What a solver asks for, as questions with one answer: what is refused, what its update needs. No torch."""
+"""What a solver needs of an optimizer: what is refused, which classes and options make its update. No torch."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,10 +13,9 @@ from caffe2torch.errors import UnsupportedError
 from caffe2torch.recipe import Accumulation, PolicyType, Regularization, SolverSettings, SolverType
 from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import momentum_at, rate
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = [
-    "SOLVERS",
-    "Solver",
     "bases",
     "class_name",
     "for_accumulation",
@@ -48,9 +47,9 @@ def refuse_unsupported(solver: SolverSettings, without: Collection[str] = ()) ->
                 where=wanted.where,
                 hint=f"to train without it, say so: --without {wanted.name}, or without=[{wanted.name!r}]",
             )
-    if solver.type is SolverType.ADAM and not solver.momentum2 < 1:
+    if "momentum2" in SOLVERS[solver.type].settings and not solver.momentum2 < 1:
         raise UnsupportedError(
-            "Caffe's Adam moves no weight with this momentum2, or makes all of them NaN",
+            f"Caffe's {solver.type} moves no weight with this momentum2, or makes all of them NaN",
             where=solver.places.get("momentum2"),
             found=f"momentum2: {solver.momentum2:g}",
             expected="a value below 1",
@@ -64,8 +63,7 @@ def momentum_changes(solver: SolverSettings) -> bool:
 
 def has_momentum(solver: SolverSettings) -> bool:
     """Whether the update keeps a history of updates, as SGD and Nesterov do."""
-    keeps = solver.type in (SolverType.SGD, SolverType.NESTEROV)
-    return keeps and (solver.momentum != 0 or momentum_changes(solver))
+    return SOLVERS[solver.type].linear and (solver.momentum != 0 or momentum_changes(solver))
 
 
 def ramps(solver: SolverSettings) -> bool:
@@ -73,49 +71,10 @@ def ramps(solver: SolverSettings) -> bool:
     return momentum_changes(solver) or solver.weight_decay_ramp is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Solver:
-    """What is known of a solver type.
-
-    Attributes:
-        stock: The class of ``torch.optim`` that makes its update.
-        arguments: The constructor's arguments, each with the solver's setting that it takes (``betas`` two of them).
-        history: What torch calls the history of a blob, in the order of ``.solverstate``.
-        fused: Types of device on which torch, from 2.6 on, has a fused kernel for it.
-        rounded: Settings that are rounded to float32, as Caffe has them, since 1 - setting shows the difference.
-    """
-
-    stock: str
-    arguments: Mapping[str, tuple[str, ...]]
-    history: tuple[str, ...]
-    fused: tuple[str, ...] = ()
-    rounded: tuple[str, ...] = ()
-
-
-SOLVERS: Mapping[SolverType, Solver] = {
-    SolverType.SGD: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",), fused=("cpu", "cuda")),
-    SolverType.NESTEROV: Solver("SGD", {"momentum": ("momentum",)}, ("momentum_buffer",), fused=("cpu", "cuda")),
-    SolverType.ADAGRAD: Solver("Adagrad", {"eps": ("delta",)}, ("sum",), fused=("cpu",)),
-    SolverType.RMSPROP: Solver(
-        "RMSprop", {"alpha": ("rms_decay",), "eps": ("delta",)}, ("square_avg",), rounded=("rms_decay",)
-    ),
-    SolverType.ADADELTA: Solver(
-        "Adadelta", {"rho": ("momentum",), "eps": ("delta",)}, ("square_avg", "acc_delta"), rounded=("momentum",)
-    ),
-    SolverType.ADAM: Solver(
-        "Adam",
-        {"betas": ("momentum", "momentum2"), "eps": ("delta",)},
-        ("exp_avg", "exp_avg_sq"),
-        fused=("cpu", "cuda"),
-        rounded=("momentum", "momentum2"),
-    ),
-}
-
-
 def stock_arguments(solver: SolverSettings) -> Mapping[str, tuple[str, ...]]:
     """The arguments of the stock constructor that the solver sets, each with the settings that it takes."""
-    keeps_none = solver.type in (SolverType.SGD, SolverType.NESTEROV) and not has_momentum(solver)
-    return {} if keeps_none else SOLVERS[solver.type].arguments
+    row = SOLVERS[solver.type]
+    return {} if row.linear and not has_momentum(solver) else row.arguments
 
 
 def stock_options(solver: SolverSettings) -> dict[str, Any]:
@@ -134,7 +93,7 @@ def stock_options(solver: SolverSettings) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, taken in stock_arguments(solver).items():
         options[name] = values[taken[0]] if len(taken) == 1 else tuple(values[setting] for setting in taken)
-    return options | ({"nesterov": True} if options and solver.type is SolverType.NESTEROV else {})
+    return {**options, **SOLVERS[solver.type].fixed} if options else {}
 
 
 class Scaling(StrEnum):
@@ -173,18 +132,12 @@ def optimizer_bases(solver: SolverSettings) -> tuple[str, ...]:
 
 def bases(kind: SolverType, momentum: bool, changing: bool, scaling: Scaling, l1: bool) -> tuple[str, ...]:
     """``optimizer_bases`` by what it depends on: ``changing`` is the rate, ``l1`` the kind of weight decay."""
-    own = ""
-    match kind:
-        case SolverType.SGD if momentum and scaling and not l1:
-            return ("ScaledSGD", str(scaling))
-        case SolverType.SGD if momentum and changing:
-            own = "CaffeSGD"
-        case SolverType.NESTEROV if momentum and changing:
-            own = "CaffeNesterov"
-        case SolverType.ADAM:
-            own = "CaffeAdam"
+    row = SOLVERS[kind]
+    if kind is SolverType.SGD and momentum and scaling and not l1:
+        return ("ScaledSGD", str(scaling))
+    own = row.own if not row.linear or (momentum and changing) else ""
     mixins = ["L1Decay"] * l1 + ["ScaledGradients", str(scaling)] * bool(scaling)
-    return (own, *mixins) if own else (*mixins, f"torch.optim.{SOLVERS[kind].stock}")
+    return (own, *mixins) if own else (*mixins, f"torch.optim.{row.stock}")
 
 
 def class_name(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
-from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError, close_name
+from caffe2torch.errors import SolverError, SourceLocation, UnsupportedError
 from caffe2torch.prototxt.parser import Block, Field
 from caffe2torch.prototxt.schema import Parsed
 from caffe2torch.recipe import LrPolicy, Note, PolicyType, Regularization, SolverSettings, SolverType, Unsupported
@@ -22,6 +22,8 @@ from caffe2torch.solver.float32 import shortest
 from caffe2torch.solver.fork_rules import FORK_FIELDS, FORK_POLICIES, FORK_SOLVERS, apply_fork_rules
 from caffe2torch.solver.lr_policy import POLICIES
 from caffe2torch.solver.solver_warnings import solver_warnings
+from caffe2torch.solver.update_rules import SOLVERS
+from caffe2torch.wording import close_name
 
 __all__ = ["read_solver"]
 
@@ -57,9 +59,9 @@ def read_solver(parsed: Parsed) -> tuple[SolverSettings, tuple[Note, ...]]:
     if message.average_loss < 1:
         raise stated.error("average_loss must be at least 1", "average_loss")
     _check_nets(message, stated)
-    if kind in (SolverType.ADAGRAD, SolverType.RMSPROP) and message.momentum != 0:
+    if "momentum" not in SOLVERS[kind].settings and message.momentum != 0:
         raise stated.error(f"momentum cannot be used with {kind}", "momentum", hint="remove it, or set it to 0")
-    if kind is SolverType.RMSPROP and not 0 <= message.rms_decay < 1:
+    if "rms_decay" in SOLVERS[kind].settings and not 0 <= message.rms_decay < 1:
         raise stated.error("rms_decay must lie between 0 and 1", "rms_decay", expected="0 <= rms_decay < 1")
     settings = SolverSettings(
         type=kind,

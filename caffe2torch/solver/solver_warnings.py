@@ -9,19 +9,10 @@ from typing import Any
 from caffe2torch.recipe import Note, PolicyType, Regularization, Severity, SolverSettings, SolverType
 from caffe2torch.solver.float32 import format32
 from caffe2torch.solver.lr_policy import POLICIES
+from caffe2torch.solver.update_rules import SOLVERS
 
 __all__ = ["solver_warnings"]
 
-_GAMMA_OF_ZERO = {
-    PolicyType.STEP: "the rate is 0 from the first step on",
-    PolicyType.EXP: "the rate is 0 from the second iteration on",
-    PolicyType.MULTISTEP: "the rate is 0 from the first stepvalue on",
-    PolicyType.PLATEAU: "the rate is 0 from the first plateau on",
-    PolicyType.INV: "the rate stays base_lr",
-    PolicyType.SIGMOID: "the rate stays half of base_lr",
-}
-_ADAPTIVE = {SolverType.ADAGRAD, SolverType.RMSPROP, SolverType.ADADELTA, SolverType.ADAM}
-_TYPES_THAT_READ = {"momentum2": {SolverType.ADAM}, "rms_decay": {SolverType.RMSPROP}, "delta": _ADAPTIVE}
 
 Found = tuple[str, str]
 """A field, and what there is to know about it."""
@@ -57,8 +48,8 @@ def _of_the_rate(settings: SolverSettings) -> Iterator[Found]:
         yield "base_lr", "base_lr is not stated, so Caffe takes 0: nothing learns"
     if policy.base_lr < 0:
         yield "base_lr", f"base_lr is {format32(policy.base_lr)}: every step increases the loss"
-    if "gamma" not in stated and policy.type in _GAMMA_OF_ZERO:
-        yield "gamma", f"gamma is not stated, so Caffe takes 0: {_GAMMA_OF_ZERO[policy.type]}"
+    if "gamma" not in stated and "gamma" in POLICIES[policy.type].fields:
+        yield "gamma", f"gamma is not stated, so Caffe takes 0: {POLICIES[policy.type].without_gamma}"
     if "power" not in stated and "power" in POLICIES[policy.type].fields:
         yield "power", "power is not stated, so Caffe takes 0: the rate stays base_lr"
     if policy.type is PolicyType.POLY and policy.max_iter == 0 and policy.power != 0 and policy.min_lr is None:
@@ -78,7 +69,7 @@ def _of_the_rate(settings: SolverSettings) -> Iterator[Found]:
 
 
 def _of_the_update(settings: SolverSettings) -> Iterator[Found]:
-    kind, stated = settings.type, settings.places
+    kind, row, stated = settings.type, SOLVERS[settings.type], settings.places
     if settings.iter_size == 0:
         text = "iter_size is 0: Caffe reads no batch and divides by 0, so every weight is NaN after the first iteration"
         yield "iter_size", text
@@ -87,15 +78,14 @@ def _of_the_update(settings: SolverSettings) -> Iterator[Found]:
     if not 0 <= settings.momentum < 1:
         effect = ": Adam divides by 0, no weight stays finite" if kind is SolverType.ADAM else ""
         yield "momentum", f"momentum is {format32(settings.momentum)}, which is outside 0 to 1{effect}"
-    elif kind in (SolverType.ADAM, SolverType.ADADELTA) and "momentum" not in stated:
-        what = "beta1" if kind is SolverType.ADAM else "rho"
-        yield "momentum", f"momentum is not stated, so {kind}'s {what} is 0"
-    if kind is SolverType.ADAM and not 0 <= settings.momentum2 < 1:
+    elif "momentum" in row.settings and not row.linear and "momentum" not in stated:
+        yield "momentum", f"momentum is not stated, so {kind}'s {row.momentum} is 0"
+    if "momentum2" in row.settings and not 0 <= settings.momentum2 < 1:
         yield (
             "momentum2",
-            f"momentum2 is {format32(settings.momentum2)}, which is outside 0 to 1: Adam's correction fails",
+            f"momentum2 is {format32(settings.momentum2)}, which is outside 0 to 1: {kind}'s correction fails",
         )
-    if kind in _ADAPTIVE and settings.delta <= 0:
+    if "delta" in row.settings and settings.delta <= 0:
         text = f"delta is {format32(settings.delta)}: where a gradient is exactly 0 the weight can become NaN"
         yield "delta", text
     if settings.clip_gradients == 0:
@@ -136,12 +126,13 @@ def _to_know(settings: SolverSettings, message: Any) -> Iterator[Found]:
     if message.weights:
         files = ", ".join(name for one in message.weights for name in one.split(","))
         yield "weights", f"training starts from the weights in {files}"
-    for name, types in _TYPES_THAT_READ.items():
-        if name in stated and settings.type not in types:
+    row = SOLVERS[settings.type]
+    for name in ("momentum2", "rms_decay", "delta"):
+        if name in stated and name not in row.settings:
             yield name, f"{settings.type} does not read {name}"
     if settings.max_iter <= 0:
         yield "max_iter", "max_iter is not above 0: Caffe's own train command would stop at once"
-    if settings.type is SolverType.RMSPROP and "rms_decay" not in stated:
+    if "rms_decay" in row.settings and "rms_decay" not in stated:
         yield "type", "rms_decay is not stated: BVLC's Caffe takes 0.99, forks that never gave it a default take 0"
     if policy.rampup_interval is not None:
         yield (

@@ -1,7 +1,8 @@
-"""How one number moves under a solver, in plain Python: Caffe's six rules, and what other optimizers do instead.
+"""The solvers: a row of what is known of each, and how one number moves under it, in plain Python.
 
-A rule is the *form* of an update; the numbers that hold at one iteration are a ``Pace``. Everything is computed in
-double precision: Caffe's own float32 differs from it by rounding, which the comparison allows for.
+A rule is the *form* of an update, Caffe's or what other optimizers do instead; the numbers that hold at one iteration
+are ``StepSettings``. Everything is computed in double precision: Caffe's own float32 differs from it by rounding, which
+the comparison allows for.
 
 Sources: ``src/caffe/solvers/*.cpp`` of BVLC Caffe for the six rules; ``torch/optim/*.py`` for torch's variants.
 """
@@ -9,13 +10,15 @@ Sources: ``src/caffe/solvers/*.cpp`` of BVLC Caffe for the six rules; ``torch/op
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from caffe2torch.recipe import SolverType
 
-__all__ = ["Decay", "Epsilon", "History", "Rule", "StepSettings", "movements"]
+__all__ = ["SOLVERS", "Decay", "Epsilon", "History", "Rule", "Solver", "StepSettings", "movements"]
 
 
 class Decay(StrEnum):
@@ -64,7 +67,7 @@ class Rule:
     @property
     def linear(self) -> bool:
         """Whether a movement is proportional to the gradient."""
-        return self.type in (SolverType.SGD, SolverType.NESTEROV)
+        return SOLVERS[self.type].linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def movements(
     >>> movements(Rule(SolverType.SGD), [settings, settings], [0.0, None], [1.0, 0.0])
     (-0.1, -0.09000000000000001)
     """
-    update = _RULES[rule.type](rule)
+    update = SOLVERS[rule.type].update(rule)
     moved = []
     weight = 0.0
     for setting, placed, gradient in zip(settings, weights, gradients, strict=True):
@@ -186,13 +189,106 @@ def _adam(rule: Rule) -> Update:
     return update
 
 
-_RULES: dict[SolverType, Callable[[Rule], Update]] = {
-    SolverType.SGD: _momentum,
-    SolverType.NESTEROV: _momentum,
-    SolverType.ADAGRAD: _adagrad,
-    SolverType.RMSPROP: _rmsprop,
-    SolverType.ADADELTA: _adadelta,
-    SolverType.ADAM: _adam,
+class Solver(NamedTuple):
+    """What is known of a solver type.
+
+    Attributes:
+        update: Its rule.
+        stock: The class of ``torch.optim`` that makes its update, or nearly so.
+        arguments: The constructor's arguments, each with the solver's setting that it takes (``betas`` two of them).
+        history: What torch calls the history of a blob, in the order of ``.solverstate``.
+        fixed: Arguments of the constructor that are the same for all settings.
+        fused: Types of device on which torch, from 2.6 on, has a fused kernel for it.
+        rounded: Settings that are rounded to float32, as Caffe has them, since 1 - setting shows the difference.
+        own: The class of ``optim/solvers.py`` that makes the update where torch's is another one.
+        departure: In what torch's update is another one.
+        momentum: What its formula calls the momentum.
+        delta: How torch's eps follows from the solver's delta.
+        epsilons: Where the update may add its small constant, Caffe's own way first.
+        stock_eps: torch's default of it, and where torch adds it.
+    """
+
+    update: Callable[[Rule], Update]
+    stock: str
+    arguments: Mapping[str, tuple[str, ...]]
+    history: tuple[str, ...]
+    fixed: Mapping[str, bool] = MappingProxyType({})
+    fused: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
+    own: str = ""
+    departure: str = ""
+    momentum: str = "momentum"
+    delta: str = "the same number, added to the root as in Caffe"
+    epsilons: tuple[Epsilon, ...] = (Epsilon.CAFFE,)
+    stock_eps: tuple[float, Epsilon] = (1e-8, Epsilon.CAFFE)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The solver's settings that the update reads, besides its rate and weight decay."""
+        return tuple(setting for taken in self.arguments.values() for setting in taken)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a movement is proportional to the gradient, and the history one of updates: SGD and Nesterov."""
+        return self.stock == "SGD"
+
+
+_RATES_FORGOTTEN = "at a change of the rate, torch's momentum forgets the rates that it was made with"
+SOLVERS: Mapping[SolverType, Solver] = {
+    SolverType.SGD: Solver(
+        _momentum,
+        "SGD",
+        {"momentum": ("momentum",)},
+        ("momentum_buffer",),
+        fused=("cpu", "cuda"),
+        own="CaffeSGD",
+        departure=_RATES_FORGOTTEN,
+    ),
+    SolverType.NESTEROV: Solver(
+        _momentum,
+        "SGD",
+        {"momentum": ("momentum",)},
+        ("momentum_buffer",),
+        {"nesterov": True},
+        fused=("cpu", "cuda"),
+        own="CaffeNesterov",
+        departure=_RATES_FORGOTTEN,
+    ),
+    SolverType.ADAM: Solver(
+        _adam,
+        "Adam",
+        {"betas": ("momentum", "momentum2"), "eps": ("delta",)},
+        ("exp_avg", "exp_avg_sq"),
+        fused=("cpu", "cuda"),
+        rounded=("momentum", "momentum2"),
+        own="CaffeAdam",
+        departure="torch's Adam adds eps after the bias correction, Caffe adds delta before it",
+        momentum="beta 1",
+        delta="at step t: delta / √(1 − momentum2ᵗ)",
+        epsilons=(Epsilon.CAFFE, Epsilon.CORRECTED),
+        stock_eps=(1e-8, Epsilon.CORRECTED),
+    ),
+    SolverType.RMSPROP: Solver(
+        _rmsprop,
+        "RMSprop",
+        {"alpha": ("rms_decay",), "eps": ("delta",)},
+        ("square_avg",),
+        rounded=("rms_decay",),
+        epsilons=(Epsilon.CAFFE, Epsilon.UNDER_ROOT),
+    ),
+    SolverType.ADAGRAD: Solver(
+        _adagrad, "Adagrad", {"eps": ("delta",)}, ("sum",), fused=("cpu",), stock_eps=(1e-10, Epsilon.CAFFE)
+    ),
+    SolverType.ADADELTA: Solver(
+        _adadelta,
+        "Adadelta",
+        {"rho": ("momentum",), "eps": ("delta",)},
+        ("square_avg", "acc_delta"),
+        rounded=("momentum",),
+        momentum="rho",
+        delta="the same number, under both roots as in Caffe",
+        stock_eps=(1e-6, Epsilon.CAFFE),
+    ),
 }
 
 

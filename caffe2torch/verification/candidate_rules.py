@@ -8,7 +8,7 @@ from itertools import chain, product
 
 from caffe2torch.recipe import Regularization, SolverSettings, SolverType
 from caffe2torch.solver.float32 import format32, round32
-from caffe2torch.solver.update_rules import Decay, Epsilon, History, Rule
+from caffe2torch.solver.update_rules import SOLVERS, Decay, Epsilon, History, Rule
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Movements, Window
 from caffe2torch.verification.report import Fault, FaultKind
@@ -51,9 +51,9 @@ def candidates(solver: SolverSettings, window: Window, seen: Movements) -> Itera
             found = replace(rule, decay=decay)
             if (found, momentum) != (expected, solver.momentum):
                 yield CandidateRule(found, momentum, tuple(_faults(solver, expected, found, momentum)))
-    if expected.type in (SolverType.ADAM, SolverType.ADADELTA):  # any other momentum, as people write it
-        places = (Epsilon.CAFFE, Epsilon.CORRECTED) if expected.type is SolverType.ADAM else (Epsilon.CAFFE,)
-        for percent, place, decay in product(range(1, 100), places, (expected.decay, Decay.DECOUPLED)):
+    row = SOLVERS[expected.type]
+    if "momentum" in row.settings and not row.linear:  # any other momentum, as people write it
+        for percent, place, decay in product(range(1, 100), row.epsilons, (expected.decay, Decay.DECOUPLED)):
             found = replace(expected, epsilon=place, decay=decay)
             yield CandidateRule(found, percent / 100, tuple(_faults(solver, expected, found, percent / 100)))
 
@@ -87,34 +87,28 @@ def _others(expected: Rule, window: Window, seen: Movements) -> Iterator[tuple[R
     """The rules of other solvers, with torch's defaults."""
     if not expected.linear:
         yield from _linear(replace(expected, type=SolverType.SGD), 0.9, window, seen)
-    for kind, momentum, delta, epsilon in (
-        (SolverType.ADAM, 0.9, 1e-8, Epsilon.CORRECTED),
-        (SolverType.RMSPROP, 0.0, 1e-8, Epsilon.CAFFE),
-        (SolverType.ADAGRAD, 0.0, 1e-10, Epsilon.CAFFE),
-        (SolverType.ADADELTA, 0.9, 1e-6, Epsilon.CAFFE),
-    ):
-        if kind is not expected.type:
+    for kind, row in SOLVERS.items():
+        if kind is not expected.type and not row.linear:
+            momentum = 0.9 if "momentum" in row.settings else 0.0
+            delta, epsilon = row.stock_eps
             yield replace(expected, type=kind, delta=delta, epsilon=epsilon, momentum2=0.999, rms_decay=0.99), momentum
 
 
 def _adaptive(expected: Rule, momentum: float) -> Iterator[tuple[Rule, float]]:
     """An adaptive rule at the settings that people write and that torch has as defaults."""
     deltas = dict.fromkeys((expected.delta, 1e-8, 1e-10, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))
-    places = {
-        SolverType.ADAM: (Epsilon.CAFFE, Epsilon.CORRECTED),
-        SolverType.RMSPROP: (Epsilon.CAFFE, Epsilon.UNDER_ROOT),
-    }
+    row = SOLVERS[expected.type]
     momenta: Sequence[float] = (momentum,)
-    if expected.type in (SolverType.ADAM, SolverType.ADADELTA):
+    if "momentum" in row.settings:
         momenta = tuple(dict.fromkeys((momentum, 0.9, 0.95, 0.99, 0.5, 0.0)))
     seconds: Sequence[float] = (expected.momentum2,)
-    if expected.type is SolverType.ADAM:
+    if "momentum2" in row.settings:
         seconds = tuple(dict.fromkeys((expected.momentum2, 0.999, 0.99, 0.95, 0.9)))
     memories: Sequence[float] = (expected.rms_decay,)
-    if expected.type is SolverType.RMSPROP:
+    if "rms_decay" in row.settings:
         memories = tuple(dict.fromkeys((expected.rms_decay, 0.99, 0.9, 0.95, 0.98, 0.999)))
     for value, second, memory in product(momenta, seconds, memories):
-        for delta, place in product(deltas, places.get(expected.type, (Epsilon.CAFFE,))):
+        for delta, place in product(deltas, row.epsilons):
             yield replace(expected, momentum2=second, rms_decay=memory, delta=delta, epsilon=place), value
 
 
@@ -126,7 +120,7 @@ def _faults(solver: SolverSettings, expected: Rule, found: Rule, momentum: float
             yield rate_change(found)
         return
     if not close(momentum, solver.momentum):
-        name = {SolverType.ADAM: "beta 1", SolverType.ADADELTA: "rho"}.get(found.type, "momentum")
+        name = SOLVERS[found.type].momentum
         said = f"{name} is {format32(momentum)}" if momentum else f"there is no {name}"
         yield Fault(FaultKind.MOMENTUM, f"{said}, Caffe's momentum is {format32(solver.momentum)}")
     for ours, theirs, value, wanted in (
@@ -144,7 +138,7 @@ def _faults(solver: SolverSettings, expected: Rule, found: Rule, momentum: float
         said = f"epsilon is {format32(found.delta)}, Caffe's delta is {format32(expected.delta)}"
         yield Fault(FaultKind.EPSILON, said)
     if found.epsilon is not expected.epsilon:
-        place = "to the uncorrected root" if expected.type is SolverType.ADAM else "to the root"
+        place = "to the uncorrected root" if Epsilon.CORRECTED in SOLVERS[expected.type].epsilons else "to the root"
         yield Fault(FaultKind.EPSILON, f"epsilon is added {found.epsilon.value}, Caffe adds delta {place}")
     if found.decay is not expected.decay:
         how = "shrinks the weight by itself" if found.decay is Decay.DECOUPLED else f"is {found.decay}"

@@ -11,7 +11,7 @@ from caffe2torch.binding.net_graph import biases_before_norms, net_inputs
 from caffe2torch.binding.plan import Binding, Evidence
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.net.build import with_inputs
-from caffe2torch.recipe import Shape, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Shape
 from caffe2torch.verification.compare_layers import Sizes, compare_layers
 from caffe2torch.verification.layer_differences import Comparison, Difference
 from caffe2torch.verification.report import Check, Fault, FaultKind, Result
@@ -49,9 +49,7 @@ def read_accepted(accept: Collection[str]) -> tuple[frozenset[FaultKind], tuple[
     return frozenset(kinds), tuple(patterns)
 
 
-def check_model(
-    recipe: TrainingRecipe, binding: Binding, *, strict: bool = False, accepted: Sequence[str] = ()
-) -> Check:
+def check_model(recipe: NetRecipe, binding: Binding, *, strict: bool = False, accepted: Sequence[str] = ()) -> Check:
     """Compare the layers of a net with the modules that binding paired them with.
 
     Args:
@@ -101,7 +99,7 @@ def _not_seen(why: str) -> Check:
     return Check("model", Result.NOT_SEEN, _EXPECTED, seen=why, counts=False)
 
 
-def _at_the_models_size(recipe: TrainingRecipe, inputs: Sequence[tuple[int, ...]]) -> tuple[Sizes, TrainingRecipe]:
+def _at_the_models_size(recipe: NetRecipe, inputs: Sequence[tuple[int, ...]]) -> tuple[Sizes, NetRecipe]:
     """The net at the size that the model was run with, as far as the file leaves that open."""
     stated = net_inputs(recipe)
     if not inputs or len(inputs) != len(stated):

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import rate
 from caffe2torch.solver.requirements import has_momentum, ramps
-from caffe2torch.solver.update_rules import History
+from caffe2torch.solver.update_rules import SOLVERS, History
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Followed, Observations, SettingChange, changes, rate_at
+from caffe2torch.verification.probe_sequence import Followed, Observations, SettingChange, changes
 from caffe2torch.verification.report import (
     Check,
     Fault,
@@ -98,13 +99,7 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement]) -> Che
 
 def _rule(solver: SolverSettings) -> str:
     """``SGD, momentum 0.9, L2 decay``."""
-    settings = {
-        SolverType.ADAM: ("momentum", "momentum2", "delta"),
-        SolverType.ADADELTA: ("momentum", "delta"),
-        SolverType.RMSPROP: ("rms_decay", "delta"),
-        SolverType.ADAGRAD: ("delta",),
-    }.get(solver.type, ("momentum",))
-    parts = [str(solver.type), *(f"{name} {getattr(solver, name):g}" for name in settings)]
+    parts = [str(solver.type), *(f"{name} {getattr(solver, name):g}" for name in SOLVERS[solver.type].settings)]
     return ", ".join([*parts, f"{solver.regularization} decay"] if solver.weight_decay else parts)
 
 
@@ -168,13 +163,13 @@ def along_the_run(checks: Sequence[Check], solver: SolverSettings, followed: Fol
     scheduler changes besides the rate is a difference of the update rule.
     """
     rule = next((check for check in checks if check.name == "update rule"), None)
-    rate = next((check for check in checks if check.name == "rate schedule"), None)
-    others = [check for check in checks if check not in (rule, rate)]
+    schedule = next((check for check in checks if check.name == "rate schedule"), None)
+    others = [check for check in checks if check not in (rule, schedule)]
     if rule is not None and followed.changed and not ramps(solver):
         rule = _with_changes(rule, followed.changed)
     if followed.curves and solver.policy.type is not PolicyType.PLATEAU:  # which follows the test's loss
-        rate = _whole_schedule(rate, solver, followed.curves)
-    return (*([rule] if rule else []), *([rate] if rate else []), *others)
+        schedule = _whole_schedule(schedule, solver, followed.curves)
+    return (*([rule] if rule else []), *([schedule] if schedule else []), *others)
 
 
 def _with_changes(rule: Check, changed: Sequence[SettingChange]) -> Check:
@@ -189,22 +184,22 @@ def _with_changes(rule: Check, changed: Sequence[SettingChange]) -> Check:
     return replace(rule, result=Result.DIFFERS, seen="", faults=(*rule.faults, *faults), fix=rule.fix or AUDIT_FIX)
 
 
-def _whole_schedule(rate: Check | None, solver: SolverSettings, curves: Sequence[RateCurve]) -> Check | None:
-    if rate is not None and rate.result is Result.DIFFERS:
-        return rate
+def _whole_schedule(schedule: Check | None, solver: SolverSettings, curves: Sequence[RateCurve]) -> Check | None:
+    if schedule is not None and schedule.result is Result.DIFFERS:
+        return schedule
     constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
     policy = "the rate is constant" if constant else f"{solver.policy.type}"
     if (left := next((why for curve in curves if (why := _leaves(solver, curve)) is not None), None)) is not None:
         fix = _CONSTANT_FIX if constant else _SCHEDULE_FIX
         return Check("rate schedule", Result.DIFFERS, policy, (Fault(FaultKind.SCHEDULE, left),), fix=fix)
     last, ends = curves[0].points[-1][0], solver.max_iter - 1
-    if last >= ends > 0 or (last == curves[0].points[0][0] and rate is not None):
-        return rate
+    if last >= ends > 0 or (last == curves[0].points[0][0] and schedule is not None):
+        return schedule
     seen = f"as Caffe's up to iteration {last}, not looked at beyond" + (
         f": max_iter is {ends + 1}" if ends > 0 else ""
     )
-    found = rate or Check("rate schedule", Result.OK, policy)
-    changes_later = ends > 0 and rate_at(solver.policy, last) != rate_at(solver.policy, ends)
+    found = schedule or Check("rate schedule", Result.OK, policy)
+    changes_later = ends > 0 and rate(solver.policy, last) != rate(solver.policy, ends)
     return replace(found, result=Result.NOT_SEEN if changes_later else found.result, seen=seen)
 
 
@@ -212,7 +207,7 @@ def _leaves(solver: SolverSettings, curve: RateCurve) -> str | None:
     """Where a curve leaves Caffe's, in a sentence; ``None`` where it does not."""
     # Of several changes at one iteration Caffe makes one an iteration; a scheduler that is set there makes all.
     twice = {step + more for step, many in Counter(solver.policy.stepvalues).items() for more in range(many - 1)}
-    pairs = [(i, own, rate_at(solver.policy, i)) for i, own in curve.points if i not in twice]
+    pairs = [(i, own, rate(solver.policy, i)) for i, own in curve.points if i not in twice]
     largest = max((abs(due) for _, _, due in pairs), default=0.0)
     multiple = next((own / due for _, own, due in pairs if abs(due) > 1e-6 * largest), 0.0)
     tolerance = 0.05 if solver.policy.type is PolicyType.EXP else 1e-3  # Caffe's gamma is a float32 to a high power
@@ -232,7 +227,7 @@ def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
     """
     rows = [row for row in report.all_rows if row.expected.lr and row.observed.lr is not None and len(row.groups) == 1]
     multiples = {float(f"{(row.observed.lr or 0) / (row.expected.lr or 1):.4g}") for row in rows}
-    begun = rate_at(report.solver.policy, report.iteration) / (rate_at(report.solver.policy, 0) or math.inf)
+    begun = rate(report.solver.policy, report.iteration) / (rate(report.solver.policy, 0) or math.inf)
     base = [(initial[row.groups[0]], row.expected.lr) for row in rows]
     if len(multiples) != 1 or multiples == {1.0} or not begun:
         return report
@@ -261,7 +256,7 @@ def _without_rate(row: Row) -> Row:
 
 def _first_change(solver: SolverSettings, start: int, caffes: Sequence[int]) -> int | None:
     """The first iteration after ``start`` at which Caffe's rate is another one."""
-    near = (i for i in range(start + 1, start + 50) if rate_at(solver.policy, i) != rate_at(solver.policy, i - 1))
+    near = (i for i in range(start + 1, start + 50) if rate(solver.policy, i) != rate(solver.policy, i - 1))
     return next(near, next(iter(caffes), None))
 
 

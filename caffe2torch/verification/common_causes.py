@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import LearnableBlob
-from caffe2torch.solver.lr_policy import weight_decay_at
+from caffe2torch.solver.lr_policy import rate, weight_decay_at
 from caffe2torch.verification.diagnose import ASCENT_FIX, number
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Observations, rate_at
+from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import Cause, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["explained", "whole_causes"]
@@ -62,7 +62,7 @@ class Multiples:
     """Observed numbers in terms of the solver's own."""
 
     def __init__(self, report: Report) -> None:
-        self.rate = rate_at(report.solver.policy, report.iteration)
+        self.rate = rate(report.solver.policy, report.iteration)
         self.decay = weight_decay_at(report.solver, report.iteration)
         self.scale = report.group_scale
 

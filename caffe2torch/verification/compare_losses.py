@@ -14,7 +14,7 @@ from torch import Tensor
 from caffe2torch.errors import ModelError, NetError, UnsupportedError
 from caffe2torch.models.losses import stock_call
 from caffe2torch.models.net_loss import LossTerm, NetLoss, loss_terms
-from caffe2torch.recipe import TrainingRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.verification.loss_divisors import Divisor, divisor_of, divisors
 from caffe2torch.verification.loss_samples import call, predictions, sample, stated_batch
 from caffe2torch.verification.loss_variants import Variant, variants
@@ -67,7 +67,7 @@ class LossFinding:
         return "\n".join([f"loss: {self.expected}", *(f"  {line}" for line in wrong)])
 
 
-def describe_loss(recipe: TrainingRecipe) -> str:
+def describe_loss(recipe: NetRecipe) -> str:
     """The net's loss in one line: torch's own call where it is the same, else the layer and what it divides by."""
     parts = []
     for term in loss_terms(recipe):
@@ -93,7 +93,7 @@ class _Probe:
     gradients: Mapping[str, Tensor | None]
 
 
-def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None) -> Check | None:
+def loss_check(recipe: NetRecipe, loss: Callable[..., object] | None = None) -> Check | None:
     """The check ``loss`` of a report: the net's own loss in one line, and the user's beside it.
 
     Args:
@@ -135,7 +135,7 @@ def loss_check(recipe: TrainingRecipe, loss: Callable[..., object] | None = None
     return Check("loss", Result.DIFFERS, finding.expected, faults, fix=fix)
 
 
-def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossFinding:
+def compare_losses(recipe: NetRecipe, loss: Callable[..., object]) -> LossFinding:
     """Run the user's loss on seeded scores and labels beside Caffe's, and name what its gradients show.
 
     Scores and labels have the net's own sizes, but a batch of at least 2, so that a divisor shows; where the net states
@@ -198,7 +198,7 @@ def compare_losses(recipe: TrainingRecipe, loss: Callable[..., object]) -> LossF
 
 
 def _probe(
-    recipe: TrainingRecipe,
+    recipe: NetRecipe,
     terms: tuple[LossTerm, ...],
     loss: Callable[..., object],
     takes: Mapping[str, object],
@@ -221,7 +221,7 @@ def _probe(
     return _Probe(blobs, dict(zip(takes, gradients, strict=True)))
 
 
-def _sample_size(recipe: TrainingRecipe, terms: tuple[LossTerm, ...], probe: _Probe) -> str:
+def _sample_size(recipe: NetRecipe, terms: tuple[LossTerm, ...], probe: _Probe) -> str:
     """What to say of a factor that follows the batch, where the sample's is not the net's."""
     shape, stated = probe.blobs[terms[0].blobs[0]].shape, stated_batch(recipe, terms)
     if not shape or shape[0] == stated:

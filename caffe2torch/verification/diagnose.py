@@ -1,7 +1,8 @@
 """One parameter judged: is what was seen of it what Caffe's solver would have done with these multipliers?
 
 The verdict does not rest on fitted numbers: the solver's own rule, at the rates, momenta and decays that the recipe
-gives, must reproduce every movement. Numbers are fitted to show them, and to say what is wrong (``blame.py``).
+gives, must reproduce every movement. Numbers are fitted to show them, and to say what is wrong (see
+``candidate_rules.py``).
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from itertools import chain
 
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.float32 import format32
-from caffe2torch.solver.lr_policy import weight_decay_at
+from caffe2torch.solver.lr_policy import rate, weight_decay_at
 from caffe2torch.solver.update_rules import History, Rule
 from caffe2torch.verification.candidate_rules import CandidateRule, caffe_rule, candidates, rate_change
 from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, explained, read, still
-from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window, rate_at
+from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
 __all__ = ["ASCENT", "ASCENT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
@@ -89,9 +90,9 @@ class Judge:
 
     def expected(self, multipliers: Multipliers) -> Effective:
         """The effective rate and decay at the iteration that the report stands for."""
-        rate = rate_at(self.solver.policy, self.iteration)
+        now = rate(self.solver.policy, self.iteration)
         decay = weight_decay_at(self.solver, self.iteration)
-        return Effective(rate * multipliers.lr_mult, decay * multipliers.decay_mult)
+        return Effective(now * multipliers.lr_mult, decay * multipliers.decay_mult)
 
     def judge(self, multipliers: Multipliers, seen: Observation) -> Judgement:
         """Hold what was seen of a parameter that the optimizer holds against what Caffe would do."""

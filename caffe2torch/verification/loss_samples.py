@@ -12,7 +12,7 @@ from caffe2torch.models.losses import LOSSES
 from caffe2torch.models.net_loss import LossTerm
 from caffe2torch.net.layer_rules import number
 from caffe2torch.net.loss_settings import class_axis, ignore_label
-from caffe2torch.recipe import Shape, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Shape
 
 __all__ = ["call", "predictions", "sample", "stated_batch"]
 
@@ -20,9 +20,7 @@ _MOST = 2**22  # elements of a blob: beyond, the batch of the sample is smaller 
 _UNKNOWN = (2, 5, 6, 7)  # sizes for what the file does not state: batch, channels, height, width
 
 
-def sample(
-    recipe: TrainingRecipe, terms: Sequence[LossTerm], *, larger: int = 0, ignored: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
+def sample(recipe: NetRecipe, terms: Sequence[LossTerm], *, larger: int = 0, ignored: bool = True) -> dict[str, Tensor]:
     """A tensor for every blob of the loss, in the net's own sizes and with at least 2 images.
 
     Labels are as torch wants them. About one in four is ignored where the net ignores a label.
@@ -32,9 +30,8 @@ def sample(
         terms: What its loss adds up.
         larger: By how many images the batch is larger than the net's.
         ignored: Whether the labels that the net ignores occur.
-        seed: What the numbers depend on.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     first = {blob: _filled(shape) for blob, shape in _sizes(recipe, terms).items()}
     rest = max(math.prod(shape[1:]) for shape in first.values())
     batch = stated_batch(recipe, terms) or _UNKNOWN[0]
@@ -48,12 +45,12 @@ def sample(
     return blobs
 
 
-def stated_batch(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> int | None:
+def stated_batch(recipe: NetRecipe, terms: Sequence[LossTerm]) -> int | None:
     """The batch of the net's loss, as far as the files and the stated inputs give it."""
     return max((shape[0] or 0 for shape in _sizes(recipe, terms).values() if shape), default=0) or None
 
 
-def _sizes(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> dict[str, Shape]:
+def _sizes(recipe: NetRecipe, terms: Sequence[LossTerm]) -> dict[str, Shape]:
     """The shape of what each loss takes first."""
     sizes = {
         top: shape
@@ -111,7 +108,7 @@ def _with_ignored(labels: Tensor, label: int | None, generator: torch.Generator)
     return labels
 
 
-def predictions(recipe: TrainingRecipe, terms: Sequence[LossTerm]) -> dict[str, list[LossTerm]]:
+def predictions(recipe: NetRecipe, terms: Sequence[LossTerm]) -> dict[str, list[LossTerm]]:
     """The blobs that the net predicts and its loss needs a gradient for, with the terms that take each."""
     computed = {top for layer in recipe.layers if layer.bottoms for top in layer.tops}
     found: dict[str, list[LossTerm]] = {}

@@ -12,10 +12,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings
 from caffe2torch.solver import lr_policy
-from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
-from caffe2torch.solver.update_rules import StepSettings
+from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
+from caffe2torch.solver.update_rules import SOLVERS, StepSettings
 from caffe2torch.verification.report import RateCurve
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Window",
     "changes",
     "design",
-    "rate_at",
 ]
 
 STEPS = 5
@@ -74,12 +73,7 @@ class Window:
         return tuple(self.iteration + k * self.moving for k in range(self.steps))
 
 
-def rate_at(policy: LrPolicy, iteration: int) -> float:
-    """The global rate of an iteration in a run from scratch."""
-    return rate(policy, iteration, step_at(policy, iteration))
-
-
-def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, ...]:
+def sequences_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, ...]:
     """The sequences of a window. ``numbers`` sequences' worth of gradients must stay below half of ``clip_gradients``.
 
     The gradient is 1 or a power of two below it; the weight is such that its decay weighs as much as a gradient.
@@ -104,7 +98,7 @@ def lanes_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequence, 
         ),
         ProbeSequence("idle", off, off),
     ]
-    if solver.type not in (SolverType.SGD, SolverType.NESTEROV) and solver.delta > 0:
+    if not SOLVERS[solver.type].linear and solver.delta > 0:
         for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
             sequences.append(ProbeSequence(name, off, (min(size * passes, g),) * STEPS))
     return tuple(sequences)
@@ -117,28 +111,26 @@ def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: 
     rate is not 0, since nothing that a solver does could be seen there. ``start`` is the iteration that the scheduler
     already stands at.
     """
-    sequences = lanes_for(solver, numbers)
+    sequences = sequences_for(solver, numbers)
     if not scheduled:
         return (Window(start, sequences, moving=False),)
-    first = next((i for i in range(start, start + 100) if rate_at(solver.policy, i) != 0), start)
+    first = next((i for i in range(start, start + 100) if rate(solver.policy, i) != 0), start)
     wanted = [first, *(change - 2 for change in changes(solver.policy, solver.max_iter))]
     return tuple(Window(i, sequences) for i in sorted({max(i, first) for i in wanted}) if i >= start)
 
 
 def changes(policy: LrPolicy, max_iter: int) -> list[int]:
     """Iterations at which the rate changes, as far as they are looked at: the first few, one near the end."""
-    ramp = max(policy.warmup_iter or 0, policy.rampup_interval or 0)
+    ramp = lr_policy.ramp_end(policy)
     until = max_iter or sys.maxsize
     if policy.type is PolicyType.STEP:  # which may be a very long list
         until = min(until, ramp + policy.stepsize * (CHANGES + 2))
     found = lr_policy.changes(policy, until)
     if found is None:
         middle = policy.stepsize if policy.type is PolicyType.SIGMOID else max_iter // 2
-        found = [
-            i for i in (middle, max_iter - STEPS + 2) if 0 < i < until and rate_at(policy, i) != rate_at(policy, i - 1)
-        ]
+        found = [i for i in (middle, max_iter - STEPS + 2) if 0 < i < until and rate(policy, i) != rate(policy, i - 1)]
     after = [i for i in found if i > ramp][:CHANGES]
-    return [ramp, *after] if 0 < ramp < until and rate_at(policy, ramp) != rate_at(policy, ramp - 1) else after
+    return [ramp, *after] if 0 < ramp < until and rate(policy, ramp) != rate(policy, ramp - 1) else after
 
 
 def _only(step: int, value: float) -> tuple[float, ...]:
@@ -161,7 +153,7 @@ class ExpectedSteps:
     def of(cls, solver: SolverSettings, window: Window, lr_mult: float, decay_mult: float) -> ExpectedSteps:
         """The expected steps that a solver takes through a window for a parameter."""
         decays = [weight_decay_at(solver, i) for i in window.iterations]
-        rates = [rate_at(solver.policy, i) for i in window.iterations]
+        rates = [rate(solver.policy, i) for i in window.iterations]
         settings = tuple(
             StepSettings(rate * lr_mult, momentum_at(solver, i, rate), decay * decay_mult)
             for i, rate, decay in zip(window.iterations, rates, decays, strict=True)

@@ -373,9 +373,9 @@ class Report:
         return f"<Report on {self.net or 'a net'} and {self.model}: {verdict_line(self)}>"
 
     def __str__(self) -> str:
-        from caffe2torch.report.text import render_text
+        from caffe2torch.report.text import View, render_text
 
-        return render_text(self)
+        return render_text(self, View())
 
     def _repr_html_(self) -> str:
         from caffe2torch.report.html import render_fragment

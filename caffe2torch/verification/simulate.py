@@ -17,10 +17,11 @@ from torch import nn
 
 from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.optim.build import build_optimizer
-from caffe2torch.recipe import PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.recipe import PolicyType, Regularization, SolverSettings
 from caffe2torch.solver import lr_policy
-from caffe2torch.solver.lr_policy import momentum_at, rate, step_at, weight_decay_at
-from caffe2torch.solver.requirements import SOLVERS, has_momentum, ramps, stock_arguments
+from caffe2torch.solver.lr_policy import momentum_at, rate, weight_decay_at
+from caffe2torch.solver.requirements import has_momentum, ramps, stock_arguments
+from caffe2torch.solver.update_rules import SOLVERS
 from caffe2torch.verification.optimizer_copy import step
 
 __all__ = ["Divergence", "Stretch", "differences", "diverge", "effect", "stretches_to_run"]
@@ -65,17 +66,16 @@ class Divergence:
 def differences(solver: SolverSettings) -> tuple[str, ...]:
     """What stock torch does otherwise under this solver, one clause each; empty where it follows Caffe exactly.
 
-    >>> from caffe2torch.recipe import LrPolicy
+    >>> from caffe2torch.recipe import LrPolicy, SolverType
     >>> policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=100)
     >>> differences(SolverSettings(SolverType.SGD, policy, momentum=0.9))
     ("at a change of the rate, torch's momentum forgets the rates that it was made with",)
     """
     found = []
-    policy = solver.policy
-    if has_momentum(solver) and (policy.type is not PolicyType.FIXED or policy.warmup_iter or policy.rampup_interval):
-        found.append("at a change of the rate, torch's momentum forgets the rates that it was made with")
-    if solver.type is SolverType.ADAM:
-        found.append("torch's Adam adds eps after the bias correction, Caffe adds delta before it")
+    policy, row = solver.policy, SOLVERS[solver.type]
+    changing = policy.type is not PolicyType.FIXED or policy.warmup_iter or policy.rampup_interval
+    if row.departure and (not row.linear or (has_momentum(solver) and changing)):
+        found.append(row.departure)
     if solver.regularization is Regularization.L1:
         found.append("torch's weight_decay is L2, Caffe's is L1 here")
     if ramps(solver):
@@ -168,6 +168,7 @@ def stretches_to_run(solver: SolverSettings, length: int, budget: int) -> tuple[
     Where the rate changes now and then, the two part at the changes; what lies between is taken in one move. Where it
     changes all the time, pieces of the run stand for the whole. Without momentum only the beginning differs.
 
+    >>> from caffe2torch.recipe import SolverType
     >>> policy = lr_policy.LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=10_000)
     >>> plan = stretches_to_run(SolverSettings(SolverType.SGD, policy, momentum=0.9), 15_000, 3000)
     >>> [(stretch.first, stretch.end, stretch.before) for stretch in plan]
@@ -222,14 +223,13 @@ def _stock(model: nn.Module, groups: Sequence[GroupPlan], solver: SolverSettings
     arguments = stock_arguments(solver)
     values = {name: tuple(getattr(solver, one) for one in taken) for name, taken in arguments.items()}
     options = {name: value if name == "betas" else value[0] for name, value in values.items()}
-    if options and solver.type is SolverType.NESTEROV:
-        options["nesterov"] = True
     made: torch.optim.Optimizer = getattr(torch.optim, SOLVERS[solver.type].stock)(
         [
             {"params": [p], "lr": 0.1, "weight_decay": solver.weight_decay * group.decay_mult}
             for p, group in zip(model.parameters(), groups, strict=True)
         ],
         **options,
+        **(SOLVERS[solver.type].fixed if options else {}),
     )
     return made
 
@@ -243,7 +243,7 @@ def _set(
     ramped: bool,
 ) -> None:
     """What the groups say at an iteration; ``ramped`` settings are those that only Caffe's forks change."""
-    now = rate(solver.policy, iteration, step_at(solver.policy, iteration))
+    now = rate(solver.policy, iteration)
     for group, (lr_mult, decay_mult) in zip(optimizer.param_groups, multipliers, strict=True):
         group["lr"] = now * lr_mult
         if ramped and ramps(solver):
@@ -260,7 +260,7 @@ def _move(
     generator: torch.Generator,
 ) -> None:
     """Move both as far as ``stretch.before`` steps at one rate would: each gradient counts 1 / (1 - momentum) times."""
-    now = rate(solver.policy, max(stretch.first - 1, 0), step_at(solver.policy, max(stretch.first - 1, 0)))
+    now = rate(solver.policy, max(stretch.first - 1, 0))
     size = now / max(1 - solver.momentum, 1e-3) * math.sqrt(stretch.before)
     for k, (lr_mult, _) in enumerate(multipliers):
         moved = size * lr_mult * torch.randn(NUMBERS, generator=generator, dtype=torch.float64)

@@ -26,7 +26,6 @@ def verify(
     groups: Sequence[GroupPlan],
     observations: Observations,
     *,
-    model_name: str | None = None,
     accumulation: Accumulation = Accumulation.SUM,
     translating: bool = False,
     model_checked: bool = True,
@@ -36,12 +35,11 @@ def verify(
     """Hold what an optimizer was seen to do to every parameter against what Caffe would do to its blob.
 
     Args:
-        recipe: What the prototxts say; ``recipe.solver`` must not be ``None``.
+        recipe: What the prototxts say.
         binding: Which blob is which parameter.
         groups: The multipliers of every parameter, fine-tuning factors applied; what the optimizer's own groups are is
             read from ``observations``.
         observations: What the optimizer was seen to do.
-        model_name: The model, where the binding's name for it is not the one to show.
         accumulation: How the gradients of ``iter_size`` passes arrive: summed, so that the step divides, or averaged.
         translating: Whether the optimizer is the tool's own: then it has to clip itself, and a parameter that its user
             froze is a warning.
@@ -53,14 +51,13 @@ def verify(
         The report.
     """
     solver = recipe.solver
-    assert solver is not None, "a net alone says nothing about an optimizer"
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     rows, unclaimed, judged = judge_rows(recipe, binding, groups, observations, accumulation)
     found = reading or AccumulationReading(accumulation)
     report = Report(
         net=recipe.net_name,
-        model=model_name or binding.model,
+        model=binding.model,
         solver=solver,
         iteration=iteration,
         rows=rows,
@@ -86,7 +83,6 @@ def judge_rows(
 ) -> tuple[tuple[ReportRow, ...], tuple[UnclaimedRow, ...], dict[str, Judgement]]:
     """The rows of a report, and by parameter what was seen of those that the optimizer moves."""
     solver = recipe.solver
-    assert solver is not None
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     asked = {

@@ -111,7 +111,7 @@ def test_without_max_iter_the_number_of_iterations_is_asked_for(files: tuple[Pat
 def test_a_net_alone_has_no_rate(files: tuple[Path, Path], tmp_path: Path) -> None:
     result = plot(files[0], "-o", tmp_path / "lr.svg")
     assert result.exit_code == 2
-    assert "no solver is given, and a net alone has no rate" in result.stderr
+    assert "no solver is given, and a net alone does not say how it is trained" in result.stderr
 
 
 def test_a_rule_that_is_not_translated_is_not_drawn_either(files: tuple[Path, Path], tmp_path: Path) -> None:

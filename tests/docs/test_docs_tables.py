@@ -136,3 +136,21 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_elsewhere(tmp_pa
         text = file.read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]*", text), file.name
         assert ">>> " not in re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL), f"an example outside a block: {file}"
+
+
+def test_every_place_on_the_map_for_maintainers_exists() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Where a new thing goes")[2].partition("## Rules")[0]
+    places = [place for place in re.findall(r"`([\w./]+)`", table) if "/" in place or place.endswith(".py")]
+    assert len(places) > 20
+    folders = ("", "caffe2torch", "tests/verification")
+    assert [place for place in places if not any((REPOSITORY / one / place).exists() for one in folders)] == []
+
+
+def test_a_docstring_names_no_file_that_is_not_there() -> None:
+    written = {"optimizer.py", "compute_bn_statistics.py"}  # an emitted file, and one of SegNet's
+    package = REPOSITORY / "caffe2torch"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    for path in package.rglob("*.py"):
+        for name in re.findall(r"``([\w/]+\.py)``", path.read_text(encoding="utf-8")):
+            assert name in written or any(f"/{one}".endswith(f"/{name}") for one in files), f"{path}: {name}"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from caffe2torch.binding.plan import GroupMember, GroupPlan
 from caffe2torch.emit import emit
-from caffe2torch.errors import SolverError, UnsupportedError
+from caffe2torch.errors import UnsupportedError
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import (
@@ -338,11 +338,6 @@ def test_what_is_not_translated_is_refused_by_name_and_place_and_may_be_left_out
         with pytest.raises(UnsupportedError, match="does not ask for 'lars'"):
             attempt(("larc", "lars"))
     assert "asks for larc (solver.prototxt:7:1), which" in emit(recipe, groups, model_name="Linear", without=["larc"])
-
-
-def test_a_net_alone_is_no_optimizer() -> None:
-    with pytest.raises(SolverError, match="a net alone"):
-        emit(TrainingRecipe("net", (), None), (), model_name="Model")
 
 
 def test_emitting_does_not_import_torch() -> None:

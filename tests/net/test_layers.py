@@ -18,7 +18,7 @@ from caffe2torch.net.layer_rules import LayerType, Node, no_blobs
 from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, conv_length, deconv_length, pool_length, product
 from caffe2torch.prototxt.schema import parse_net
-from caffe2torch.recipe import Layer, LearnableBlob, Shape, Source, TrainingRecipe
+from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Shape, Source
 
 LR0, BOTH0 = "param { lr_mult: 0 } ", "param { lr_mult: 0 decay_mult: 0 } "
 CONV = "convolution_param { num_output: 8 kernel_size: 3"
@@ -553,9 +553,9 @@ def test_sizes_filled_in_later_are_those_of_reading_with_them(text: str) -> None
     parsed = parse_net(Source("net.prototxt", data + text))
     inputs = {"data": (2, 6, 5, 7)}
 
-    def recipe(inputs: dict[str, tuple[int, ...]]) -> TrainingRecipe:
+    def recipe(inputs: dict[str, tuple[int, ...]]) -> NetRecipe:
         name, layers, blobs, _ = read_layers(parsed, inputs=inputs)
-        return TrainingRecipe(name, blobs, None, layers=layers)
+        return NetRecipe(name, blobs, layers=layers)
 
     later = with_inputs(recipe({}), inputs)
     assert later == recipe(inputs)

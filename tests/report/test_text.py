@@ -12,7 +12,7 @@ from places import REPOSITORY
 from report_runs import hostile, notebook, right
 
 from caffe2torch.report import render
-from caffe2torch.report.text import Column, layout, render_text, wrap
+from caffe2torch.report.text import Column, View, layout, render_text, wrap
 from caffe2torch.verification.report import Report, ReportRow
 
 
@@ -22,7 +22,7 @@ def test_the_report_is_as_kept(sample: object, width: int, fixtures: Path) -> No
     """``fixtures/reports``: looked at by a person; after a change that is meant, write them again and look again."""
     assert callable(sample)
     kept = fixtures / "reports" / f"{sample.__name__}-{width}.txt"
-    assert render_text(sample(), width=width) == kept.read_text(encoding="utf-8")
+    assert render_text(sample(), View(width=width)) == kept.read_text(encoding="utf-8")
 
 
 def test_the_last_line_is_the_verdict() -> None:
@@ -34,17 +34,17 @@ def test_the_last_line_is_the_verdict() -> None:
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_no_line_is_wider_than_asked(width: int) -> None:
     for report in (right(), notebook()):
-        assert max(map(len, render_text(report, width=width).splitlines())) <= max(width, 78)
+        assert max(map(len, render_text(report, View(width=width)).splitlines())) <= max(width, 78)
 
 
 def test_every_row_is_there_whatever_the_width() -> None:
     for width in (40, 80, 200):
-        text = render_text(right(), width=width)
+        text = render_text(right(), View(width=width))
         assert len(re.findall(r" ok$", text, re.MULTILINE)) == 11  # ten rows and the verdict
 
 
 def test_colours_are_for_terminals_only() -> None:
-    plain, coloured = render_text(notebook()), render_text(notebook(), colour=True)
+    plain, coloured = render_text(notebook(), View()), render_text(notebook(), View(colour=True))
     assert "\x1b" not in plain
     assert "\x1b[31mmismatch\x1b[0m" in coloured
     assert re.sub(r"\x1b\[\d*m", "", coloured) == plain
@@ -52,12 +52,12 @@ def test_colours_are_for_terminals_only() -> None:
 
 def test_coloured_text_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert render(notebook(), colour=True) == render_text(notebook(), width=80, colour=True)
-    assert render(notebook()) == render_text(notebook(), width=100)
+    assert render(notebook(), colour=True) == render_text(notebook(), View(width=80, colour=True))
+    assert render(notebook()) == render_text(notebook(), View(width=100))
 
 
 def test_hostile_names_are_shown_as_text() -> None:
-    text = render_text(hostile())
+    text = render_text(hostile(), View())
     assert all(c.isprintable() or c == "\n" for c in text)
     assert "\\x1b[31m\\u202eevil\\u2066" in text.replace("\n", "").replace(" ", "")
     assert "[red]" in text
@@ -79,11 +79,11 @@ def test_long_names_are_folded_at_separators_and_nothing_is_lost() -> None:
 def test_an_unknown_style_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown style 'pdf'"):
         render(right(), "pdf")
-    assert render(right(), "text", width=80) == render_text(right(), width=80)
+    assert render(right(), "text", width=80) == render_text(right(), View(width=80))
 
 
 def test_checks_causes_table_verdict_and_next_command_come_in_this_order() -> None:
-    text = render_text(notebook(), next_step="caffe2torch audit ... --fix optimizer.py")
+    text = render_text(notebook(), View(next_step="caffe2torch audit ... --fix optimizer.py"))
     parts = ["check        result", "What is wrong:", "blob   ", "6 of 10 rows ok", "Next: caffe2torch audit"]
     assert sorted(parts, key=text.index) == parts
     assert text.endswith("Next: caffe2torch audit ... --fix optimizer.py\n")
@@ -91,7 +91,7 @@ def test_checks_causes_table_verdict_and_next_command_come_in_this_order() -> No
 
 def test_the_next_command_stands_on_one_line_however_long_it_is() -> None:
     command = "caffe2torch translate " + "folder/" * 40 + "net.prototxt -o optimizer.py"
-    assert render_text(right(), width=80, next_step=command).splitlines()[-1] == f"Next: {command}"
+    assert render_text(right(), View(width=80, next_step=command)).splitlines()[-1] == f"Next: {command}"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
@@ -99,7 +99,7 @@ def test_the_next_command_stands_on_one_line_however_long_it_is() -> None:
 def test_a_word_is_never_broken_but_a_name_may_be_after_a_separator(sample: Callable[[], Report], width: int) -> None:
     """Whatever the width, the same words stand in the text."""
     words = re.compile(r"[A-Za-z0-9]+")
-    narrow, wide = (render_text(sample(), width=w) for w in (width, 1000))
+    narrow, wide = (render_text(sample(), View(width=w)) for w in (width, 1000))
     assert Counter(words.findall(narrow)) == Counter(words.findall(wide))
 
 
@@ -111,8 +111,8 @@ def test_a_sentence_breaks_a_long_name_after_its_separators_alone() -> None:
 
 def test_a_long_table_has_a_line_for_blobs_that_are_alike_and_counts_them_all() -> None:
     report = notebook()
-    folded, full = render_text(report, rows=9), render_text(report, rows=10)
-    assert full == render_text(report, rows=None)
+    folded, full = render_text(report, View(rows=9)), render_text(report, View(rows=10))
+    assert full == render_text(report, View(rows=None))
     table = re.findall(r"^(?:Convolution|BN) \w+ +(\d+) .*?(\w+)$", folded, re.MULTILINE)
     assert Counter(verdict for count, verdict in table for _ in range(int(count))) == Counter(
         str(row.verdict) for row in report.rows
@@ -132,14 +132,14 @@ def test_only_wrong_shows_what_is_not_right_and_nothing_else() -> None:
 
 
 def test_only_wrong_folds_rows_as_the_whole_table_does() -> None:
-    folded = render_text(notebook(), only_wrong=True, rows=3, width=200)
+    folded = render_text(notebook(), View(only_wrong=True, rows=3, width=200))
     (row,) = re.findall(r"^BN shift +2 .*mismatch$", folded, re.MULTILINE)
     assert "4 rows by role; --full" in folded
     assert row
 
 
 def test_what_was_not_seen_is_green_nowhere() -> None:
-    text = render_text(notebook(), colour=True, width=200)
+    text = render_text(notebook(), View(colour=True, width=200))
     assert re.search(r"^update rule +\x1b\[32mok", text, re.MULTILINE)
     assert not re.search(r"\x1b\[32mnot seen", text)
     css = (REPOSITORY / "caffe2torch/report/templates/page.css").read_text()
@@ -147,7 +147,7 @@ def test_what_was_not_seen_is_green_nowhere() -> None:
 
 
 def test_every_cause_has_its_rows_its_place_and_its_fix() -> None:
-    text = render_text(notebook(), width=200)
+    text = render_text(notebook(), View(width=200))
     for cause in notebook().causes:
         assert f"- {cause.message}" in text
         assert f"  At {cause.where}" in text

@@ -143,6 +143,7 @@ def test_only_what_the_net_asks_for_is_unpacked(tmp_path: Path) -> None:
         'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 4 } } }\n'
         'layer { name: "ip" type: "InnerProduct" bottom: "d" top: "ip" inner_product_param { num_output: 3 } }'
     )
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.1 lr_policy: "fixed"')
     with h5py.File(model(tmp_path / "m.h5", {"ip": [WEIGHT, BIAS]}), "a") as file:
         for layer in range(4):
             packed(file, f"data/other{layer}/0", 1000)
@@ -158,7 +159,7 @@ def test_only_what_the_net_asks_for_is_unpacked(tmp_path: Path) -> None:
         "from caffe2torch.reading import read_recipe\n"
         "from caffe2torch.snapshot.files import read_caffemodel, read_solverstate\n"
         "from caffe2torch.snapshot.match_blobs import blob_history, blob_weights\n"
-        "before, recipe = peak_bytes(), read_recipe('net.prototxt')\n"
+        "before, recipe = peak_bytes(), read_recipe('net.prototxt', 'solver.prototxt')\n"
         "found, notes = blob_weights(recipe, read_caffemodel('m.h5'))\n"
         "print(len(found), len(notes), len(blob_weights(recipe, read_caffemodel('wrong.h5'), ['ip'])[0]))\n"
         "for read in (lambda: blob_weights(recipe, read_caffemodel('wrong.h5')),\n"

@@ -257,7 +257,7 @@ ODD = {
     PLAIN + "iter_size: -2": "iter_size is -2: Caffe reads no batch, only decay and momentum act",
     PLAIN + 'type: "Adam" momentum: 1': "momentum is 1, which is outside 0 to 1: Adam divides by 0",
     PLAIN + "momentum: 1.5": "momentum is 1.5, which is outside 0 to 1",
-    PLAIN + 'type: "Adam"': "momentum is not stated, so Adam's beta1 is 0",
+    PLAIN + 'type: "Adam"': "momentum is not stated, so Adam's beta 1 is 0",
     PLAIN + 'type: "AdaDelta"': "momentum is not stated, so AdaDelta's rho is 0",
     PLAIN + 'type: "Adam" momentum: 0.9 momentum2: 1': "momentum2 is 1, which is outside 0 to 1",
     PLAIN + 'type: "AdaGrad" delta: 0': "delta is 0: where a gradient is exactly 0",

@@ -15,15 +15,15 @@ from caffe2torch.binding.graph import INPUT, Wiring
 from caffe2torch.binding.plan import Binding
 from caffe2torch.net.build import read_layers
 from caffe2torch.prototxt.schema import parse_net
-from caffe2torch.recipe import Note, Source, TrainingRecipe
+from caffe2torch.recipe import NetRecipe, Note, Source
 
 IMAGE = 'input: "data" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n'
 
 
-def recipe_of(*parts: str) -> TrainingRecipe:
+def recipe_of(*parts: str) -> NetRecipe:
     """The recipe of a net given as text."""
     name, layers, blobs, notes = read_layers(parse_net(Source("net.prototxt", "".join(parts))))
-    return TrainingRecipe(name, blobs, None, notes, layers)
+    return NetRecipe(name, blobs, notes, layers)
 
 
 def layer(kind: str, name: str, bottoms: str, tops: str = "", settings: str = "", params: str = "") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind, plan_groups
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import Note, Severity, SourceLocation, TrainingRecipe
-from caffe2torch.solver.lr_policy import rate, step_at, weight_decay_at
+from caffe2torch.solver.lr_policy import rate, weight_decay_at
 from caffe2torch.verification.report import Cause, Effective, Fault, FaultKind, Report, ReportRow, UnclaimedRow, Verdict
 
 HOSTILE = "<script>alert('1')</script>\"'&amp;\x1b[31m\u202eevil\u2066 $x_1$ \N{HEBREW LETTER ALEF}{{ 7 * 7 }}"
@@ -24,7 +24,7 @@ def right_report(recipe: TrainingRecipe, finetune: dict[str, float] | None = Non
     binding = Binding("Model", bound)
     groups = plan_groups(recipe, binding, finetune)
     at = {member.parameter: (index, group) for index, group in enumerate(groups) for member in group.members}
-    now, decay = rate(solver.policy, 0, step_at(solver.policy, 0)), weight_decay_at(solver, 0)
+    now, decay = rate(solver.policy, 0), weight_decay_at(solver, 0)
     rows = []
     for one in bound:
         assert one.name is not None

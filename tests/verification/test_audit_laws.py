@@ -16,6 +16,7 @@ from caffe2torch.binding.plan import plan_groups
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import rate
 from caffe2torch.verification.checks import along_the_run
 from caffe2torch.verification.report import Report
 from caffe2torch.verification.run_probe import follow, observe
@@ -161,10 +162,10 @@ def test_another_policy_is_found(solver: SolverSettings, data: st.DataObject) ->
 
 def _differs(one: LrPolicy, other: LrPolicy) -> bool:
     """Whether two policies differ where an audit looks: at the start, at changes and near the end."""
-    from caffe2torch.verification.probe_sequence import changes, rate_at
+    from caffe2torch.verification.probe_sequence import changes
 
     places = {0, 1, 2, *(i + d for i in changes(other, 60) for d in (-2, 0, 2))}
-    return any(abs(rate_at(one, i) / rate_at(other, i) - 1) > 1e-3 for i in places if 0 <= i < 60)
+    return any(abs(rate(one, i) / rate(other, i) - 1) > 1e-3 for i in places if 0 <= i < 60)
 
 
 @settings(max_examples=40)

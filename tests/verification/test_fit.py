@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings, SolverType
+from caffe2torch.solver.lr_policy import rate
 from caffe2torch.solver.update_rules import Rule, StepSettings, movements
 from caffe2torch.verification.candidate_rules import caffe_rule, candidates
 from caffe2torch.verification.fit import close, read, still
-from caffe2torch.verification.probe_sequence import Movements, Window, changes, design, rate_at
+from caffe2torch.verification.probe_sequence import Movements, Window, changes, design
 
 FIXED = LrPolicy(PolicyType.FIXED, base_lr=0.1)
 LINEAR = (SolverType.SGD, SolverType.NESTEROV)
@@ -96,7 +97,7 @@ def test_windows_lie_where_the_rate_changes(name: str) -> None:
     assert windows[0].iteration == 0
     for change in expected:
         assert any(window.iteration < change <= window.iterations[-1] for window in windows)
-        assert rate_at(policy, change) != rate_at(policy, change - 1)
+        assert rate(policy, change) != rate(policy, change - 1)
 
 
 def test_the_first_window_lies_where_there_is_a_rate() -> None:
