@@ -31,6 +31,7 @@ __all__ = [
     "rate",
     "rates",
     "step_at",
+    "torch_scheduler",
     "weight_decay_at",
 ]
 
@@ -122,6 +123,8 @@ class Policy(NamedTuple):
         formula: The rate as text.
         steps: The iterations below a number at which it is due to change the rate; ``None`` where that may be each.
         without_gamma: What comes of a gamma that is not stated.
+        scheduler: The class of ``torch.optim.lr_scheduler`` that does the same, with its arguments; empty where none
+            does.
     """
 
     factor: Callable[..., float]
@@ -129,6 +132,7 @@ class Policy(NamedTuple):
     formula: str
     steps: Callable[[LrPolicy, int], Sequence[int]] | None = None
     without_gamma: str = ""
+    scheduler: str = ""
 
 
 POLICIES: Mapping[PolicyType, Policy] = {
@@ -139,18 +143,21 @@ POLICIES: Mapping[PolicyType, Policy] = {
         "base_lr × gamma ^ ⌊iteration / stepsize⌋",
         _steps,
         without_gamma="the rate is 0 from the first step on",
+        scheduler="StepLR(optimizer, {stepsize}, gamma={gamma})",
     ),
     PolicyType.EXP: Policy(
         exp_factor,
         ("gamma",),
         "base_lr × gamma ^ iteration",
         without_gamma="the rate is 0 from the second iteration on",
+        scheduler="ExponentialLR(optimizer, {gamma})",
     ),
     PolicyType.INV: Policy(
         inv_factor,
         ("gamma", "power"),
         "base_lr × (1 + gamma × iteration) ^ −power",
         without_gamma="the rate stays base_lr",
+        scheduler="LambdaLR(optimizer, lambda i: (1 + {gamma} * i) ** -{power})",
     ),
     PolicyType.MULTISTEP: Policy(
         multistep_factor,
@@ -158,13 +165,20 @@ POLICIES: Mapping[PolicyType, Policy] = {
         "base_lr × gamma ^ (stepvalues passed)",
         _multisteps,
         without_gamma="the rate is 0 from the first stepvalue on",
+        scheduler="MultiStepLR(optimizer, {stepvalues}, gamma={gamma})",
     ),
-    PolicyType.POLY: Policy(poly_factor, ("power", "max_iter"), "base_lr × (1 − iteration / max_iter) ^ power"),
+    PolicyType.POLY: Policy(
+        poly_factor,
+        ("power", "max_iter"),
+        "base_lr × (1 − iteration / max_iter) ^ power",
+        scheduler="PolynomialLR(optimizer, {max_iter}, power={power})",
+    ),
     PolicyType.SIGMOID: Policy(
         sigmoid_factor,
         ("gamma", "stepsize"),
         "base_lr / (1 + exp(−gamma × (iteration − stepsize)))",
         without_gamma="the rate stays half of base_lr",
+        scheduler="LambdaLR(optimizer, lambda i: 1 / (1 + math.exp(-{gamma} * (i - {stepsize}))))",
     ),
     PolicyType.MULTIFIXED: Policy(multifixed_rate, ("stagelr", "stageiter"), "the stagelr of the stage", _stages),
     PolicyType.PLATEAU: Policy(
@@ -335,6 +349,19 @@ def factor_source(policy: LrPolicy) -> Iterator[str]:
             yield "floor = MIN_LR / BASE_LR"
             factor = f"(1 - floor) * {factor} + floor"
     yield f"return {factor}" if policy.min_lr is None else f"return max({factor}, MIN_LR / BASE_LR)"
+
+
+def torch_scheduler(policy: LrPolicy) -> str:
+    """The class of ``torch.optim.lr_scheduler`` that gives the policy's rates, as code; empty where none does.
+
+    >>> torch_scheduler(LrPolicy(PolicyType.MULTISTEP, base_lr=0.1, gamma=0.5, stepvalues=(10, 20)))
+    'MultiStepLR(optimizer, [10, 20], gamma=0.5)'
+    """
+    repeated = len(set(policy.stepvalues)) < len(policy.stepvalues)  # Caffe makes one step an iteration, torch all
+    if fork_fields(policy) or repeated or (policy.type is PolicyType.POLY and not policy.max_iter):
+        return ""
+    values = arguments(policy) | {"gamma": policy.gamma, "stepvalues": list(policy.stepvalues)}
+    return POLICIES[policy.type].scheduler.format(**values)
 
 
 def momentum_at(settings: SolverSettings, iteration: int, rate: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
-from caffe2torch.solver.lr_policy import rate
+from caffe2torch.solver.lr_policy import rate, torch_scheduler
 from caffe2torch.solver.requirements import has_momentum, ramps
 from caffe2torch.solver.update_rules import SOLVERS, History
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
@@ -147,13 +147,17 @@ def _schedule(solver: SolverSettings, judged: Mapping[str, Judgement], observati
         Result.DIFFERS,
         policy,
         (Fault(FaultKind.SCHEDULE, message),),
-        fix=_SCHEDULE_FIX if first is not None else _CONSTANT_FIX,
+        fix=_schedule_fix(solver),
         parameters=concerned,
     )
 
 
-_SCHEDULE_FIX = "call scheduler.step() after each optimizer.step(), with the policy counted in iterations"
-_CONSTANT_FIX = "give no scheduler: Caffe's rate is constant"
+def _schedule_fix(solver: SolverSettings) -> str:
+    if _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None:
+        return "give no scheduler: Caffe's rate is constant"
+    if not (code := torch_scheduler(solver.policy)):
+        return AUDIT_FIX
+    return f"scheduler = torch.optim.lr_scheduler.{code}, and scheduler.step() after each optimizer.step()"
 
 
 def along_the_run(checks: Sequence[Check], solver: SolverSettings, followed: Followed) -> tuple[Check, ...]:
@@ -190,8 +194,8 @@ def _whole_schedule(schedule: Check | None, solver: SolverSettings, curves: Sequ
     constant = _first_change(solver, 0, changes(solver.policy, solver.max_iter)) is None
     policy = "the rate is constant" if constant else f"{solver.policy.type}"
     if (left := next((why for curve in curves if (why := _leaves(solver, curve)) is not None), None)) is not None:
-        fix = _CONSTANT_FIX if constant else _SCHEDULE_FIX
-        return Check("rate schedule", Result.DIFFERS, policy, (Fault(FaultKind.SCHEDULE, left),), fix=fix)
+        fault = Fault(FaultKind.SCHEDULE, left)
+        return Check("rate schedule", Result.DIFFERS, policy, (fault,), fix=_schedule_fix(solver))
     last, ends = curves[0].points[-1][0], solver.max_iter - 1
     if last >= ends > 0 or (last == curves[0].points[0][0] and schedule is not None):
         return schedule
@@ -239,7 +243,7 @@ def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
     before = next((check for check in report.checks if check.name == "rate schedule"), None)
     faults = (Fault(FaultKind.SCHEDULE, message), *(before.faults if before else ()))
     policy = before.expected if before else f"{report.solver.policy.type}"
-    found = Check("rate schedule", Result.DIFFERS, policy, faults, fix=_SCHEDULE_FIX)
+    found = Check("rate schedule", Result.DIFFERS, policy, faults, fix=_schedule_fix(report.solver))
     return replace(
         report,
         rows=tuple(map(_without_rate, report.rows)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from caffe2torch.binding.plan import plan_groups
 from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings, SolverType
-from caffe2torch.solver.lr_policy import rate
+from caffe2torch.solver.lr_policy import rate, torch_scheduler
 from caffe2torch.verification.checks import along_the_run
 from caffe2torch.verification.report import Report
 from caffe2torch.verification.run_probe import follow, observe
@@ -178,3 +179,15 @@ def test_caffes_own_scheduler_never_leaves_caffes_rate_along_the_run(solver: Sol
     followed = follow(case.optimizer, case.scheduler, solver.max_iter)
     assert followed.curves
     assert along_the_run((), solver, followed) == ()
+
+
+@settings(max_examples=40)
+@given(solvers())
+def test_the_scheduler_that_the_fix_names_gives_caffes_rates_along_the_run(solver: SolverSettings) -> None:
+    code = torch_scheduler(solver.policy)
+    assume(code)
+    solver = replace(solver, max_iter=max(solver.max_iter, solver.policy.max_iter, 2))
+    case = Case(solver, ((1.0, 1.0), (2.0, 0.0)), ((1.0, 1.0), (2.0, 0.0)), scheduled=False)
+    names = {"torch": torch, "math": math, "optimizer": case.optimizer}
+    scheduler = eval(f"torch.optim.lr_scheduler.{code}", names)  # our own text
+    assert along_the_run((), solver, follow(case.optimizer, scheduler, solver.max_iter)) == ()
