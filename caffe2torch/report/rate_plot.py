@@ -1,4 +1,4 @@
-"""The global rate over a run: the stretches that it consists of, and as many points as a faithful curve needs."""
+"""The global rate over a run: the segments that it consists of, and as many points as a faithful curve needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "say_divergence",
     "say_rates",
     "seen_curves",
-    "stretches",
+    "segments",
 ]
 
 MOST_BREAKS = 1000
@@ -40,52 +40,52 @@ SAMPLES = 240
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class RateSegment:
     """Iterations ``first`` to ``last``, both included: at one rate, or gliding from ``begins`` to ``ends``."""
 
     first: int
     last: int
     begins: float
     ends: float
-    glides: bool
+    varies: bool
 
 
-def stretches(policy: LrPolicy, iterations: int) -> tuple[Stretch, ...]:
-    """A run of ``iterations`` iterations, cut where its rate changes; neighbours of one rate are one stretch.
+def segments(policy: LrPolicy, iterations: int) -> tuple[RateSegment, ...]:
+    """A run of ``iterations`` iterations, cut where its rate changes; neighbours of one rate are one segment.
 
     >>> policy = LrPolicy(PolicyType.MULTISTEP, base_lr=1.0, gamma=0.5, stepvalues=(10, 30))
-    >>> [(part.first, part.last, part.begins) for part in stretches(policy, 40)]
+    >>> [(part.first, part.last, part.begins) for part in segments(policy, 40)]
     [(0, 9, 1.0), (10, 29, 0.5), (30, 39, 0.25)]
     """
-    found: list[Stretch] = []
+    found: list[RateSegment] = []
     ramp, steps = ramp_end(policy), POLICIES[policy.type].steps
     breaks = None if steps is None else steps(policy, iterations)
     if breaks is not None and len(breaks) > MOST_BREAKS:
         breaks = None
-    glides = breaks is None
+    varies = breaks is None
     cuts = sorted({0, iterations, *(i for i in (ramp, *(breaks or ())) if 0 < i < iterations)})
     for first, end in pairwise(cuts):
-        part = Stretch(first, end - 1, rate(policy, first), rate(policy, end - 1), first < ramp or glides)
-        if part.glides and part.begins == part.ends and _flat(policy, part):
-            part = Stretch(first, end - 1, part.begins, part.ends, glides=False)
+        part = RateSegment(first, end - 1, rate(policy, first), rate(policy, end - 1), first < ramp or varies)
+        if part.varies and part.begins == part.ends and _flat(policy, part):
+            part = RateSegment(first, end - 1, part.begins, part.ends, varies=False)
         before = found[-1] if found else None
-        if before and not before.glides and not part.glides and _same(before.ends, part.begins):
-            part = Stretch(before.first, part.last, before.begins, part.ends, glides=False)
+        if before and not before.varies and not part.varies and _same(before.ends, part.begins):
+            part = RateSegment(before.first, part.last, before.begins, part.ends, varies=False)
             found.pop()
         found.append(part)
     return tuple(found)
 
 
-def curve(policy: LrPolicy, parts: Sequence[Stretch]) -> tuple[tuple[int, float], ...]:
-    """Iterations and their rates, to be joined by straight lines: both ends of every stretch, more where it glides.
+def curve(policy: LrPolicy, parts: Sequence[RateSegment]) -> tuple[tuple[int, float], ...]:
+    """Iterations and their rates, to be joined by straight lines: both ends of every segment, more where it varies.
 
     Every point is exact. Rates that are no numbers (``poly`` past ``max_iter``) are left out.
     """
     points: dict[int, float] = {}
     for part in parts:
-        places = _samples(part.first, part.last) if part.glides else (part.first, part.last)
+        places = _samples(part.first, part.last) if part.varies else (part.first, part.last)
         points |= {i: rate(policy, i) for i in places}
-        if policy.type is PolicyType.SIGMOID and part.glides and policy.gamma:
+        if policy.type is PolicyType.SIGMOID and part.varies and policy.gamma:
             near = (round(policy.stepsize + k / abs(policy.gamma) / 2) for k in range(-16, 17))
             points |= {i: rate(policy, i) for i in near if part.first <= i <= part.last}
     return tuple((i, points[i]) for i in sorted(points) if math.isfinite(points[i]))
@@ -100,7 +100,7 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _flat(policy: LrPolicy, part: Stretch) -> bool:
+def _flat(policy: LrPolicy, part: RateSegment) -> bool:
     """Whether a gliding policy stays where it is: a gamma of 1, a power of 0."""
     return all(rate(policy, i) == part.begins for i in _samples(part.first, part.last))
 
@@ -115,9 +115,9 @@ def _samples(first: int, last: int) -> Iterator[int]:
         near = near + 1 + near // 4
 
 
-# The learning rate over the run, per group: two pictures for the page, and the stretches of the run as a table.
+# The learning rate over the run, per group: two pictures for the page, and the segments of the run as a table.
 
-_MOST_STRETCHES = 40
+_MOST_SEGMENTS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class StretchView:
+class SegmentView:
     """Consecutive iterations and the rates in them: the global one, then each group's."""
 
     iterations: str
@@ -138,12 +138,12 @@ class StretchView:
 
 @dataclass(frozen=True, slots=True)
 class RatesView:
-    """What the page says of the rate: a summary; pictures and stretches only where the rate changes."""
+    """What the page says of the rate: a summary; pictures and segments only where the rate changes."""
 
     summary: str
     speeds: tuple[Speed, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    stretches: tuple[StretchView, ...] = ()
+    segments: tuple[SegmentView, ...] = ()
     more: int = 0
 
 
@@ -154,10 +154,10 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
     if not solver.max_iter:
         return RatesView("The solver states no max_iter, so there is no run to draw.")
     run = Run(solver, solver.max_iter)
-    parts = run.stretches
+    parts = run.segments
     summary = say_rates(run)
     seen = seen_curves(report, moving)
-    constant = len(parts) == 1 and not parts[0].glides
+    constant = len(parts) == 1 and not parts[0].varies
     if constant:
         each = ", ".join(f"{number(effective(parts[0].begins, speed.value))} at lr ×{speed.text}" for speed in moving)
         summary += f" That is {each}." if each else ""
@@ -174,8 +174,8 @@ def rates_view(report: Report, speeds: Sequence[Speed]) -> RatesView:
     except MissingExtraError as error:
         pictures = ()
         summary += f" It is not drawn, since matplotlib is not installed: {error.hint}."
-    stretches = () if constant else tuple(_stretch(part, moving) for part in parts[:_MOST_STRETCHES])
-    return RatesView(summary, moving, pictures, stretches, max(len(parts) - _MOST_STRETCHES, 0))
+    segments = () if constant else tuple(_segment(part, moving) for part in parts[:_MOST_SEGMENTS])
+    return RatesView(summary, moving, pictures, segments, max(len(parts) - _MOST_SEGMENTS, 0))
 
 
 def _picture(panel: Panel, summary: str) -> Picture:
@@ -209,15 +209,15 @@ def seen_curves(report: Report, speeds: Sequence[Speed]) -> list[Curve]:
     return curves
 
 
-def _stretch(part: Stretch, speeds: Sequence[Speed]) -> StretchView:
+def _segment(part: RateSegment, speeds: Sequence[Speed]) -> SegmentView:
     iterations = f"{part.first:,}" if part.first == part.last else f"{part.first:,} – {part.last:,}"
     factors = [1.0, *(speed.value for speed in speeds)]
-    return StretchView(iterations, tuple(_rates(part, factor) for factor in factors))
+    return SegmentView(iterations, tuple(_rates(part, factor) for factor in factors))
 
 
-def _rates(part: Stretch, factor: float) -> str:
+def _rates(part: RateSegment, factor: float) -> str:
     begins, ends = number(effective(part.begins, factor)), number(effective(part.ends, factor))
-    return f"{begins} → {ends}" if part.glides and part.first != part.last else begins
+    return f"{begins} → {ends}" if part.varies and part.first != part.last else begins
 
 
 # What the pictures show: the rate of each group over a run, and how far stock torch would leave Caffe's path on it.
@@ -242,9 +242,9 @@ class Run:
     pale: bool = False
 
     @property
-    def stretches(self) -> tuple[Stretch, ...]:
+    def segments(self) -> tuple[RateSegment, ...]:
         """The run, cut where its rate changes."""
-        return stretches(self.solver.policy, self.iterations)
+        return segments(self.solver.policy, self.iterations)
 
 
 def rate_curves(run: Run, lr_mults: Sequence[float]) -> list[Curve]:
@@ -252,7 +252,7 @@ def rate_curves(run: Run, lr_mults: Sequence[float]) -> list[Curve]:
 
     Of many multipliers the smallest, the largest and some between are drawn.
     """
-    points = curve(run.solver.policy, run.stretches)
+    points = curve(run.solver.policy, run.segments)
     moving = sorted({lr_mult for lr_mult in lr_mults if lr_mult != 0})
     if not moving:
         return [Curve(f"global rate{run.label}", points, pale=run.pale)]
@@ -265,7 +265,7 @@ def rate_curves(run: Run, lr_mults: Sequence[float]) -> list[Curve]:
 def rates_panels(runs: Sequence[Run], lr_mults: Sequence[float]) -> list[Panel]:
     """The rates of all runs, on a linear and, where any is positive, on a logarithmic scale."""
     curves = [one for run in runs for one in rate_curves(run, lr_mults)]
-    marks = [part.first for part in runs[0].stretches[1:]]
+    marks = [part.first for part in runs[0].segments[1:]]
     panels = [Panel("rate", curves, marks)]
     if any(y > 0 for one in curves for _, y in one.points):
         panels.append(Panel("rate, logarithmic", curves, marks, log=True))
@@ -287,16 +287,16 @@ def divergence_panel(
         for run, one in zip(runs, found, strict=True)
         for k, ((lr, decay), distances) in enumerate(zip(moving, one.distances, strict=True))
     ]
-    marks = [part.first for part in runs[0].stretches[1:]]
+    marks = [part.first for part in runs[0].segments[1:]]
     return Panel("stock torch, away from Caffe's path", curves, marks, percent=True), found
 
 
 def say_rates(run: Run) -> str:
     """The rate over the run in a sentence."""
-    parts = run.stretches
+    parts = run.segments
     length = f"{run.iterations:,} iterations"
     begins, ends = number(parts[0].begins), number(parts[-1].ends)
-    if len(parts) == 1 and not parts[0].glides:
+    if len(parts) == 1 and not parts[0].varies:
         return f"The global rate is {begins} throughout the {length}."
     if len(parts) == 1:
         return f"The global rate goes from {begins} to {ends} over the {length}, changing all the way."
@@ -340,7 +340,7 @@ def _finite(iterations: Sequence[int], distances: Sequence[float]) -> list[tuple
 def _looks(run: Run) -> Iterator[int]:
     """Iterations after which the paths are compared."""
     end = run.iterations
-    parts = run.stretches
+    parts = run.segments
     yield from (i for i, _ in curve(run.solver.policy, parts) if i < end)
     yield from (end * k // 240 for k in range(240))
     yield end - 1

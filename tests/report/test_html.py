@@ -289,7 +289,7 @@ def test_boxes_shrink_with_the_number_of_blobs(right: Report, tmp_path: Path) ->
 
 def test_the_rate_is_told_where_it_changes(tmp_path: Path) -> None:
     page = Page(render_html(deep_report(tmp_path, 40))).root
-    assert [cells_of(row) for row in page.by_id("stretches").all("tr")] == [
+    assert [cells_of(row) for row in page.by_id("segments").all("tr")] == [
         ["iterations", "global rate", "lr ×1", "lr ×2"],
         ["0 – 29,999", "0.1", "0.1", "0.2"],
         ["30,000 – 59,999", "0.01", "0.01", "0.02"],
@@ -392,7 +392,7 @@ def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
     rate = page.by_id("rate")
     assert not rate.all("svg")
     assert "It is not drawn, since matplotlib is not installed: pip install matplotlib." in rate.words
-    assert len(rate.all("tr")) == 4  # the stretches are there
+    assert len(rate.all("tr")) == 4  # the segments are there
 
 
 def test_a_notebook_shows_the_report_without_matplotlib(wrong: Report, monkeypatch: pytest.MonkeyPatch) -> None:

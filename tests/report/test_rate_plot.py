@@ -1,4 +1,4 @@
-"""The stretches and points that pictures of the rate are made of agree with the rate of every single iteration."""
+"""The segments and points that pictures of the rate are made of agree with the rate of every single iteration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caffe2torch.recipe import LrPolicy, PolicyType
-from caffe2torch.report.rate_plot import MOST_BREAKS, curve, effective, stretches
+from caffe2torch.report.rate_plot import MOST_BREAKS, curve, effective, segments
 from caffe2torch.solver.lr_policy import rates
 
 ITERATIONS = st.integers(1, 300)
@@ -28,28 +28,28 @@ POLICIES = st.builds(
 
 
 @given(POLICIES, ITERATIONS)
-def test_stretches_cover_the_run_and_tell_the_rate_of_every_iteration(policy: LrPolicy, iterations: int) -> None:
+def test_segments_cover_the_run_and_tell_the_rate_of_every_iteration(policy: LrPolicy, iterations: int) -> None:
     every = list(rates(policy, iterations))
-    parts = stretches(policy, iterations)
+    parts = segments(policy, iterations)
     covered = [i for part in parts for i in range(part.first, part.last + 1)]
     assert covered == list(range(iterations))
     for part in parts:
         assert (every[part.first], every[part.last]) == (part.begins, part.ends)
-        if not part.glides:
+        if not part.varies:
             assert set(every[part.first : part.last + 1]) == {part.begins}
 
 
 @given(POLICIES, ITERATIONS)
-def test_neighbouring_stretches_of_one_rate_are_one(policy: LrPolicy, iterations: int) -> None:
-    parts = stretches(policy, iterations)
+def test_neighbouring_segments_of_one_rate_are_one(policy: LrPolicy, iterations: int) -> None:
+    parts = segments(policy, iterations)
     for left, right in pairwise(parts):
-        assert left.glides or right.glides or left.ends != right.begins
+        assert left.varies or right.varies or left.ends != right.begins
 
 
 @given(POLICIES, ITERATIONS)
 def test_points_of_the_curve_are_exact_and_the_lines_between_them_are_near(policy: LrPolicy, iterations: int) -> None:
     every = list(rates(policy, iterations))
-    points = curve(policy, stretches(policy, iterations))
+    points = curve(policy, segments(policy, iterations))
     assert points[0][0] == 0
     assert points[-1][0] == iterations - 1
     for i, value in points:
@@ -61,22 +61,22 @@ def test_points_of_the_curve_are_exact_and_the_lines_between_them_are_near(polic
             assert abs(straight - every[between]) <= 0.01 * highest
 
 
-def test_stages_of_multifixed_are_stretches() -> None:
+def test_stages_of_multifixed_are_segments() -> None:
     policy = LrPolicy(PolicyType.MULTIFIXED, stage_lrs=(0.1, 0.1, 0.01), stage_iters=(10, 20, 30))
-    assert [(part.first, part.last) for part in stretches(policy, 40)] == [(0, 20), (21, 39)]
+    assert [(part.first, part.last) for part in segments(policy, 40)] == [(0, 20), (21, 39)]
 
 
 def test_a_run_of_a_billion_iterations_costs_nothing() -> None:
     policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.99999, stepsize=10)
-    parts = stretches(policy, 10**9)
+    parts = segments(policy, 10**9)
     assert len(parts) == 1
-    assert parts[0].glides
+    assert parts[0].varies
     assert len(curve(policy, parts)) < MOST_BREAKS
 
 
 def test_rates_that_are_no_numbers_are_not_drawn() -> None:
     policy = LrPolicy(PolicyType.POLY, base_lr=0.1, power=0.5, max_iter=30)
-    points = curve(policy, stretches(policy, 60))
+    points = curve(policy, segments(policy, 60))
     assert points[-1] == (30, 0.0)
     assert all(math.isfinite(value) for _, value in points)
 
