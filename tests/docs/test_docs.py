@@ -131,6 +131,7 @@ print(port.answer + 1)
    caffe2torch, version ...
    $ caffe2torch inspect nowhere.prototxt
    error: nowhere.prototxt: there is no such file
+     hint: did you mean ...
    $ echo $?
    2
    ```

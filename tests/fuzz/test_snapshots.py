@@ -15,7 +15,7 @@ from snapshot_runs import Run, unchanged_on_refusal
 from caffe2torch.binding.names import read_names
 from caffe2torch.lock import lock_of, read_lock, render_lock
 from caffe2torch.snapshot.files import read_caffemodel, read_solverstate
-from caffe2torch.snapshot.solver_state import load_state
+from caffe2torch.snapshot.solver_state import resume
 from caffe2torch.snapshot.weights import load_weights
 
 FIELDS = (
@@ -84,11 +84,12 @@ def test_damaged_states_are_loaded_or_refused_whole(run: Run, tmp_path: Path, fe
     pytest.importorskip("h5py")
     whole = snapshots(run, tmp_path)[1][kind]
     path = tmp_path / "damaged"
+    weights = read_caffemodel(tmp_path / "w")
     parts = (run.model, run.optimizer, run.scheduler, run.recipe, run.binding)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        unchanged_on_refusal(run, lambda: load_state(*parts, read_solverstate(path)))
+        unchanged_on_refusal(run, lambda: resume(*parts, read_solverstate(path), weights))
 
     tokens = () if kind else FIELDS
     feed(lambda c: damaged(whole, c, tokens=tokens), read)
