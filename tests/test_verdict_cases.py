@@ -285,11 +285,15 @@ class Clipping(torch.optim.SGD):
         ("", {"value": 5.0}, "clips each number of a gradient at 5, the solver does not"),
         ("", {"value": 0.1}, "clips each number of a gradient at 0.1, the solver does not"),
         ("", {"value": 1000.0}, "clips each number of a gradient at 1000, the solver does not"),
-        ("", {"norm": 0.5}, "by their norm, beyond 0.5, the solver does not"),
-        ("", {"norm": 2000.0}, "by their norm, beyond 2000, the solver does not"),
-        ("clip_gradients: 10", {"norm": 5000.0}, "clips gradients at a norm of 5000, Caffe's clip_gradients is 10"),
-        ("clip_gradients: 10", {"value": 1.0}, "clips each number of a gradient at 1, Caffe all of them by their norm"),
-        ("clip_gradients: 10", {"value": 500.0}, "at 500, Caffe all of them by their norm, beyond 10"),
+        ("", {"norm": 0.5}, "at a norm of 0.5, the solver does not"),
+        ("", {"norm": 2000.0}, "at a norm of 2000, the solver does not"),
+        ("clip_gradients: 10", {"norm": 5000.0}, "clips gradients at a norm of 5000; Caffe's clip_gradients is 10"),
+        (
+            "clip_gradients: 10",
+            {"value": 1.0},
+            "clips each number of a gradient at 1; Caffe's clip_gradients is 10, over all",
+        ),
+        ("clip_gradients: 10", {"value": 500.0}, "at 500; Caffe's clip_gradients is 10, over all"),
         ("clip_gradients: 10", {"norm": 10.0}, ""),
         ("clip_gradients: 0.1", {"norm": 0.1}, ""),
     ],
@@ -601,3 +605,127 @@ def test_a_warm_up_is_not_taken_for_a_schedule_in_epochs(tmp_path: Path) -> None
     check = schedule_of(tmp_path, STEP, lambda o: schedulers.StepLR(o, 30, 0.1))
     assert check is not None
     assert "it counts epochs" in check.text
+
+
+class Lookahead(torch.optim.SGD):
+    """Goes half the way back to the weights of ``every`` steps ago."""
+
+    every = 6
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            state = self.state[p]
+            state["steps"] = state.get("steps", 0) + 1
+            slow = state.setdefault("slow", p.detach().clone())
+            if state["steps"] % self.every == 0:
+                with torch.no_grad():
+                    p.copy_(slow.add_(p - slow, alpha=0.5))
+
+
+class Undecaying(torch.optim.SGD):
+    """Drops its weight decay after 200 steps."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        for group in self.param_groups:
+            group["weight_decay"] *= self.steps <= 200
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Lookahead, "from step 6 on it moves otherwise than before"),
+        (type("Lookahead50", (Lookahead,), {"every": 50}), "from step 50 on it moves otherwise than before"),
+        (Undecaying, "from step 201 on its weight decay is another one"),
+        (torch.optim.SGD, ""),
+    ],
+)
+def test_what_a_step_does_only_after_many_steps_is_seen(tmp_path: Path, make: Any, said: str) -> None:
+    model = Two()
+    optimizer = make(right(model).param_groups, lr=0.01, momentum=0.9)
+    report = audit(recipe(tmp_path, FIXED), model, optimizer)
+    assert not report.wrong, str(report)
+    assert [one.name for one in report.differing] == (["update rule"] if said else [])
+    assert said in check(report, "update rule").text
+
+
+def test_an_optimizer_that_follows_the_policy_by_itself_moves_as_before(tmp_path: Path) -> None:
+    class Scheduling(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["lr"] *= 0.1 if self.steps == 100 else 1.0
+            self.steps += 1
+            return super().step(closure)
+
+    model = Two()
+    solver = f'base_lr: 0.001 {USUAL} lr_policy: "step" gamma: 0.1 stepsize: 100 max_iter: 150'
+    report = audit(recipe(tmp_path, solver), model, Scheduling(right(model).param_groups, momentum=0.9))
+    assert check(report, "update rule").result == "ok", str(report)
+
+
+def test_hooks_on_gradients_are_a_check_that_is_not_seen(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = right(model)
+    assert all(one.name != "hooks" for one in audit(recipe(tmp_path, FIXED), model, optimizer).checks)
+    model.a.weight.register_hook(lambda gradient: gradient / 10)
+    model.a.bias.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(2))
+    hooks = check(audit(recipe(tmp_path, FIXED), model, optimizer), "hooks")
+    assert hooks.result == "not seen"
+    assert "hooks on the gradients of a.weight, a.bias" in hooks.seen
+
+
+@pytest.mark.parametrize("clip", ["", "clip_gradients: 10"])
+@pytest.mark.parametrize("scope", ["param group", "parameter"])
+def test_a_clip_of_less_than_all_gradients_is_named_with_its_own_bound(tmp_path: Path, clip: str, scope: str) -> None:
+    class Scoped(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for some in [group["params"]] if scope == "param group" else [[p] for p in group["params"]]:
+                    nn.utils.clip_grad_norm_(some, 10)
+            return super().step(closure)
+
+    model = Two()
+    report = audit(recipe(tmp_path, FIXED + clip), model, Scoped(right(model).param_groups, momentum=0.9))
+    assert f"clips each {scope} at a norm of 10" in check(report, "clipping").text
+    assert [one.name for one in report.differing] == ["clipping"]
+
+
+def test_a_bound_on_the_norm_of_weights_is_not_called_a_clip(tmp_path: Path) -> None:
+    class Bounded(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            with torch.no_grad():
+                for p in (p for group in self.param_groups for p in group["params"] if p.dim() > 1):
+                    p.copy_(torch.renorm(p, 2, 0, 4.0))
+
+    model = Two()
+    report = audit(recipe(tmp_path, FIXED), model, Bounded(right(model).param_groups, momentum=0.9))
+    assert [one.name for one in report.differing] == ["update rule"]
+    assert "bound on the weights' norm" in check(report, "update rule").text
+
+
+def test_a_clip_of_averages_is_held_against_caffes_on_the_sum(tmp_path: Path) -> None:
+    model = Two()
+    optimizer = Clipping(right(model).param_groups, norm=10.0)
+    report = audit(recipe(tmp_path, FIXED + "iter_size: 4 clip_gradients: 10"), model, optimizer)
+    assert "at a norm of 10; Caffe's 10 on the sum of 4 is 2.5 on an average" in check(report, "clipping").text
+
+
+def test_the_effect_of_an_epsilon_is_that_of_the_ports_own(tmp_path: Path) -> None:
+    solver = f'type: "Adam" base_lr: 0.001 {USUAL} delta: 1e-8 lr_policy: "fixed" max_iter: 500'
+    effects = {}
+    for eps in (1e-8, 0.1):
+        model = Two()
+        groups = [
+            {"params": [model.a.weight, model.b.weight], "lr": 0.001, "weight_decay": 0.0005},
+            {"params": [model.a.bias, model.b.bias], "lr": 0.002},
+        ]
+        effects[eps] = check(audit(recipe(tmp_path, solver), model, torch.optim.Adam(groups, eps=eps)), "update rule")
+    assert effects[1e-8].effect
+    assert effects[0.1].effect != effects[1e-8].effect

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from caffe2torch.recipe import Accumulation, PolicyType, SolverSettings, SolverType
+from caffe2torch.solver.float32 import round32
 from caffe2torch.solver.lr_policy import rate, torch_scheduler
 from caffe2torch.solver.requirements import has_momentum, ramps
-from caffe2torch.solver.update_rules import SOLVERS, History
+from caffe2torch.solver.update_rules import SOLVERS, Epsilon, History, Rule, StepSettings
 from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, Judgement, number
-from caffe2torch.verification.fit import close
-from caffe2torch.verification.probe_sequence import Followed, Observations, SettingChange, changes
+from caffe2torch.verification.fit import close, leaving
+from caffe2torch.verification.probe_sequence import Followed, Movements, Observations, SettingChange, Window, changes
 from caffe2torch.verification.report import (
     Check,
     Fault,
@@ -67,34 +68,106 @@ def run_checks(
     translating: bool,
 ) -> tuple[Check, ...]:
     """The checks that have a subject under this solver, from what was seen of each parameter that moves."""
+    hooks = _hooks(observations)
     if observations.problem or not observations.windows:
-        return (Check("update rule", Result.NOT_SEEN, _rule(solver), seen="the optimizer could not be observed"),)
+        unseen = Check("update rule", Result.NOT_SEEN, _rule(solver), seen="the optimizer could not be observed")
+        return (unseen, hooks) if hooks else (unseen,)
     found = [
-        _update_rule(solver, judged),
+        _update_rule(solver, judged, observations),
         _schedule(solver, judged, observations),
         _momentum(solver, judged, observations),
         _accumulation(solver, reading),
         _clipping(solver, observations, reading.accumulation, translating=translating),
+        hooks,
     ]
     return tuple(check for check in found if check is not None)
 
 
-def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement]) -> Check:
+def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement], observations: Observations) -> Check:
     kinds = (FaultKind.RULE, FaultKind.MOMENTUM, FaultKind.EPSILON, FaultKind.REGULARIZATION)
     faults, concerned = _faults(judged, kinds)
+    late = _in_the_long_run(solver, judged, observations)
+    if late is not None:
+        faults.append(late)
+    if observations.by_weights:
+        said = "large weights change how the numbers beside them move, as a bound on the weights' norm does"
+        faults.append(Fault(FaultKind.RULE, f"{said}; in Caffe they do not"))
+        concerned = concerned or observations.by_weights
     expected = _rule(solver)
     if not faults:
         return Check("update rule", Result.OK, expected, seen=expected)
-    epsilon_alone = {fault.kind for fault in faults} == {FaultKind.EPSILON} and solver.type is SolverType.ADAM
+    adams = solver.type is SolverType.ADAM and {fault.kind for fault in faults} <= {
+        FaultKind.EPSILON,
+        FaultKind.MOMENTUM,
+    }
+    port = _as_stock(solver, judged) if adams else None
     return Check(
         "update rule",
         Result.DIFFERS,
         expected,
         tuple(faults),
-        effect=effect(solver) if epsilon_alone else "",
+        effect=effect(solver, port) if port is not None else "",
         fix=ASCENT_FIX if faults == [ASCENT] else AUDIT_FIX,
         parameters=concerned,
     )
+
+
+def _as_stock(solver: SolverSettings, judged: Mapping[str, Judgement]) -> SolverSettings | None:
+    """The solver of whose stock translation the port was seen to be, in momenta and epsilon; ``None`` if of none."""
+    fitted = [one.fitted for one in judged.values() if one.fitted is not None]
+    seen = {(rule.type, rule.epsilon, rule.dampening, round32(at.momentum)) for rule, at in fitted}
+    numbers = {(round32(rule.momentum2), round32(rule.delta)) for rule, _ in fitted}
+    place = Epsilon.CORRECTED if solver.type is SolverType.ADAM else Epsilon.CAFFE
+    if len(seen) != 1 or len(numbers) != 1 or next(iter(seen))[:3] != (solver.type, place, 0.0):
+        return None
+    rule, at = fitted[0]
+    if rule.linear and not close(at.momentum, solver.momentum):
+        return None  # what lies between the changes is taken in one move of both, which one momentum makes
+    return replace(solver, momentum=at.momentum, momentum2=rule.momentum2, delta=rule.delta)
+
+
+def _in_the_long_run(
+    solver: SolverSettings, judged: Mapping[str, Judgement], observations: Observations
+) -> Fault | None:
+    """Where a parameter leaves the rule that explains its first steps; one that schedules its own rate does not."""
+    long = observations.long
+    if long is None:
+        return None
+    found: list[tuple[int, str]] = []
+    for seen in observations.parameters:
+        fitted = judged[seen.parameter].fitted if seen.long and seen.elementwise and seen.parameter in judged else None
+        if fitted is None:
+            continue
+        rule, setting = fitted
+        leaves = leaving(rule, long, seen.long, [setting] * long.steps, observations.precision)
+        if leaves and not _schedules_itself(solver, rule, setting, long, seen.long):
+            what = "its weight decay is another one" if set(leaves) == {"decay"} else "it moves otherwise than before"
+            found.append((min(leaves.values()), what))
+    if not found:
+        return None
+    step, what = min(found)
+    return Fault(FaultKind.RULE, f"from step {step + 1} on {what}")
+
+
+def _schedules_itself(solver: SolverSettings, rule: Rule, setting: StepSettings, long: Window, seen: Movements) -> bool:
+    """Whether the steps follow the policy without a scheduler."""
+    rates = [rate(solver.policy, long.iteration + k) for k in range(long.steps)]
+    if not rates[0] or len(set(rates)) == 1:
+        return False
+    settings = [replace(setting, rate=setting.rate * due / rates[0]) for due in rates]
+    return any(not leaving(replace(rule, history=history), long, seen, settings) for history in History)
+
+
+def _hooks(observations: Observations) -> Check | None:
+    """The user's own code around a step, which is bound to what is trained and thus was not run."""
+    steps, gradients = observations.hooks, observations.gradient_hooks
+    if not steps and not gradients:
+        return None
+    names = ", ".join(gradients[:3]) + (f" and {len(gradients) - 3} more" if len(gradients) > 3 else "")
+    found = [f"{steps} step hook{'s' * (steps > 1)} of the optimizer"] if steps else []
+    found += [f"hooks on the gradients of {names}"] if gradients else []
+    said = f"not run, since bound to what you train: {', '.join(found)}; do what they do inside step() to have it seen"
+    return Check("hooks", Result.NOT_SEEN, "nothing changes a gradient before the step", seen=said)
 
 
 def _rule(solver: SolverSettings) -> str:
@@ -302,12 +375,14 @@ def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     if constant or (not faults and not has_momentum(solver)):
         return None  # nothing changes in Caffe: a scheduler that does change the rate is the schedule's fault
     if faults:
+        forgets = all(History.RATE_OUTSIDE.value in fault.message for fault in faults)
+        port = _as_stock(solver, judged) if forgets else None
         return Check(
             name,
             Result.DIFFERS,
             expected,
             tuple(faults),
-            effect=effect(solver) if all(History.RATE_OUTSIDE.value in fault.message for fault in faults) else "",
+            effect=effect(solver, port) if port is not None else "",
             fix=AUDIT_FIX,
             parameters=concerned,
         )
@@ -355,32 +430,43 @@ def _clipping(
     solver: SolverSettings, observations: Observations, accumulation: Accumulation, *, translating: bool
 ) -> Check | None:
     clip, seen = solver.clip_gradients, observations.clip
-    by_value = f"the optimizer clips each number of a gradient at {observations.value_clip or 0:.4g}"
+    what = f"the optimizer clips {_clipped(observations)}"
     if not clip:
-        if clip is not None or not (observations.clips or seen or observations.value_clip):
+        clips = observations.clips and not observations.by_weights
+        if clip is not None or not (clips or seen or observations.value_clip):
             return None
-        norm = "the optimizer clips gradients by their norm" + (
-            f", beyond {number(float(f'{seen:.3g}'))}" if seen else ""
-        )
-        fault = Fault(FaultKind.CLIP, f"{by_value if observations.value_clip else norm}, the solver does not")
+        fault = Fault(FaultKind.CLIP, f"{what}, the solver does not")
         return Check("clipping", Result.DIFFERS, "no clipping", (fault,), fix="let the step not clip")
     wanted = clip if accumulation is Accumulation.SUM else clip / max(solver.iter_size, 1)
     expected = f"the norm of all gradients is at most {wanted:g}"
     if accumulation is Accumulation.MEAN and solver.iter_size > 1:
         expected += f" (clip_gradients {clip:g} / iter_size {solver.iter_size}, as the gradients are averaged)"
-    if observations.value_clip:
-        fault = Fault(FaultKind.CLIP, f"{by_value}, Caffe all of them by their norm, beyond {wanted:g}")
-        return Check("clipping", Result.DIFFERS, expected, (fault,), fix=AUDIT_FIX)
-    if seen is None:
+    if seen is None and not observations.value_clip:
         return Check("clipping", Result.NOT_SEEN, expected, seen="no gradient moves anything")
-    if close(seen, wanted, 1e-3):
+    if not observations.clip_scope and close(seen or 0.0, wanted, 1e-3):
         return Check("clipping", Result.OK, expected, seen=f"inside the step, at a norm of {wanted:g}")
-    if seen == math.inf and not translating:
+    if seen == math.inf and not observations.value_clip and not translating:
         said = f"the step does not clip: your loop has to, at a norm of {wanted:g} over all gradients"
         return Check("clipping", Result.NOT_SEEN, expected, seen=said)
-    norm = "at no norm" if seen == math.inf else f"at a norm of {seen:.4g}"
-    message = f"the optimizer clips gradients {norm}, Caffe's clip_gradients is {wanted:g}"
+    caffes = f"Caffe's {clip:g} on the sum of {solver.iter_size} is {wanted:g} on an average"
+    if wanted == clip:
+        caffes = f"Caffe's clip_gradients is {wanted:g}"
+    over = ", over all gradients" if observations.value_clip or observations.clip_scope else ""
+    message = f"{what}; {caffes}{over}"
     return Check("clipping", Result.DIFFERS, expected, (Fault(FaultKind.CLIP, message),), fix=AUDIT_FIX)
+
+
+def _clipped(observations: Observations) -> str:
+    """What an optimizer clips, and at what bound where that is known."""
+    scope, bound = observations.clip_scope, observations.clip
+    if observations.value_clip:
+        return f"each number of a gradient at {observations.value_clip:.4g}"
+    if scope == "unknown":
+        return "gradients, by other norms than that of all"
+    if bound is None:
+        return "gradients by their norm"
+    norm = "no norm" if bound == math.inf else f"a norm of {number(float(f'{bound:.3g}'))}"
+    return f"{scope or 'gradients'} at {norm}"
 
 
 def _faults(judged: Mapping[str, Judgement], kinds: Sequence[FaultKind]) -> tuple[list[Fault], tuple[str, ...]]:
@@ -393,11 +479,6 @@ def _faults(judged: Mapping[str, Judgement], kinds: Sequence[FaultKind]) -> tupl
 
 def notes_of(observations: Observations) -> Iterator[str]:
     """What happened while the optimizer was observed that its user should know."""
-    if observations.hooks:
-        yield (
-            f"{observations.hooks} step hooks of the optimizer were not run: they are bound to what you train; "
-            "what they do to a step was not seen"
-        )
     if observations.raised:
         yield observations.raised
     if observations.touched:

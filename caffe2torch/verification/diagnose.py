@@ -14,7 +14,7 @@ from itertools import chain
 from caffe2torch.recipe import SolverSettings
 from caffe2torch.solver.float32 import format32
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
-from caffe2torch.solver.update_rules import History, Rule
+from caffe2torch.solver.update_rules import History, Rule, StepSettings
 from caffe2torch.verification.candidate_rules import CandidateRule, caffe_rule, candidates, rate_change
 from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, explained, read, still
 from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window
@@ -58,7 +58,8 @@ class Judgement:
     """What is expected and what was seen at the first iteration that was looked at.
 
     ``faults`` are those of the parameter's multipliers, ``run`` what concerns the whole run. ``change_seen`` says that
-    its rate changed where it was looked at.
+    its rate changed where it was looked at. ``fitted`` is the rule that explains the first window, with the settings of
+    its first step.
     """
 
     expected: Effective
@@ -66,6 +67,7 @@ class Judgement:
     faults: tuple[Fault, ...]
     run: tuple[Fault, ...] = ()
     change_seen: bool = False
+    fitted: tuple[Rule, StepSettings] | None = None
 
 
 class Judge:
@@ -100,7 +102,7 @@ class Judge:
         if key not in self._judged:
             up = self.ascends(multipliers, seen)
             rule = replace(self.rule, divisor=-self.rule.divisor) if up else self.rule
-            observed, faults = self._judge(multipliers, seen, rule)
+            observed, faults, fitted = self._judge(multipliers, seen, rule)
             own = [ASCENT] if up and not self.ascending else []
             run = [ASCENT] if up and self.ascending else []
             self._judged[key] = Judgement(
@@ -109,6 +111,7 @@ class Judge:
                 (*own, *(fault for fault in faults if fault.kind not in RUN)),
                 (*run, *(fault for fault in faults if fault.kind in RUN)),
                 self._change_seen(seen),
+                fitted,
             )
         return self._judged[key]
 
@@ -132,7 +135,9 @@ class Judge:
                 return True
         return False
 
-    def _judge(self, multipliers: Multipliers, seen: Observation, own: Rule) -> tuple[Effective, tuple[Fault, ...]]:
+    def _judge(
+        self, multipliers: Multipliers, seen: Observation, own: Rule
+    ) -> tuple[Effective, tuple[Fault, ...], tuple[Rule, StepSettings] | None]:
         stepped = replace(own, gradient=True)  # clipping may be left to the training loop
         all_expected = [
             ExpectedSteps.of(self.solver, window, multipliers.lr_mult, multipliers.decay_mult)
@@ -142,22 +147,22 @@ class Judge:
             setting.rate for expected in all_expected for setting in expected.settings if setting.rate
         ]  # NaN, too, is a rate
         if still(seen.windows):
-            return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else ()
+            return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else (), None
         observed = self._observed(all_expected[0], seen, stepped)
         if not seen.elementwise:
             said = "what happens to one number depends on the others; in Caffe it does not"
-            return Effective(None, None), (Fault(FaultKind.RULE, said), _unreadable())
+            return Effective(None, None), (Fault(FaultKind.RULE, said), _unreadable()), None
         if not rates:
             said = f"it is trained at lr {number(observed.lr)}; Caffe freezes it"
-            return observed, (Fault(FaultKind.TRAINED, said),)
+            return observed, (Fault(FaultKind.TRAINED, said),), None
         for rule in (own, stepped):
             if all(
                 explained(rule, expected.window, moved, expected.settings, self.precision)
                 for expected, moved in zip(all_expected, seen.windows, strict=True)
             ):
-                return self._agreed(observed, all_expected[0]), ()
-        blamed, faults = diagnose(stepped, self.solver, all_expected, seen.windows, self.precision, self._known)
-        return blamed, tuple(faults)
+                return self._agreed(observed, all_expected[0]), (), (rule, all_expected[0].settings[0])
+        blamed, faults, fitted = diagnose(stepped, self.solver, all_expected, seen.windows, self.precision, self._known)
+        return blamed, tuple(faults), fitted
 
     def _observed(self, expected: ExpectedSteps, seen: Observation, rule: Rule) -> Effective:
         """Rate and decay as Caffe's rule would have them from the first window."""
@@ -213,14 +218,15 @@ def diagnose(
     seen: Sequence[Movements],
     precision: float,
     known: list[CandidateRule],
-) -> tuple[Effective, list[Fault]]:
+) -> tuple[Effective, list[Fault], tuple[Rule, StepSettings] | None]:
     """The numbers that were seen in the first window, and every way in which the windows differ from Caffe's.
 
-    ``known`` are candidate rules that were found out before, which are tried first; a new one is added.
+    ``known`` are candidate rules that were found out before, which are tried first; a new one is added. The third is
+    the rule that explains the first window, where one does at Caffe's own course of the rate.
     """
     reading, momentum, faults = _recognise(rule, solver, all_expected[0], seen[0], precision, known)
     if not reading.explains:
-        return Effective(None, None), [*faults, _unreadable()]
+        return Effective(None, None), [*faults, _unreadable()], None
     numbers = Effective(reading.lr, reading.weight_decay)
     lr = reading.rates[0]
     if not all_expected[0].window.moving and any(
@@ -237,7 +243,10 @@ def diagnose(
         if fault.kind not in kinds:
             kinds.add(fault.kind)
             faults.append(fault)
-    return numbers, faults
+    if lr is None or not _steady(all_expected[0], reading):
+        return numbers, faults, None
+    at = StepSettings(lr, all_expected[0].momenta[0] if momentum is None else momentum, numbers.weight_decay or 0.0)
+    return numbers, faults, (reading.rule, at)
 
 
 def _recognise(

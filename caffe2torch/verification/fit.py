@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 from caffe2torch.solver.update_rules import Decay, Rule, StepSettings, movements
 from caffe2torch.verification.probe_sequence import Movements, ProbeSequence, Window
 
-__all__ = ["FINEST_DECAY", "TOLERANCE", "Fit", "close", "explained", "read", "still"]
+__all__ = ["FINEST_DECAY", "TOLERANCE", "Fit", "close", "explained", "leaving", "read", "still"]
 
 TOLERANCE = 1e-5
 """Relative difference up to which two numbers count as the same: Caffe's are float32, a port's often are not."""
 
 FINEST_DECAY = 1e-9
 """A decay must be told to within this, or it counts as not seen."""
+
+_LONG_TOLERANCE = 1e-3
+"""The same after hundreds of steps, in which a history adds such differences up."""
 
 _HALVINGS = 60
 
@@ -105,6 +108,22 @@ def explained(
         _misfit(rule, settings, sequence, moved, precision) <= 1
         for sequence, moved in zip(window.sequences, seen, strict=True)
     )
+
+
+def leaving(
+    rule: Rule, window: Window, seen: Movements, settings: Sequence[StepSettings], precision: float = 2.0**-52
+) -> dict[str, int]:
+    """The sequences that leave a rule, and the first step at which they do; what is not finite is of no interest."""
+    found = {}
+    for sequence, moved in zip(window.sequences, seen, strict=True):
+        made = movements(rule, settings, sequence.weights, sequence.gradients)
+        if not all(map(math.isfinite, made)):
+            continue
+        room = _LONG_TOLERANCE * max(map(abs, made)) + 8 * precision * abs(sequence.weights[0] or 0.0)
+        off = (k for k, (a, b) in enumerate(zip(made, moved, strict=True)) if not abs(a - b) <= room)
+        if (first := next(off, None)) is not None:
+            found[sequence.name] = first
+    return found
 
 
 def _rate(

@@ -13,6 +13,7 @@ import types
 from collections import ChainMap, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "bare_optimizer",
     "bare_scheduler",
     "copy_optimizer",
+    "gradient_hooks",
     "group_names",
     "group_places",
     "metric_of",
@@ -34,6 +36,9 @@ __all__ = [
 
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 """Where torch keeps an optimizer's step hooks: they are bound to what the user trains, and would change it."""
+
+GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Where torch keeps those of a parameter, which has no public name for them either."""
 
 # Wrappers whose inner object does the work, by the package that defines them; any other one may do work of its own.
 _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
@@ -97,10 +102,24 @@ def step(optimizer: torch.optim.Optimizer) -> None:
 
 def user_hooks(optimizer: torch.optim.Optimizer) -> int:
     """How many step hooks of the user's an optimizer has."""
-    hooks = [
-        hook for one in _inner_optimizers(optimizer) for name in STEP_HOOKS for hook in getattr(one, name, {}).values()
-    ]
-    return sum(not (getattr(hook, "__module__", None) or "").startswith(("caffe2torch.", "torch.")) for hook in hooks)
+    held = [getattr(one, name, {}) for one in _inner_optimizers(optimizer) for name in STEP_HOOKS]
+    return sum(map(_of_user, chain.from_iterable(hooks.values() for hooks in held)))
+
+
+def gradient_hooks(parameter: torch.Tensor) -> int:
+    """How many hooks of the user's a parameter's gradient meets.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> handle = weight.register_hook(lambda gradient: gradient / 10)
+    >>> gradient_hooks(weight)
+    1
+    """
+    held = [getattr(parameter, name, None) or {} for name in GRADIENT_HOOKS]
+    return sum(map(_of_user, chain.from_iterable(hooks.values() for hooks in held)))
+
+
+def _of_user(hook: object) -> bool:
+    return not (getattr(hook, "__module__", None) or "").startswith(("caffe2torch.", "torch."))
 
 
 def runs_foreign_code(*things: Any) -> bool:

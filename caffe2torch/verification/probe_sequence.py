@@ -8,6 +8,7 @@ sequences lie side by side in one small tensor that stands in for a parameter, a
 from __future__ import annotations
 
 import math
+import random
 import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,9 +30,11 @@ __all__ = [
     "Window",
     "changes",
     "design",
+    "long_window",
 ]
 
 STEPS = 5
+LONG = 220  # steps of the one long window, as far as the run has as many
 USUAL_DECAY = 5e-4  # what a decay that should not be there is likely to be
 CHANGES = 3  # windows around this many changes of the rate
 FARTHEST = 1e6  # a weight beyond this would drown its own movement in rounding
@@ -102,6 +105,23 @@ def sequences_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequen
         for name, size in (("small", 4 * solver.delta), ("small squared", math.sqrt(solver.delta))):
             sequences.append(ProbeSequence(name, off, (min(size * passes, g),) * STEPS))
     return tuple(sequences)
+
+
+def long_window(window: Window, max_iter: int) -> Window:
+    """Many steps at the rate of ``window``'s first one: a weight of 0 under gradients, and a weight without any.
+
+    Both weights are set anew before every step, so that nothing adds up but what the optimizer itself remembers.
+    """
+    sequences = {sequence.name: sequence for sequence in window.sequences}
+    size, weight = max(map(abs, sequences["free"].gradients)), sequences["decay"].weights[0]
+    steps = max(min(LONG, (max_iter or LONG) - window.iteration), STEPS)
+    numbers = random.Random(0)
+    gradients = tuple(size * numbers.choice((-1.0, 1.0)) * numbers.uniform(0.3, 1.0) for _ in range(steps))
+    lanes = (
+        ProbeSequence("gradients", (0.0,) * steps, gradients),
+        ProbeSequence("decay", (weight,) * steps, (0.0,) * steps),
+    )
+    return Window(window.iteration, lanes, moving=False, steps=steps)
 
 
 def design(solver: SolverSettings, *, scheduled: bool, numbers: int = 1, start: int = 0) -> tuple[Window, ...]:
@@ -177,7 +197,8 @@ class Observation:
     """One parameter of the model. ``groups`` has the index of a param group for each time that it holds it.
 
     ``windows`` has the movements of each window, and is empty for a parameter that the optimizer does not hold.
-    ``elementwise`` is False where what happens to a number depends on its neighbours.
+    ``elementwise`` is False where what happens to a number depends on its neighbours. ``long`` has the movements of the
+    long window, for the few parameters that lived through it.
     """
 
     parameter: str
@@ -186,6 +207,7 @@ class Observation:
     groups: tuple[int, ...]
     windows: tuple[Movements, ...] = ()
     elementwise: bool = True
+    long: Movements = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +223,14 @@ class Observations:
     the tensors of the real model that it changed, which have been put back where ``restored``.
     ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
-    number by itself.
+    number by itself, and
+    ``clip_scope`` what the norm is of, where it is not that of all gradients: ``each param group``, ``each parameter``,
+    ``unknown``. ``by_weights`` are parameters of which a number moves otherwise beside large weights.
     ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of. ``stated`` is what each param
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
+    ``long`` is the window of many steps that a few parameters lived through, if any could. ``gradient_hooks`` are the
+    parameters of which a gradient meets hooks, which were not run either.
     """
 
     windows: tuple[Window, ...]
@@ -223,10 +249,14 @@ class Observations:
     clips: bool = False
     clip: float | None = None
     value_clip: float | None = None
+    clip_scope: str = ""
+    by_weights: tuple[str, ...] = ()
     precision: float = 2.0**-52
     stated: tuple[tuple[float, float], ...] = ()
     places: tuple[str, ...] = ()
     metric: str = ""
+    long: Window | None = None
+    gradient_hooks: tuple[str, ...] = ()
 
 
 class SettingChange(NamedTuple):

@@ -36,6 +36,7 @@ from caffe2torch.verification.optimizer_copy import (
     bare_optimizer,
     bare_scheduler,
     copy_optimizer,
+    gradient_hooks,
     group_places,
     metric_of,
     runs_foreign_code,
@@ -52,6 +53,7 @@ from caffe2torch.verification.probe_sequence import (
     SettingChange,
     Window,
     design,
+    long_window,
 )
 from caffe2torch.verification.report import RateCurve
 
@@ -90,9 +92,10 @@ def observe(
     metric = "" if scheduler is None else metric_of(scheduler)
     scheduler = None if metric else scheduler
     probed = subjects_of(optimizer)
-    run = _Run(probed, start, clipped=solver.clip_gradients is not None)
+    run = _Run(probed, start, solver)
     windows = design(solver, scheduled=scheduler is not None, numbers=run.elements * len(probed), start=start)
     run.hooks = user_hooks(optimizer)
+    run.gradient_hooks = tuple(name for name, p in model.named_parameters() if gradient_hooks(p))
     watched = _Watched(model, keep=runs_foreign_code(optimizer, scheduler))
     with undisturbed(probed):
         try:
@@ -135,12 +138,13 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 class _Run:
     """One probing: the windows that were lived through, and what came of them."""
 
-    def __init__(self, probed: Sequence[Probed], start: int, *, clipped: bool) -> None:
+    def __init__(self, probed: Sequence[Probed], start: int, solver: SolverSettings) -> None:
         self.probed = probed
+        self.max_iter = solver.max_iter
         self.at = start
         # Where gradients must stay below a norm, many elements would make each of them too faint to tell much.
         self.elements = PROOF_LEAST
-        if not clipped:
+        if solver.clip_gradients is None:
             self.elements = max(min(PROOF_SIZE, PROOF_NUMBERS // max(len(probed), 1)), PROOF_LEAST)
         self.windows: list[Window] = []
         self.moved: list[dict[int, Movements]] = []
@@ -149,6 +153,7 @@ class _Run:
         self.first_factor: float | None = None
         self.followed = start
         self.hooks = 0
+        self.gradient_hooks: tuple[str, ...] = ()
         self.raised = ""
         self.touched: tuple[str, ...] = ()
         self.restored = True
@@ -157,8 +162,12 @@ class _Run:
         self.clips = False
         self.clip: float | None = None
         self.value_clip: float | None = None
+        self.clip_scope = ""
+        self.by_weights: set[int] = set()
         self.problem = ""
         self.stated: tuple[tuple[float, float], ...] = ()
+        self.long: Window | None = None
+        self.moved_long: dict[int, Movements] = {}
 
     def through(
         self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any, clip: float | None
@@ -178,6 +187,10 @@ class _Run:
                     groups = carrier.optimizer.param_groups
                     self.stated = tuple((_setting(group, "lr"), _setting(group, "weight_decay")) for group in groups)
                     window, moved = self._prove(carrier, planned, clip)
+                    with suppress(Exception):  # five steps show what it is; an optimizer need not live any longer
+                        long = long_window(window, self.max_iter)
+                        self.moved_long = run_long(carrier, self.probed, long, self.started)
+                        self.long = long
                 else:
                     window = _fainter(planned) if self.clips else planned
                     moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
@@ -253,6 +266,9 @@ class _Run:
             alone_faintly = moved(faint)
             self.not_elementwise, _ = self._mixed(carrier, faint, alone_faintly)
             self.clips = self.not_elementwise != beyond
+        if self.clips:
+            self.by_weights = self._mixed_by_weights(carrier, window)
+            beyond = beyond if not self.by_weights else self.not_elementwise
         if clip:
             self.clip = clip_threshold(carrier, self.probed, window, clip, self.started)
             if self.clip is not None and not close(self.clip, clip, 1e-3):
@@ -261,10 +277,25 @@ class _Run:
             numbers = math.sqrt(sum(one.trains for one in self.probed))
             bound = clip_threshold(carrier, self.probed, window, LARGE / REACH * numbers, self.started)
             self.clip = math.inf if by_value else bound
+            clip = None
             self.value_clip = bound / numbers if by_value and bound else None
             least = max(abs(g) for sequence in window.sequences for g in sequence.gradients)
             self.clips = self.clips or (self.value_clip or math.inf) < least
+        if self.clip and math.isfinite(self.clip) and not (clip and close(self.clip, clip, 1e-3)):
+            with suppress(Exception):  # as one that does not expect a parameter without a gradient
+                self.clip_scope = "unknown"
+                self.clip, self.clip_scope = clip_scope(carrier, self.probed, window, self.clip, self.started)
         return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
+
+    def _mixed_by_weights(self, carrier: OptimizerCopy, window: Window) -> set[int]:
+        """The ``id`` of every tensor whose numbers depend on their neighbours' weights, but not on their gradients."""
+
+        def mixed(part: Window) -> set[int]:
+            alone = run_window(carrier, self.probed, part, part.sequences, started=self.started)
+            return self._mixed(carrier, part, alone)[0]
+
+        by_weights = mixed(_fainter(window, weights=1.0))
+        return set() if by_weights and mixed(_fainter(window, gradients=1.0)) else by_weights
 
     def _mixed(
         self, carrier: OptimizerCopy, window: Window, alone: dict[int, torch.Tensor], *, large: bool = False
@@ -305,6 +336,7 @@ class _Run:
                     held[id(parameter)].groups if id(parameter) in held else (),
                     tuple(moved[id(parameter)] for moved in self.moved) if id(parameter) in held else (),
                     elementwise=id(parameter) not in self.not_elementwise,
+                    long=self.moved_long.get(id(parameter), ()),
                 )
                 for name, parameter in tensors
                 if isinstance(parameter, torch.nn.Parameter)
@@ -317,14 +349,18 @@ class _Run:
             first_factor=self.first_factor,
             followed=self.followed,
             hooks=self.hooks,
+            gradient_hooks=self.gradient_hooks,
             raised=self.raised,
             touched=self.touched,
             restored=self.restored,
             clips=self.clips,
             clip=self.clip,
             value_clip=self.value_clip,
+            clip_scope=self.clip_scope,
+            by_weights=tuple(name for name, tensor in tensors if id(tensor) in self.by_weights),
             precision=precision(self.probed),
             stated=self.stated,
+            long=self.long,
         )
 
 
@@ -334,13 +370,13 @@ def _pair(size: float) -> Iterator[ProbeSequence]:
         yield ProbeSequence("bound", (0.0,) * PROBE_STEPS, (size / 64, gradient, *(0.0,) * (PROBE_STEPS - 2)))
 
 
-def _fainter(window: Window) -> Window:
+def _fainter(window: Window, *, weights: float = FAINT, gradients: float = FAINT) -> Window:
     """The window with gradients and weights so small that a clip of any usual threshold leaves them alone."""
     sequences = (
         replace(
             sequence,
-            weights=tuple(None if w is None else w * FAINT for w in sequence.weights),
-            gradients=tuple(g * FAINT for g in sequence.gradients),
+            weights=tuple(None if w is None else w * weights for w in sequence.weights),
+            gradients=tuple(g * gradients for g in sequence.gradients),
         )
         for sequence in window.sequences
     )
@@ -429,6 +465,46 @@ def _steps(
         if window.moving and step + 1 < window.steps:
             optimizer_copy.scheduler.step()
     return moved
+
+
+FEW = 4
+"""How many parameters live through the long window: one for each of the param groups' settings, as far as that goes."""
+
+
+def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool) -> dict[int, Movements]:
+    """The movements of a few tensors through a window in which the sequences hold their weights; others take no part.
+
+    This is ``run_window`` for hundreds of steps, at a cost that no audit shows.
+    """
+    groups = carrier.optimizer.param_groups
+    settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
+    kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
+    few = list(reversed(kinds.values()))[:FEW]
+    made = {id(one.tensor): one.probe_tensor(len(window.sequences)) for one in few}
+    onto = {id(held): held for held in carrier.probe_tensors.values()}
+    onto |= {id(carrier.probe_tensors[key]): tensor for key, tensor in made.items()}
+    optimizer = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started).optimizer
+    taking_part = {id(tensor) for tensor in made.values()}
+    for group in optimizer.param_groups:
+        group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
+    gradients = torch.tensor([sequence.gradients for sequence in window.sequences], dtype=torch.float64).T.contiguous()
+    weights = torch.tensor([sequence.weights[0] for sequence in window.sequences], dtype=torch.float64)
+    probes = []
+    for tensor in made.values():
+        each = gradients.to(tensor, copy=True).reshape(-1, *tensor.shape).unbind()
+        probes.append((tensor, weights.to(tensor).reshape(tensor.shape), each))
+    moved: list[list[torch.Tensor]] = [[] for _ in probes]
+    for step in range(window.steps):
+        for tensor, weight, each in probes:
+            tensor.detach().copy_(weight)
+            tensor.grad = each[step]
+        take_step(optimizer)
+        for (tensor, weight, _), steps in zip(probes, moved, strict=True):
+            steps.append(tensor.detach() - weight)
+    return {
+        key: tuple(map(tuple, torch.stack(steps).reshape(window.steps, -1).double().cpu().T.tolist()))
+        for key, steps in zip(made, moved, strict=True)
+    }
 
 
 @contextmanager
@@ -630,3 +706,27 @@ def clip_threshold(
         middle = math.sqrt(max(low, REACH * 2.0**-40) * high)
         low, high = (low, middle) if same(middle) else (middle, high)
     return expected * high
+
+
+def clip_scope(
+    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, found: float, started: bool
+) -> tuple[float, str]:
+    """The bound of a clip that was ``found`` with gradients everywhere, and what it bounds the norm of, if not of all.
+
+    It is found again with a gradient for one parameter alone, and for those of one param group.
+    """
+    trained = [one for one in probed if one.trains]
+
+    def beyond(some: Sequence[Probed]) -> float:
+        chosen = {id(one.tensor) for one in some}
+        given = [replace(one, trains=id(one.tensor) in chosen) for one in probed]
+        return clip_threshold(carrier, given, window, found, started) or math.nan
+
+    bound = beyond(trained[:1])
+    if close(bound, found, 1e-3):
+        return found, ""
+    group = max(([one for one in trained if one.groups == other.groups] for other in trained), key=len)
+    for scope, due in (("each parameter", bound * math.sqrt(len(group))), ("each param group", bound)):
+        if math.isfinite(bound) and close(beyond(group), due, 1e-3):
+            return bound, scope
+    return found, "unknown"

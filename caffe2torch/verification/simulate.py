@@ -83,12 +83,15 @@ def differences(solver: SolverSettings) -> tuple[str, ...]:
     return tuple(found)
 
 
-def effect(solver: SolverSettings) -> str:
-    """What stock torch amounts to under this solver, as a sentence; empty where no run can be simulated."""
+def effect(solver: SolverSettings, port: SolverSettings | None = None) -> str:
+    """What stock torch amounts to under this solver, as a sentence; empty where no run can be simulated.
+
+    ``port`` is the solver whose stock translation runs, where its momenta or its epsilon are not Caffe's.
+    """
     length = solver.max_iter
     if not length:
         return ""
-    found = diverge(solver, [(1.0, 1.0)], length, BUDGET)
+    found = diverge(solver, [(1.0, 1.0)], length, BUDGET, port=port)
     distances = found.distances[0]
     if not distances or not all(map(math.isfinite, distances)):
         return ""
@@ -96,9 +99,18 @@ def effect(solver: SolverSettings) -> str:
     if found.run < length:
         how += f", {found.run:,} of {length:,} iterations one by one"
     return (
-        f"On this schedule the weights end {100 * distances[-1]:.2g} % of their movement away, at most "
-        f"{100 * max(distances):.2g} % on the way ({how})"
+        f"On this schedule the weights end {percent(distances[-1])} of their movement away, at most "
+        f"{percent(max(distances))} on the way ({how})"
     )
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it, of two digits.
+
+    >>> percent(1.83), percent(0.0234), percent(2.9e-7), percent(0.0)
+    ('180 %', '2.3 %', 'less than 0.001 %', '0 %')
+    """
+    return f"{float(f'{100 * share:.2g}'):.10g} %" if not 0 < share < 1e-5 else "less than 0.001 %"
 
 
 def diverge(
@@ -108,6 +120,7 @@ def diverge(
     budget: int,
     at: Collection[int] | None = None,
     *,
+    port: SolverSettings | None = None,
     seed: int = SEED,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Divergence:
@@ -119,6 +132,7 @@ def diverge(
         length: How many iterations the run has.
         budget: How many of them are run one by one at most; ``stretches_to_run`` has which.
         at: After which iterations to compare, as far as they are run; all that are run by default.
+        port: As in ``effect``.
         seed: Of the gradients, which are independent and normal, of size 1.
         progress: Called now and then with how many iterations were run.
     """
@@ -127,7 +141,7 @@ def diverge(
     model, groups = _problem(multipliers)
     worlds = [build_optimizer(model, groups, solver, [one.name for one in solver.unsupported])]
     other, _ = _problem(multipliers)
-    worlds.append(_stock(other, groups, solver))
+    worlds.append(_stock(other, groups, port or solver))
     paths = [list(world.parameters()) for world in (model, other)]
     wanted = None if at is None else set(at)
     farthest = torch.zeros(len(multipliers), dtype=torch.float64)

@@ -271,7 +271,7 @@ def test_clipping_is_measured_where_the_solver_clips() -> None:
     model = SmallNet()
     recipe, binding = recipe_of(model, solver)
     groups = plan_groups(recipe, binding)
-    for clip, message in ((5.0, None), (2.0, "clips gradients at a norm of 2,"), (None, None)):
+    for clip, message in ((5.0, None), (2.0, "clips gradients at a norm of 2;"), (None, None)):
         optimizer = build_optimizer(model, groups, replace(solver, clip_gradients=clip))
         report = verify(recipe, binding, groups, observe(model, optimizer, solver))
         assert report.ok == (message is None)
