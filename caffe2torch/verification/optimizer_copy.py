@@ -109,10 +109,8 @@ def user_hooks(optimizer: torch.optim.Optimizer) -> int:
 def gradient_hooks(parameter: torch.Tensor) -> int:
     """How many hooks of the user's a parameter's gradient meets.
 
-    >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> handle = weight.register_hook(lambda gradient: gradient / 10)
-    >>> gradient_hooks(weight)
-    1
+    >>> gradient_hooks(torch.nn.Parameter(torch.zeros(1)))
+    0
     """
     held = [getattr(parameter, name, None) or {} for name in GRADIENT_HOOKS]
     return sum(map(_of_user, chain.from_iterable(hooks.values() for hooks in held)))
