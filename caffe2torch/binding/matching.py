@@ -370,7 +370,7 @@ def _before(wiring: Wiring, number: Mapping[int, int]) -> dict[int, int]:
 def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int], *, same_ends: bool = False) -> bool:
     """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
     kept = sorted(pairs)
-    places = {other: place for place, other in enumerate(sorted(pairs.values()))}
+    places = {other: place for place, other in enumerate(sorted(set(pairs.values())))}
     rest = without_units(net, set(range(len(net.units))) - set(kept))
     others = without_units(model, set(range(len(model.units))) - places.keys())
     expected = {place: places[pairs[one]] for place, one in enumerate(kept)}

@@ -77,5 +77,5 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = module.module
         return inner
-    held = _HOLDS.get(tuple(module._modules))
+    held = _HOLDS.get(tuple(name for name, _ in module._modules.items()))  # a scripted module's iterate by items alone
     return module._modules[held] if held else None

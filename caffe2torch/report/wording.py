@@ -19,7 +19,7 @@ def number(x: float | None) -> str:
     if x is None:
         return "-"
     if math.isfinite(x):
-        short = f"{x:.6g}"
+        short = f"{x + 0.0:.6g}"  # never -0
         return short if len(short) <= len(format32(x)) else format32(x)
     return str(x)
 

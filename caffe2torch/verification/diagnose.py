@@ -392,7 +392,7 @@ def number(x: float | None) -> str:
     """
     if x is None:
         return "unknown"
-    short = f"{x:.6g}"
+    short = f"{x + 0.0:.6g}"  # never -0
     return short if close(float(short), x) else format32(x)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import IMAGE, conv, layer, linear, names, norm, recipe_of
@@ -246,3 +247,34 @@ def test_layers_of_any_name_survive_the_file(called: list[str]) -> None:
     binding = bind(recipe, skeleton(recipe))
     said = names_of(binding)
     assert same(binding, bind(recipe, skeleton(recipe), said))
+
+
+def test_two_layers_of_one_module_can_be_named_blob_by_blob() -> None:
+    inputs = 'input: "data" input_shape { dim: 5 dim: 2 dim: 6 } input: "cont" input_shape { dim: 5 dim: 2 }\n'
+    sizes = "recurrent_param { num_output: 8 }"
+    lstms = layer("LSTM", "l0", "data cont", "", sizes) + layer("LSTM", "l1", "l0 cont", "", sizes)
+    end = layer("InnerProduct", "fc", "l1", "", "inner_product_param { num_output: 4 axis: 2 }")
+
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.r, self.fc = nn.LSTM(6, 8, 2), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc(self.r(x)[0])
+
+    said = {r"l(\d)/0": r"r.weight_ih_l\1", r"l(\d)/1": r"r.bias_ih_l\1", r"l(\d)/2": r"r.weight_hh_l\1"}
+    recipe = recipe_of(inputs, lstms, end)
+    binding = bind(recipe, Stacked(), names=said, unclaimed=(0.0, 0.0))
+    assert names(binding)["l1/2"] == "r.weight_hh_l1"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_scripted_module_within_a_model_is_bound_by_name() -> None:
+    inner = nn.Sequential()
+    inner.add_module("b", nn.Conv2d(4, 4, 3, padding=1))
+    model = nn.Module()
+    model.add_module("a", nn.Conv2d(3, 4, 3, padding=1))
+    model.add_module("inner", torch.jit.script(inner))
+    binding = bind(recipe_of(IMAGE, conv("a", "data"), conv("b", "a")), model)
+    assert names(binding)["b/0"] == "inner.b.weight"
