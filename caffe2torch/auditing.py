@@ -135,7 +135,7 @@ def audit(
     whole = replace(
         report, bound=not by_role, checks=checks, curves=followed.curves, group_names=group_names(optimizer)
     )
-    return explained(whole.accepting(accepted))
+    return explained(whole.accepting(accepted), seen.stated)
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:

@@ -729,3 +729,16 @@ def test_the_effect_of_an_epsilon_is_that_of_the_ports_own(tmp_path: Path) -> No
         effects[eps] = check(audit(recipe(tmp_path, solver), model, torch.optim.Adam(groups, eps=eps)), "update rule")
     assert effects[1e-8].effect
     assert effects[0.1].effect != effects[1e-8].effect
+
+
+def test_no_fix_names_the_group_that_says_the_right_numbers_already(tmp_path: Path) -> None:
+    model = Two()
+    groups = right(model).param_groups
+    kept = [{"params": g["params"], "lr": g["lr"], "weight_decay": g["weight_decay"]} for g in groups]
+    solver = 'base_lr: 0.001 weight_decay: 0.0005 lr_policy: "fixed" max_iter: 100'
+    report = audit(recipe(tmp_path, solver), model, torch.optim.ASGD(kept))  # its lambd decays what should not
+    assert report.wrong
+    assert all("their groups say so already" in cause.fix and not cause.code for cause in report.causes)
+    moved = audit(recipe(tmp_path, solver), model, torch.optim.SGD(model.parameters(), lr=0.001, weight_decay=5e-4))
+    assert moved.wrong
+    assert all("a group with" in cause.fix for cause in moved.causes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import LearnableBlob
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
+from caffe2torch.verification.checks import AUDIT_FIX
 from caffe2torch.verification.diagnose import ASCENT_FIX, number
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations
@@ -181,8 +182,12 @@ def whole_causes(rows: Sequence[ReportRow], observations: Observations) -> Itera
         yield Cause((FaultKind.UNCLAIMED,), _foreign_tensors(rows, observations))
 
 
-def explained(report: Report) -> Report:
-    """A report with the causes of its wrong rows after those of the set-up, the widest first."""
+def explained(report: Report, stated: Sequence[tuple[float, float]] = ()) -> Report:
+    """A report with the causes of its wrong rows after those of the set-up, the widest first.
+
+    ``stated`` is what each param group says, ``lr`` and ``weight_decay``: where that is right already, no group mends
+    a row.
+    """
     whole = [cause for cause in report.causes if not cause.parameters]
     if any(FaultKind.UNOBSERVED in cause.kinds for cause in whole):
         return replace(report, causes=tuple(whole))  # nothing was seen of any row
@@ -193,7 +198,23 @@ def explained(report: Report) -> Report:
         if row.name not in known:
             kinds = tuple(dict.fromkeys(fault.kind for fault in row.faults))
             causes.append(_cause(kinds, f"{row.name}: {row.reason}", [row], report.rows, report.group_scale))
+    said = {row.name for row in report.wrong if _says_it(row, stated, report.group_scale)}
+    by_class = f"their groups say so already, but the step makes something else of it: {AUDIT_FIX}"
+    causes = [
+        replace(one, fix=by_class, code="") if one.parameters and said.issuperset(one.parameters) else one
+        for one in causes
+    ]
     return replace(report, causes=tuple(causes))
+
+
+def _says_it(row: Row, stated: Sequence[tuple[float, float]], scale: tuple[float, float]) -> bool:
+    """Whether the one group of a row with wrong numbers has the right ones."""
+    kinds = {fault.kind for fault in row.faults}
+    if len(row.groups) != 1 or row.groups[0] >= len(stated) or not kinds <= set(_NUMBERS):
+        return False
+    wanted = (row.expected.lr, row.expected.weight_decay)
+    pairs = zip(stated[row.groups[0]], wanted, scale, strict=True)
+    return all(due is not None and close(own, due * times) for own, due, times in pairs)
 
 
 def _cause(
