@@ -29,6 +29,7 @@ def place(fixtures: Path, tmp_path: Path) -> Path:
 
 
 def test_segnet_basic_is_fine_tuned_to_other_classes(place: Path, fixtures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = caffe2torch.SegNetBasic(4, 5, 8)
     t = caffe2torch.translate(
         place / "net5.prototxt", place / "solver.prototxt", model, finetune={"conv_classifier": 10.0}
@@ -60,6 +61,7 @@ def test_segnet_basic_is_fine_tuned_to_other_classes(place: Path, fixtures: Path
 
 
 def test_without_a_factor_another_head_is_refused_and_nothing_is_loaded(place: Path) -> None:
+    torch.manual_seed(0)
     model = caffe2torch.SegNetBasic(4, 5, 8)
     t = caffe2torch.translate(place / "net5.prototxt", place / "solver.prototxt", model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
