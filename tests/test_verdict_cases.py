@@ -742,3 +742,24 @@ def test_no_fix_names_the_group_that_says_the_right_numbers_already(tmp_path: Pa
     moved = audit(recipe(tmp_path, solver), model, torch.optim.SGD(model.parameters(), lr=0.001, weight_decay=5e-4))
     assert moved.wrong
     assert all("a group with" in cause.fix for cause in moved.causes)
+
+
+class Breaking(torch.optim.SGD):
+    """Ends after some steps."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        if self.state["steps"] > 50:
+            raise RuntimeError("enough")
+        return super().step(closure)
+
+
+def test_steps_that_could_not_be_looked_at_are_said(tmp_path: Path) -> None:
+    model = Two()
+    solver = 'base_lr: 0.001 weight_decay: 0.0005 lr_policy: "fixed" max_iter: 1000'
+    groups = [
+        {"params": g["params"], "lr": g["lr"], "weight_decay": g["weight_decay"]} for g in right(model).param_groups
+    ]
+    report = audit(recipe(tmp_path, solver), model, Breaking(groups))
+    assert report.wrong == ()
+    assert "steps beyond the first 5 were not looked at: RuntimeError: enough" in str(report)

@@ -120,8 +120,8 @@ def page_svg(figure: Figure, name: str, title: str, description: str) -> str:
     Where it was drawn in ``THEMED`` colours it takes the page's: ``--plot-ink``, ``--plot-series-1``, ...
     """
     text = _svg(figure, name, title, description, inline=True)
-    for role, stand_in in THEMED.items():
-        text = text.replace(stand_in, f"var(--plot-{role})")
+    for role, color in THEMED.items():
+        text = text.replace(color, f"var(--plot-{role})")
     return text
 
 

@@ -45,8 +45,8 @@ class AccumulationReading:
         fits: How many rows are right under each reading that was tried.
         rows: Of how many.
         stated: What the user says that the loop does.
-        known: Whether the two readings could be told apart.
-        other: What the rows would be under the other reading, where the two could not be told apart.
+        known: Whether the two readings could be distinguished.
+        other: What the rows would be under the other reading, where the two could not be distinguished.
         group_scale: As ``Report.group_scale``.
     """
 
@@ -412,7 +412,7 @@ def _accumulation(solver: SolverSettings, reading: AccumulationReading) -> Check
         return Check("accumulation", Result.DIFFERS, expected, (Fault(FaultKind.ITER_SIZE, message),), fix=fix)
     if not reading.known:
         seen = (
-            f"it cannot be told whether the step expects the sum or the mean of {passes} passes; the rows are read as "
+            f"it was not seen whether the step expects the sum or the mean of {passes} passes; the rows are read as "
             f"the {reading.accumulation}{reading.other}"
         )
         return Check("accumulation", Result.NOT_SEEN, expected, seen=seen, fix="say it: --accumulation sum or mean")

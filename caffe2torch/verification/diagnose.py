@@ -181,7 +181,7 @@ class Judge:
         return Effective(reading.lr, reading.weight_decay)
 
     def _agreed(self, observed: Effective, expected: ExpectedSteps) -> Effective:
-        """What was seen, without a decay that is told too coarsely to be shown beside the right one."""
+        """What was seen, without a decay that is read too coarsely to be shown beside the right one."""
         decay, due = observed.weight_decay, expected.settings[0].weight_decay
         if decay is None or close(decay, due, 1e-3):
             return observed

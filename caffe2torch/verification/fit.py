@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 """Relative difference up to which two numbers count as the same: Caffe's are float32, a port's often are not."""
 
 FINEST_DECAY = 1e-9
-"""A decay must be told to within this, or it counts as not seen."""
+"""A decay must be read to within this, or it counts as not seen."""
 
 _LONG_TOLERANCE = 1e-3
 """The same after hundreds of steps, in which a history adds such differences up."""

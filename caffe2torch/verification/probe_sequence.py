@@ -1,8 +1,8 @@
-"""The experiments: what to feed an optimizer so that its steps tell the rate, the decay and the history apart.
+"""The experiments: what to feed an optimizer so that its steps show the rate, the decay and the history each by itself.
 
-A *sequence* is the life of one number: the value it is set to before each step, and the gradient it is given. Several
-sequences lie side by side in one small tensor that stands in for a parameter, as the elements of a real one would. A
-*window* is a few iterations of the run that the sequences live through from an empty history.
+A *sequence* is what one number is given: the value it is set to before each step, and its gradient. Several sequences
+are side by side in one small tensor in place of a parameter, as the elements of a real one would be. A
+*window* is a few iterations of the run that the sequences go through from an empty history.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ def sequences_for(solver: SolverSettings, numbers: int = 1) -> tuple[ProbeSequen
         g = min(1.0, 2.0 ** math.floor(math.log2(solver.clip_gradients / (2 * math.sqrt(max(numbers, 1))))))
     decay, passes = abs(solver.weight_decay) or USUAL_DECAY, max(solver.iter_size, 1)
     w = min(g / (decay * passes), FARTHEST * g)
-    told = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * passes)
+    least = g if solver.regularization is Regularization.L2 else min(g, REMEMBERED * decay * passes)
     primer = g if solver.regularization is Regularization.L2 else min(g, PRIMED * decay * passes)
     off: tuple[float, ...] = (0.0,) * STEPS
     sequences = [ProbeSequence(f"gradient at {k}", off, _only(k, g)) for k in range(STEPS)]
     sequences += [
         ProbeSequence("decay", _only(0, w), off),
         ProbeSequence("decay twice", _only(0, -2 * w), off),
-        ProbeSequence("remembered", _only(0, w / REMEMBERED), (0.0, *(told,) * (STEPS - 1))),
+        ProbeSequence("remembered", _only(0, w / REMEMBERED), (0.0, *(least,) * (STEPS - 1))),
         ProbeSequence("primed", _only(1, w / PRIMED), _only(0, primer)),
         ProbeSequence("free", (w / 3, *(None,) * (STEPS - 1)), tuple(g * x for x in (0.7, -0.4, 0.9, 0.3, -0.6))),
         ProbeSequence(
@@ -163,7 +163,7 @@ def _only(step: int, value: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedSteps:
-    """A window as Caffe would live through it: what holds at each of its steps."""
+    """A window as Caffe would run it: what holds at each of its steps."""
 
     window: Window
     settings: tuple[StepSettings, ...]
@@ -198,7 +198,7 @@ class Observation:
 
     ``windows`` has the movements of each window, and is empty for a parameter that the optimizer does not hold.
     ``elementwise`` is False where what happens to a number depends on its neighbours. ``long`` has the movements of the
-    long window, for the few parameters that lived through it.
+    long window, for the few parameters that took part in it.
     """
 
     parameter: str
@@ -226,10 +226,10 @@ class Observations:
     number by itself, and
     ``clip_scope`` what the norm is of, where it is not that of all gradients: ``each param group``, ``each parameter``,
     ``unknown``. ``by_weights`` are parameters of which a number moves otherwise beside large weights.
-    ``precision`` is the spacing of numbers near 1 in what the stand-ins are made of. ``stated`` is what each param
+    ``precision`` is the spacing of numbers near 1 in what the probe tensors are made of. ``stated`` is what each param
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
-    ``long`` is the window of many steps that a few parameters lived through, if any could. ``gradient_hooks`` are the
+    ``long`` is the window of many steps that a few parameters took part in, if any could. ``gradient_hooks`` are the
     parameters of which a gradient meets hooks, which were not run either.
     """
 

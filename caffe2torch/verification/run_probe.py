@@ -136,7 +136,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 class _Run:
-    """One probing: the windows that were lived through, and what came of them."""
+    """One probing: the windows that were run, and what came of them."""
 
     def __init__(self, probed: Sequence[Probed], start: int, solver: SolverSettings) -> None:
         self.probed = probed
@@ -172,7 +172,7 @@ class _Run:
     def through(
         self, windows: Sequence[Window], optimizer: torch.optim.Optimizer, scheduler: Any, clip: float | None
     ) -> None:
-        """Live through the windows one after the other. A copy that takes no step itself carries the scheduler on."""
+        """Run the windows one after the other. A copy that takes no step itself carries the scheduler on."""
         small = {id(one.tensor): one.probe_tensor(1) for one in self.probed}
         carrier = copy_optimizer(optimizer, scheduler, small, started=True)
         self.started = self._needs_history(carrier, windows[0])
@@ -187,10 +187,7 @@ class _Run:
                     groups = carrier.optimizer.param_groups
                     self.stated = tuple((_setting(group, "lr"), _setting(group, "weight_decay")) for group in groups)
                     window, moved = self._prove(carrier, planned, clip)
-                    with suppress(Exception):  # five steps show what it is; an optimizer need not live any longer
-                        long = long_window(window, self.max_iter)
-                        self.moved_long = run_long(carrier, self.probed, long, self.started)
-                        self.long = long
+                    self._run_long(carrier, window)
                 else:
                     window = _fainter(planned) if self.clips else planned
                     moved = run_window(carrier, self.probed, window, window.sequences, started=self.started)
@@ -204,6 +201,15 @@ class _Run:
                 break
             self.windows.append(window)
             self.moved.append({key: tuple(map(tuple, sequences.tolist())) for key, sequences in moved.items()})
+
+    def _run_long(self, carrier: OptimizerCopy, window: Window) -> None:
+        """Run many steps on a few parameters. An optimizer that breaks off there was still seen in its first ones."""
+        long = long_window(window, self.max_iter)
+        try:
+            self.moved_long = run_long(carrier, self.probed, long, self.started)
+            self.long = long
+        except Exception as error:
+            self.raised = self.raised or f"steps beyond the first {window.steps} were not looked at: {describe(error)}"
 
     def _needs_history(self, carrier: OptimizerCopy, window: Window) -> bool:
         """Whether the optimizer steps only with the history that it was built with, as ``torch.optim.Adagrad``."""
@@ -322,7 +328,7 @@ class _Run:
         return found, any(alike)
 
     def observations(self, model: torch.nn.Module) -> Observations:
-        """What was seen, told by the names of the model's parameters."""
+        """What was seen, by the names of the model's parameters."""
         held = {id(one.tensor): one for one in self.probed}
         tensors = list(named_tensors(model))
         known = {id(tensor) for _, tensor in tensors}
@@ -468,7 +474,7 @@ def _steps(
 
 
 FEW = 4
-"""How many parameters live through the long window: one for each of the param groups' settings, as far as that goes."""
+"""How many parameters take part in the long window: one for each of the param groups' settings, as far as that goes."""
 
 
 def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool) -> dict[int, Movements]:
@@ -657,7 +663,7 @@ def _changed(settings: Mapping[int, list[dict[str, Any]]]) -> Iterator[SettingCh
                     yield SettingChange(iteration, group, name, before[name], now[name])
 
 
-# Whether an optimizer clips gradients inside its step, and beyond which norm: told from what it does.
+# Whether an optimizer clips gradients inside its step, and beyond which norm: read from what it does.
 
 REACH = 16.0  # how far beyond the expected norm is looked
 STEPS = 3
