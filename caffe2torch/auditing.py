@@ -19,14 +19,16 @@ from caffe2torch.lock import Lock
 from caffe2torch.recipe import Accumulation, NetRecipe, TrainingRecipe, require_solver
 from caffe2torch.solver.requirements import refuse_unsupported
 from caffe2torch.verification.check_model import check_model, read_accepted
-from caffe2torch.verification.checks import AccumulationReading, along_the_run, at_another_rate
+from caffe2torch.verification.checks import AccumulationReading
 from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.fit import close
+from caffe2torch.verification.follow_scheduler import follow
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
 from caffe2torch.verification.probe_sequence import Followed, Observations
+from caffe2torch.verification.rate_schedule import along_the_run, at_another_rate
 from caffe2torch.verification.report import FaultKind, Report, ReportRow, UnclaimedRow
-from caffe2torch.verification.run_probe import follow, observe
+from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import judge_rows, verify
 
 __all__ = ["audit", "right_source"]

@@ -17,7 +17,7 @@ from caffe2torch.auditing import audit
 from caffe2torch.cli import main
 from caffe2torch.reading import read_recipe
 from caffe2torch.recipe import TrainingRecipe
-from caffe2torch.verification import run_probe
+from caffe2torch.verification import follow_scheduler
 from caffe2torch.verification.report import Check, Report
 
 TWO = """name: "two" input: "data" input_shape { dim: 2 dim: 3 }
@@ -135,7 +135,7 @@ def test_wrong_numbers_and_averaging_at_once_are_read_as_what_makes_most_of_them
     hopeless = torch.optim.SGD(model.parameters(), lr=0.0023, momentum=0.9, weight_decay=0.00017)
     undecided = check(audit(asked, model, hopeless), "accumulation")
     assert undecided.result == "not seen"
-    assert "it cannot be told" in undecided.seen
+    assert "it was not seen" in undecided.seen
     assert "as the mean, a.weight would be: lr is 0.0023" in undecided.seen
 
 
@@ -562,7 +562,7 @@ def test_a_scheduler_that_cannot_be_set_is_followed_to_the_last_change(tmp_path:
 def test_how_far_a_scheduler_was_followed_is_said_where_that_is_not_the_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_probe, "FARTHEST", 35_000)
+    monkeypatch.setattr(follow_scheduler, "FARTHEST", 35_000)
     check = schedule_of(tmp_path, FIVE, lambda o: ByHand(o, lambda i: 0.1 ** min(i // 10_000, 3)))
     assert check is not None
     assert str(check.result) == "not seen"

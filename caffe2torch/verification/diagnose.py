@@ -20,7 +20,7 @@ from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, ex
 from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
-__all__ = ["ASCENT", "ASCENT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
+__all__ = ["ASCENT", "ASCENT_FIX", "AUDIT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
 
 FLOAT32 = 2.0**-24
 """The relative rounding of one float32."""
@@ -201,6 +201,7 @@ def frozen(rate: float) -> Fault:
 
 
 ASCENT = Fault(FaultKind.RULE, "the weights go up the gradient, as with maximize=True; Caffe's go down")
+AUDIT_FIX = "write the right file with caffe2torch audit ... --fix optimizer.py"
 ASCENT_FIX = "remove maximize=True"
 
 

@@ -12,25 +12,20 @@ the sequences in another order, another shape and another size, and every sequen
 from __future__ import annotations
 
 import math
-import random
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
-from torch.optim import lr_scheduler
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import describe
-from caffe2torch.optim.schedule import CaffeLRScheduler
 from caffe2torch.recipe import SolverSettings
-from caffe2torch.solver.lr_policy import step_at
+from caffe2torch.verification.clip_bound import REACH, clip_scope, clip_threshold
 from caffe2torch.verification.fit import close
+from caffe2torch.verification.follow_scheduler import OutOfReachError, advance, rates_of, setting_of
 from caffe2torch.verification.optimizer_copy import (
     OptimizerCopy,
     bare_optimizer,
@@ -42,28 +37,28 @@ from caffe2torch.verification.optimizer_copy import (
     runs_foreign_code,
     user_hooks,
 )
-from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import STEPS as PROBE_STEPS
 from caffe2torch.verification.probe_sequence import (
-    Followed,
     Movements,
     Observation,
     Observations,
     ProbeSequence,
-    SettingChange,
     Window,
     design,
     long_window,
 )
-from caffe2torch.verification.report import RateCurve
+from caffe2torch.verification.probe_tensors import Probed, precision, run_long, run_window, subjects_of, undisturbed
 
-__all__ = ["follow", "observe"]
+__all__ = ["observe"]
 
 PROOF_NUMBERS = 2**18  # numbers in all probe tensors of the second run together
 PROOF_SIZE = 4096  # and in the largest of them: some kernels treat larger tensors in another way than small ones
 PROOF_LEAST = 64
 FAINT = 2.0**-20  # how much smaller the gradients get where the optimizer seems to clip them
 LARGE = 2.0**20  # how much larger those are that a clip of any usual bound would change
+
+SCOUTED, SCOUTED_LEAST = 2000, 50
+"""Within how many steps the first change of a rate is looked for: a schedule of epochs has changed by then."""
 
 
 def observe(
@@ -185,7 +180,9 @@ class _Run:
                     self.at = planned.iteration
                 if not self.windows:
                     groups = carrier.optimizer.param_groups
-                    self.stated = tuple((_setting(group, "lr"), _setting(group, "weight_decay")) for group in groups)
+                    self.stated = tuple(
+                        (setting_of(group, "lr"), setting_of(group, "weight_decay")) for group in groups
+                    )
                     window, moved = self._prove(carrier, planned, clip)
                     self._run_long(carrier, window)
                 else:
@@ -232,7 +229,7 @@ class _Run:
         ahead = copy_optimizer(
             carrier.optimizer, carrier.scheduler, {id(carrier.probe_tensors[key]): made for key, made in onto.items()}
         )
-        rates = _rates(ahead.scheduler)
+        rates = rates_of(ahead.scheduler)
         until = min(self.at + SCOUTED, max(SCOUTED_LEAST, *(window.iteration for window in windows)))
         for iteration in range(self.at + 1, until + 1):
             try:
@@ -243,7 +240,7 @@ class _Run:
                 )
                 break
             self.followed = iteration
-            if (now := _rates(ahead.scheduler)) != rates:
+            if (now := rates_of(ahead.scheduler)) != rates:
                 self.first_change = iteration
                 self.first_factor = next((b / a for a, b in zip(rates, now, strict=True) if a and a != b), None)
                 break
@@ -387,352 +384,3 @@ def _fainter(window: Window, *, weights: float = FAINT, gradients: float = FAINT
         for sequence in window.sequences
     )
     return replace(window, sequences=tuple(sequences))
-
-
-# Probe tensors, and the steps of a copy on them: sequences in, movements out.
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A tensor that the optimizer holds, the groups in which it does, and whether backward gives it a gradient."""
-
-    tensor: torch.Tensor
-    groups: tuple[int, ...]
-    trains: bool
-
-    def probe_tensor(self, numbers: int, *, along_last: bool = False) -> torch.Tensor:
-        """A small tensor of as many axes, with the same attributes, and ``numbers`` along one axis."""
-        shape = [1] * max(self.tensor.dim(), 1)
-        shape[-1 if along_last else 0] = numbers
-        device = torch.device("cpu") if self.tensor.device.type == "meta" else self.tensor.device
-        zeros = torch.zeros(shape, dtype=_dtype(self.tensor), device=device)
-        made = torch.nn.Parameter(zeros, requires_grad=self.trains)
-        made.__dict__.update(vars(self.tensor))  # attributes by which an optimizer may treat a parameter specially
-        return made
-
-
-def subjects_of(optimizer: torch.optim.Optimizer) -> list[Probed]:
-    """Every tensor that an optimizer holds, once each."""
-    groups: dict[int, list[int]] = {}
-    tensors: dict[int, torch.Tensor] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        for tensor in group["params"]:
-            groups.setdefault(id(tensor), []).append(index)
-            tensors[id(tensor)] = tensor
-    return [Probed(tensors[key], tuple(found), tensors[key].requires_grad) for key, found in groups.items()]
-
-
-def precision(probed: Sequence[Probed]) -> float:
-    """The spacing of numbers near 1 in the coarsest probe tensor."""
-    return max((torch.finfo(_dtype(one.tensor)).eps for one in probed), default=2.0**-52)
-
-
-def run_window(
-    carrier: OptimizerCopy,
-    probed: Sequence[Probed],
-    window: Window,
-    sequences: Sequence[ProbeSequence],
-    *,
-    along_last: bool = False,
-    started: bool = False,
-) -> dict[int, torch.Tensor]:
-    """Step a fresh copy of ``carrier`` through a window: ``id`` of each tensor to its movements, (sequences, steps).
-
-    ``started`` is as in ``copy_optimizer``. Whatever the optimizer's ``step()`` raises goes through.
-    """
-    made = {id(one.tensor): one.probe_tensor(len(sequences), along_last=along_last) for one in probed}
-    onto = {id(carrier.probe_tensors[key]): probe_tensor for key, probe_tensor in made.items()}
-    return _steps(copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, sequences)
-
-
-def _steps(
-    optimizer_copy: OptimizerCopy, made: dict[int, torch.Tensor], window: Window, sequences: Sequence[ProbeSequence]
-) -> dict[int, torch.Tensor]:
-    weights = torch.tensor(
-        [[torch.nan if w is None else w for w in sequence.weights] for sequence in sequences]
-    ).double()
-    gradients = torch.tensor([sequence.gradients for sequence in sequences], dtype=torch.float64)
-    moved = {key: torch.zeros(len(sequences), window.steps, dtype=torch.float64) for key in made}
-    kept = weights.isnan()
-    for step in range(window.steps):
-        before = {}
-        keeps_some = bool(kept[:, step].any())
-        for key, probe_tensor in made.items():
-            numbers, placed = probe_tensor.detach().view(-1), weights[:, step]
-            if keeps_some:
-                placed = torch.where(kept[:, step], numbers.double().cpu(), placed)
-            numbers.copy_(placed)
-            if probe_tensor.requires_grad:
-                probe_tensor.grad = gradients[:, step].reshape(probe_tensor.shape).to(probe_tensor, copy=True)
-            before[key] = numbers.clone()
-        take_step(optimizer_copy.optimizer)
-        for key, probe_tensor in made.items():  # read anew: a step may have given the parameter other data
-            moved[key][:, step] = probe_tensor.detach().reshape(-1).double().cpu() - before[key].double().cpu()
-        if window.moving and step + 1 < window.steps:
-            optimizer_copy.scheduler.step()
-    return moved
-
-
-FEW = 4
-"""How many parameters take part in the long window: one for each of the param groups' settings, as far as that goes."""
-
-
-def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool) -> dict[int, Movements]:
-    """The movements of a few tensors through a window in which the sequences hold their weights; others take no part.
-
-    This is ``run_window`` for hundreds of steps, at a cost that no audit shows.
-    """
-    groups = carrier.optimizer.param_groups
-    settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
-    kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
-    few = list(reversed(kinds.values()))[:FEW]
-    made = {id(one.tensor): one.probe_tensor(len(window.sequences)) for one in few}
-    onto = {id(held): held for held in carrier.probe_tensors.values()}
-    onto |= {id(carrier.probe_tensors[key]): tensor for key, tensor in made.items()}
-    optimizer = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started).optimizer
-    taking_part = {id(tensor) for tensor in made.values()}
-    for group in optimizer.param_groups:
-        group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
-    gradients = torch.tensor([sequence.gradients for sequence in window.sequences], dtype=torch.float64).T.contiguous()
-    weights = torch.tensor([sequence.weights[0] for sequence in window.sequences], dtype=torch.float64)
-    probes = []
-    for tensor in made.values():
-        each = gradients.to(tensor, copy=True).reshape(-1, *tensor.shape).unbind()
-        probes.append((tensor, weights.to(tensor).reshape(tensor.shape), each))
-    moved: list[list[torch.Tensor]] = [[] for _ in probes]
-    for step in range(window.steps):
-        for tensor, weight, each in probes:
-            tensor.detach().copy_(weight)
-            tensor.grad = each[step]
-        take_step(optimizer)
-        for (tensor, weight, _), steps in zip(probes, moved, strict=True):
-            steps.append(tensor.detach() - weight)
-    return {
-        key: tuple(map(tuple, torch.stack(steps).reshape(window.steps, -1).double().cpu().T.tolist()))
-        for key, steps in zip(made, moved, strict=True)
-    }
-
-
-@contextmanager
-def undisturbed(probed: Sequence[Probed]) -> Iterator[None]:
-    """Leave every random number generator as it was, and keep what the probe provokes from warning the user."""
-    states: list[Any] = [random.getstate()]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        states.append(numpy.random.get_state())
-    devices = {one.tensor.device for one in probed if one.tensor.device.type == "cuda"}
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    # A default device slows every call of torch down: it is set only where the user has set another one.
-    default_device: Any = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
-    every: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
-    everywhere = [(hooks, dict(hooks)) for hooks in every]
-    for hooks, _ in everywhere:
-        hooks.clear()
-    try:
-        with default_device, torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for hooks, kept in everywhere:
-            hooks.update(kept)
-        torch.set_default_dtype(dtype)
-        random.setstate(states[0])
-        if numpy is not None:
-            numpy.random.set_state(states[1])
-
-
-def _dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Double precision, so that a tiny decay of a weight is no rounding error; what Metal lacks is float32 there."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-# Carry a scheduler on to a later iteration, as a training loop would: one ``step()`` after the other.
-
-NEAR = 20_000
-"""Steps of a few microseconds that are taken one by one even where a scheduler can be set to an iteration at once."""
-
-FARTHEST = 500_000
-"""Steps beyond which a scheduler that cannot be set is not followed."""
-
-SCOUTED, SCOUTED_LEAST = 2000, 50
-"""Within how many steps the first change of a rate is looked for: a schedule of epochs has changed by then."""
-
-
-class OutOfReachError(Exception):
-    """An iteration that a scheduler cannot be carried on to; the message says why."""
-
-
-def advance(scheduler: Any, at: int, to: int) -> None:
-    """Step ``scheduler`` from iteration ``at`` to ``to``, or set it there. Raises ``OutOfReachError``."""
-    if to - at > NEAR and _leap(scheduler, to):
-        return
-    if to - at > FARTHEST:
-        raise OutOfReachError(f"it is {to - at} steps of the scheduler away")
-    for _ in range(at, to):
-        scheduler.step()
-
-
-def _leap(scheduler: Any, to: int) -> bool:
-    """Set a scheduler to an iteration where its class is known to need no other on the way."""
-    if isinstance(scheduler, CaffeLRScheduler):
-        scheduler.restore(to, step_at(scheduler.solver.policy, to))
-    elif isinstance(scheduler, lr_scheduler.LambdaLR) and type(scheduler).get_lr is lr_scheduler.LambdaLR.get_lr:
-        scheduler.last_epoch = to - 1
-        scheduler.step()
-    elif type(scheduler).__module__ == lr_scheduler.__name__ and hasattr(scheduler, "_get_closed_form_lr"):
-        scheduler.step(to)
-    else:
-        return False
-    return True
-
-
-def _rates(scheduler: Any) -> list[float]:
-    groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
-    return [_setting(group, "lr") for group in groups]
-
-
-def _setting(group: dict[str, Any], name: str) -> float:
-    value = group.get(name)
-    return float(value) if isinstance(value, float | int | torch.Tensor) else 0.0
-
-
-LOOKS = 240
-"""Iterations at which a scheduler is looked at over a run."""
-
-
-def follow(optimizer: Any, scheduler: Any, iterations: int, *, start: int = 0) -> Followed:
-    """The rate that a copy of ``scheduler`` gives each group from ``start`` on, and what else it changes.
-
-    A scheduler that cannot be set to an iteration is stepped, ``FARTHEST`` times at most. Whatever it raises ends its
-    curve, which may thus be shorter than the run. Groups of one curve are one.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(1))
-    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
-    >>> follow(optimizer, lr_scheduler.StepLR(optimizer, 2), 4).curves
-    (RateCurve(groups=(0,), points=((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.1))),)
-    """
-    optimizer, scheduler = bare_optimizer(optimizer), bare_scheduler(scheduler)
-    probed = subjects_of(optimizer)
-    seen: dict[int, list[float]] = {}
-    settings: dict[int, list[dict[str, Any]]] = {}
-    with undisturbed(probed), suppress(Exception):  # the checks say what it is
-        copied = copy_optimizer(
-            optimizer, scheduler, {id(one.tensor): one.probe_tensor(1) for one in probed}, started=True
-        )
-        seen[start], settings[start] = _rates(copied.scheduler), _settings(copied.scheduler)
-        at = start
-        for wanted in sorted({start + (iterations - 1 - start) * k // LOOKS for k in range(1, LOOKS + 1)}):
-            if wanted <= at:
-                continue
-            if not _leap(copied.scheduler, wanted):
-                if wanted - start > FARTHEST:
-                    break
-                for _ in range(at, wanted):
-                    copied.scheduler.step()
-            at = wanted
-            seen[at], settings[at] = _rates(copied.scheduler), _settings(copied.scheduler)
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for index, curve in enumerate(zip(*seen.values(), strict=True)):
-        groups.setdefault(curve, []).append(index)
-    curves = (RateCurve(tuple(found), tuple(zip(seen, curve, strict=True))) for curve, found in groups.items())
-    return Followed(tuple(curves), tuple(_changed(settings)))
-
-
-def _settings(scheduler: Any) -> list[dict[str, Any]]:
-    """What each group states besides its rate, as far as it is numbers."""
-    groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
-    return [
-        {name: value for name, value in group.items() if isinstance(value, float | tuple) and name not in _RATES}
-        for group in groups
-    ]
-
-
-_RATES = frozenset({"lr", "initial_lr"})
-
-
-def _changed(settings: Mapping[int, list[dict[str, Any]]]) -> Iterator[SettingChange]:
-    """The first change of every setting that is not what it was at the first look."""
-    found: set[str] = set()
-    first = next(iter(settings.values()), [])
-    for iteration, groups in settings.items():
-        for group, (before, now) in enumerate(zip(first, groups, strict=True)):
-            for name in before.keys() & now.keys() - found:
-                if now[name] != before[name] and now[name] == now[name]:
-                    found.add(name)
-                    yield SettingChange(iteration, group, name, before[name], now[name])
-
-
-# Whether an optimizer clips gradients inside its step, and beyond which norm: read from what it does.
-
-REACH = 16.0  # how far beyond the expected norm is looked
-STEPS = 3
-_TOLERANCE = 1e-4
-_HALVINGS = 25
-
-
-def clip_threshold(
-    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, expected: float, started: bool
-) -> float | None:
-    """The norm over all gradients beyond which they are scaled down; infinite where that is far beyond ``expected``.
-
-    ``None`` where no gradient moves anything.
-
-    A clip makes large gradients do what smaller ones do. So the threshold is the smallest norm whose gradients, given
-    in place of ``REACH`` times the expected norm, move every probe tensor just as those do. A gradient of a quarter of
-    the expected norm comes first, since an adaptive rule answers to sizes only by comparison.
-    """
-    numbers = sum(one.trains for one in probed)
-    if not numbers:
-        return None
-    unit = expected / math.sqrt(numbers)
-
-    def moved(norm: float) -> dict[int, torch.Tensor]:
-        gradients = (unit / 4, unit * norm, *(0.0,) * (STEPS - 2))
-        sequences = (ProbeSequence("clip", (0.0,) * STEPS, gradients),)
-        return run_window(
-            carrier, probed, replace(window, steps=STEPS, sequences=sequences), sequences, started=started
-        )
-
-    clipped = moved(REACH)
-    if not any(bool(seen.any()) for seen in clipped.values()):
-        return None
-
-    def same(norm: float) -> bool:
-        tried = moved(norm)
-        added = min(1e-6 / (norm * expected), 1e-2)  # torch's clip_grad_norm_ divides by the norm + 1e-6
-        return all(torch.allclose(tried[key], seen, rtol=1e-6 + added, atol=0.0) for key, seen in clipped.items())
-
-    if same(1 + _TOLERANCE) and not same(1 - _TOLERANCE):
-        return expected
-    if not same(REACH * 0.9):
-        return math.inf
-    low, high = 0.0, REACH
-    for _ in range(_HALVINGS):
-        middle = math.sqrt(max(low, REACH * 2.0**-40) * high)
-        low, high = (low, middle) if same(middle) else (middle, high)
-    return expected * high
-
-
-def clip_scope(
-    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, found: float, started: bool
-) -> tuple[float, str]:
-    """The bound of a clip that was ``found`` with gradients everywhere, and what it bounds the norm of, if not of all.
-
-    It is found again with a gradient for one parameter alone, and for those of one param group.
-    """
-    trained = [one for one in probed if one.trains]
-
-    def beyond(some: Sequence[Probed]) -> float:
-        chosen = {id(one.tensor) for one in some}
-        given = [replace(one, trains=id(one.tensor) in chosen) for one in probed]
-        return clip_threshold(carrier, given, window, found, started) or math.nan
-
-    bound = beyond(trained[:1])
-    if close(bound, found, 1e-3):
-        return found, ""
-    group = max(([one for one in trained if one.groups == other.groups] for other in trained), key=len)
-    for scope, due in (("each parameter", bound * math.sqrt(len(group))), ("each param group", bound)):
-        if math.isfinite(bound) and close(beyond(group), due, 1e-3):
-            return bound, scope
-    return found, "unknown"

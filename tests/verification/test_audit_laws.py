@@ -18,9 +18,10 @@ from caffe2torch.optim.build import build_optimizer
 from caffe2torch.optim.schedule import build_scheduler
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings, SolverType
 from caffe2torch.solver.lr_policy import rate, torch_scheduler
-from caffe2torch.verification.checks import along_the_run
+from caffe2torch.verification.follow_scheduler import follow
+from caffe2torch.verification.rate_schedule import along_the_run
 from caffe2torch.verification.report import Report
-from caffe2torch.verification.run_probe import follow, observe
+from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 
 

@@ -416,7 +416,7 @@ def test_an_output_of_rows_is_no_image_of_one_number() -> None:
     assert said(check) == []
 
 
-# What is the same in another layout, or cannot be told.
+# What is the same in another layout, or cannot be known.
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from caffe2torch.binding.plan import plan_groups
 from caffe2torch.verification.candidate_rules import caffe_rule
 from caffe2torch.verification.fit import read
+from caffe2torch.verification.follow_scheduler import FARTHEST, follow
 from caffe2torch.verification.report import Result
-from caffe2torch.verification.run_probe import FARTHEST, follow, observe
+from caffe2torch.verification.run_probe import observe
 from caffe2torch.verification.verify import verify
 
 
