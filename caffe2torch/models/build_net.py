@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe2torch.binding.net_graph import net_inputs
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, Kind
 from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models import functions
@@ -249,12 +248,27 @@ def unstated_size(recipe: NetRecipe) -> NetError | None:
     blob = next((blob for blob in recipe.blobs if blob.shape is None or None in blob.shape), None)
     if blob is None or not recipe.layers:
         return None
-    name = next((name for name, shape in net_inputs(recipe) if shape is None or None in shape), "data")
+    names = _unstated_inputs(recipe, blob.layer) or ["data"]
     return NetError(
-        f"{blob.name!r}, {shape_text(blob.shape)}, follows from the size of {name!r}, which no file states",
+        f"{blob.name!r}, {shape_text(blob.shape)}, follows from the size of {' and '.join(map(repr, names))}, which no "
+        "file states",
         where=blob.where,
-        hint=f"say it: --input {name}=N,C,H,W, or read_recipe(..., inputs={{{name!r}: (N, C, H, W)}})",
+        hint=f"say it: {' '.join(f'--input {name}=N,C,H,W' for name in names)}, or read_recipe(..., inputs={{"
+        f"{', '.join(f'{name!r}: (N, C, H, W)' for name in names)}}})",
     )
+
+
+def _unstated_inputs(recipe: NetRecipe, wanted: str) -> list[str]:
+    """The blobs from outside, of a size that is not stated, from which the blobs of a layer follow."""
+    shapes = {top: shape for layer in recipe.layers for top, shape in zip(layer.tops, layer.top_shapes, strict=True)}
+    origins: dict[str, dict[str, None]] = {}
+    for layer in recipe.layers:
+        bottoms = layer.bottoms[:1] if layer.blobs else layer.bottoms  # labels and indicators come second
+        found = {name: None for bottom in bottoms for name in origins.setdefault(bottom, {bottom: None})}
+        if layer.name == wanted:
+            return [name for name in found if (shape := shapes.get(name)) is None or None in shape]
+        origins |= {top: found if layer.bottoms else {top: None} for top in layer.tops}
+    return []
 
 
 class _Builder:

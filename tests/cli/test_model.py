@@ -116,3 +116,22 @@ def test_a_size_that_no_file_states_is_asked_for_where_the_net_itself_is_wanted(
     assert not any(
         "no file states" in note.message for note in translate(net, solver, inputs={"data": (4, 3, 8, 8)}).report.notes
     )
+
+
+def test_the_input_that_is_asked_for_is_the_one_the_size_follows_from(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text("""
+layer { name: "images" type: "Data" top: "images" data_param { batch_size: 2 } transform_param { crop_size: 4 } }
+layer { name: "features" type: "Data" top: "features" data_param { batch_size: 2 } }
+layer { name: "c" type: "Convolution" bottom: "images" top: "c" convolution_param { num_output: 2 kernel_size: 3 } }
+layer { name: "flat" type: "Flatten" bottom: "c" top: "flat" }
+layer { name: "more" type: "Flatten" bottom: "features" top: "more" }
+layer { name: "all" type: "Concat" bottom: "flat" bottom: "more" top: "all" }
+layer { name: "ip" type: "InnerProduct" bottom: "all" top: "ip" inner_product_param { num_output: 3 } }
+""")
+    command = ["model", str(tmp_path / "net.prototxt"), "-o", str(tmp_path / "model.py")]
+    for name, shape in {"images": "2,3,4,4", "features": "2,5,1,1"}.items():
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2
+        assert f"follows from the size of '{name}'" in done.output
+        command += ["--input", f"{name}={shape}"]
+    assert CliRunner().invoke(main, command).exit_code == 0
