@@ -76,29 +76,26 @@ def run_window(
 def _steps(
     optimizer_copy: OptimizerCopy, made: dict[int, torch.Tensor], window: Window, sequences: Sequence[ProbeSequence]
 ) -> dict[int, torch.Tensor]:
-    weights = torch.tensor(
-        [[torch.nan if w is None else w for w in sequence.weights] for sequence in sequences]
-    ).double()
-    gradients = torch.tensor([sequence.gradients for sequence in sequences], dtype=torch.float64)
-    moved = {key: torch.zeros(len(sequences), window.steps, dtype=torch.float64) for key in made}
-    kept = weights.isnan()
+    stated = [[torch.nan if w is None else w for w in sequence.weights] for sequence in sequences]
+    weights = torch.tensor(stated).double().T.contiguous()  # by step, as the gradients
+    gradients = torch.tensor([sequence.gradients for sequence in sequences], dtype=torch.float64).T.contiguous()
+    before: dict[int, list[torch.Tensor]] = {key: [] for key in made}
+    after: dict[int, list[torch.Tensor]] = {key: [] for key in made}
     for step in range(window.steps):
-        before = {}
-        keeps_some = bool(kept[:, step].any())
+        gradient, wanted, kept = gradients[step], weights[step], weights[step].isnan()
+        keeps_some = bool(kept.any())
         for key, probe_tensor in made.items():
-            numbers, placed = probe_tensor.detach().view(-1), weights[:, step]
-            if keeps_some:
-                placed = torch.where(kept[:, step], numbers.double().cpu(), placed)
-            numbers.copy_(placed)
+            numbers = probe_tensor.detach().view(-1)
+            numbers.copy_(torch.where(kept, numbers.double().cpu(), wanted) if keeps_some else wanted)
             if probe_tensor.requires_grad:
-                probe_tensor.grad = gradients[:, step].reshape(probe_tensor.shape).to(probe_tensor, copy=True)
-            before[key] = numbers.clone()
+                probe_tensor.grad = gradient.view(probe_tensor.shape).to(probe_tensor, copy=True)
+            before[key].append(numbers.clone())
         take_step(optimizer_copy.optimizer)
         for key, probe_tensor in made.items():  # read anew: a step may have given the parameter other data
-            moved[key][:, step] = probe_tensor.detach().reshape(-1).double().cpu() - before[key].double().cpu()
+            after[key].append(probe_tensor.detach().reshape(-1).clone())
         if window.moving and step + 1 < window.steps:
             optimizer_copy.scheduler.step()
-    return moved
+    return {key: torch.stack(after[key], 1).double().cpu() - torch.stack(before[key], 1).double().cpu() for key in made}
 
 
 FEW = 4

@@ -307,6 +307,8 @@ class _Run:
 
         With ``large``, very large gradients are among the others; then also whether they move as smaller ones do.
         """
+        if not alone:
+            return set(), False
         order = [len(window.sequences) - 1 - k % len(window.sequences) for k in range(self.elements)]
         sequences = [window.sequences[k] for k in order]
         bounds = [_pair(size) for size in (FAINT, LARGE)] if large else []
@@ -314,15 +316,16 @@ class _Run:
         mixed = run_window(carrier, self.probed, window, among, along_last=True, started=self.started)
         weights = torch.tensor([max(abs(w or 0.0) for w in sequence.weights) for sequence in sequences]).double()
         rounding = 8 * precision(self.probed) * weights.unsqueeze(1)
-        found, alike = set(), []
-        for key, moved in alone.items():
-            expected, seen = moved[order], mixed[key][: len(order)]
-            same = torch.isclose(seen, expected, rtol=1e-9, atol=0.0, equal_nan=True)
-            if not bool((same | ((seen - expected).abs() <= rounding)).all()):
-                found.add(key)
-            small, other, huge, smaller = mixed[key][len(order) :, 1].tolist() if large else (0.0,) * 4
-            alike += [close(huge, smaller) and not close(small, other)] if huge else []
-        return found, any(alike)
+        expected = torch.stack(list(alone.values()))[:, torch.tensor(order)]
+        moved = torch.stack([mixed[key] for key in alone])
+        seen, beside = moved[:, : len(order)], moved[:, len(order) :, 1]
+        same = torch.isclose(seen, expected, rtol=1e-9, atol=0.0, equal_nan=True)
+        same |= (seen - expected).abs() <= rounding
+        found = {key for key, right in zip(alone, same.flatten(1).all(1).tolist(), strict=True) if not right}
+        pairs = beside.tolist() if large else []
+        return found, any(
+            close(huge, smaller) and not close(small, other) for small, other, huge, smaller in pairs if huge
+        )
 
     def observations(self, model: torch.nn.Module) -> Observations:
         """What was seen, by the names of the model's parameters."""
