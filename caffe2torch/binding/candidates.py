@@ -17,7 +17,7 @@ __all__ = ["bits", "candidates"]
 
 
 def candidates(
-    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int] = ()
+    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int] = (), *, ordered: bool = True
 ) -> dict[int, list[int]]:
     """For each unit of the net the units of the model that it could be, if the model holds the whole net.
 
@@ -26,15 +26,17 @@ def candidates(
         model: The model, which may have more units.
         known: Pairs that stand.
         reshaped: Units of the net that may have other sizes in the model.
+        ordered: Whether the model concatenates branches in the order of the net.
     """
-    return _Candidates(net, model, known, frozenset(reshaped)).found()
+    return _Candidates((Graph(net, ordered=ordered), Graph(model, ordered=ordered)), known, frozenset(reshaped)).found()
 
 
 class _Candidates:
     """Sets of nodes and units as bits of numbers."""
 
-    def __init__(self, net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int]) -> None:
-        self.net, self.model = Graph(net), Graph(model)
+    def __init__(self, graphs: tuple[Graph, Graph], known: Mapping[int, int], reshaped: Collection[int]) -> None:
+        self.net, self.model = graphs
+        net, model = (graph.wiring for graph in graphs)
         self.known, taken = known, set(known.values())
         labels = signatures(net.units, model.units, Sizes.STRICT)
         of_label: dict[Hashable, list[int]] = {}
@@ -116,7 +118,7 @@ class _Candidates:
 
     def _in_order(self, other: int) -> bool:
         """Whether a node keeps its inputs as they are: no other concatenation becomes a part of it."""
-        if self.model.wiring.nodes[other].op is not Op.CONCAT:
+        if self.model.wiring.nodes[other].op is not Op.CONCAT or not self.model.ordered[other]:
             return self.model.ordered[other]
         return not any(self.reach[source] & self.concats for source in self.model.inputs[other])
 

@@ -63,12 +63,18 @@ Chain = tuple[Operation, ...]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value's way from one node of the wiring to the next; ``target`` is ``None`` at an output."""
+    """A value's way from one node of the wiring to the next; ``target`` is ``None`` at an output.
+
+    ``given`` is the input that the value is made from, where ``source`` stands for all inputs and it is one of them;
+    ``channel`` the first that it is of what ``source`` gives.
+    """
 
     source: int
     target: int | None
     chain: Chain
     shape: Shape | None
+    given: str = ""
+    channel: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +90,7 @@ class Computation:
         named: The layers that compute something; empty for a model.
         judged: The types of the losses that take what a node gives; empty for a model.
         inputs: What it was run with; empty for a net.
+        input_names: The names of its inputs, in their order.
         training: Whether it was run as in training.
         ended: What ended the run early.
     """
@@ -96,6 +103,7 @@ class Computation:
     named: list[Operation] = field(default_factory=list)
     judged: dict[int, set[str]] = field(default_factory=dict)
     inputs: tuple[tuple[int, ...], ...] = ()
+    input_names: tuple[str, ...] = ()
     training: bool = True
     ended: str = ""
 

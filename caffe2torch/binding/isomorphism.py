@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
+from caffe2torch.binding.branches import Marks, Side
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, rebuild
 from caffe2torch.binding.layout import fit
 from caffe2torch.recipe import Shape
@@ -96,6 +97,9 @@ def _merge_open(net: list[_Label], model: list[_Label]) -> dict[_Label, _Label]:
 
 Pairs = Mapping[int, int]
 
+Tie = tuple[tuple[int, ...], tuple[int, ...]]
+"""Units of the net and of the model that are alike."""
+
 
 @dataclass(frozen=True, slots=True)
 class Matching:
@@ -103,32 +107,43 @@ class Matching:
 
     Attributes:
         pairs: The pairs.
-        ties: Sets of units that nothing distinguishes, net and model side; they are paired in one of the ways that fit.
+        ties: Sets of units that nothing distinguishes, or that one thing pairs otherwise than another; net and model
+            side; they are paired in one of the ways that fit.
         by_name: Units of the net that only a name distinguished.
         sizes: How strictly sizes were compared.
     """
 
     pairs: dict[int, int]
-    ties: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    ties: tuple[Tie, ...] = ()
     by_name: frozenset[int] = frozenset()
     sizes: Sizes = Sizes.STRICT
 
 
 def match_whole(
-    net: Wiring, model: Wiring, named: Pairs, hints: Sequence[Pairs] = (), *, same_ends: bool = False
+    net: Wiring,
+    model: Wiring,
+    named: Pairs,
+    hints: Sequence[Pairs] = (),
+    marks: Callable[[], Marks] = Marks,
+    *,
+    same_ends: bool = False,
+    same_order: bool = False,
 ) -> Matching | None:
     """The counterparts of all units where the two wirings are equal as a whole, else ``None``.
 
-    ``named`` are pairs that stand; ``hints`` decide between units that the structure does not distinguish, the first
-    that decides wins. The wirings may end differently (losses, heads that are added up): junctions that feed no unit
-    are left out where they differ, but for ``same_ends``. Sizes are compared strictly, then with axes flattened, at
-    last only as far as both sides have them equally often: the wirings agree then, and which sizes differ is for the
-    caller to check.
+    The order in which branches are concatenated may differ, but for ``same_order``. Between units that the rest of
+    the wiring does not distinguish the first of these decides that can: ``marks``, as far as the units of net and
+    model have the same ones; the order in concatenations, where all of it agrees and nothing speaks against it;
+    ``hints``, names say, the first that decides. ``named`` are pairs that stand.
+
+    The wirings may end differently (losses, heads that are added up): junctions that feed no unit are left out where
+    they differ, but for ``same_ends``. Sizes are compared strictly, then with axes flattened, at last only as far as
+    both sides have them equally often: the wirings agree then, and which sizes differ is for the caller to check.
     """
     trimmed = [] if same_ends else [(without_tails(net), without_tails(model))]
     for sizes in Sizes:
         for one, other in ((net, model), *trimmed):
-            found = _Isomorphism(one, other, sizes, named).pairs(hints)
+            found = _Isomorphism(one, other, sizes, named, ordered=same_order).matching(hints, marks)
             if found is not None:
                 return found
     return None
@@ -143,8 +158,6 @@ def explain(net: Wiring, model: Wiring) -> Iterator[str]:
     shared = _shared(net), _shared(model)
     if shared != ("nothing", "nothing") and match_whole(untied(net), untied(model), {}) is not None:
         yield f"the wirings are equal but for what is shared: {shared[0]} in the net, {shared[1]} in the model"
-    elif match_whole(_unordered(net), _unordered(model), {}) is not None:
-        yield "the wirings are equal but for the order in which branches are concatenated"
 
 
 def _shared(wiring: Wiring) -> str:
@@ -153,12 +166,6 @@ def _shared(wiring: Wiring) -> str:
     units = [" with ".join(map(repr, unit.parts)) for number, unit in enumerate(wiring.units) if uses[number] > 1]
     more = f" and {len(units) - 3} more" if len(units) > 3 else ""
     return ", ".join(units[:3]) + more if units else "nothing"
-
-
-def _unordered(wiring: Wiring) -> Wiring:
-    """The wiring with concatenations whose order counts for nothing."""
-    nodes = (Node(Op.JOINT, node.inputs) if node.op is Op.CONCAT else node for node in wiring.nodes)
-    return Wiring(wiring.units, tuple(nodes))
 
 
 def untied(wiring: Wiring) -> Wiring:
@@ -197,9 +204,9 @@ def without_tails(wiring: Wiring) -> Wiring:
 class _Isomorphism:
     """Two wirings, coloured together, and pairs of units that are taken as equal on the way."""
 
-    def __init__(self, net: Wiring, model: Wiring, sizes: Sizes, named: Pairs) -> None:
+    def __init__(self, net: Wiring, model: Wiring, sizes: Sizes, named: Pairs, *, ordered: bool) -> None:
         self.sizes = sizes
-        self.graphs = (Graph(net), Graph(model))
+        self.graphs = (Graph(net, ordered=ordered), Graph(model, ordered=ordered))
         self.palette = Palette()
         self.picks = 0
         labels = signatures(net.units, model.units, sizes)
@@ -212,16 +219,21 @@ class _Isomorphism:
             ]
         )
 
-    def pairs(self, hints: Sequence[Pairs]) -> Matching | None:
-        """The matching, with ties decided by hints and then arbitrarily; ``None`` if the wirings differ."""
+    def matching(self, hints: Sequence[Pairs], marks: Callable[[], Marks]) -> Matching | None:
+        """The matching, with ties that stay decided arbitrarily; ``None`` if the wirings differ."""
         if self.colours is None:
             return None
+        disputed = any(self._ties()) and self._by_marks_and_order(hints, marks())
         tied = {one for ones, _ in self._ties() for one in ones}
+        ties = tuple(self._ties())
         for hint in hints:
             for one in sorted(tied & hint.keys()):
                 self._pick(one, hint[one])
-        ties = tuple(self._ties())
+        if not disputed:
+            ties = tuple(self._ties())
         by_name = frozenset(tied.difference(*(ones for ones, _ in ties)))
+        if disputed:
+            self._take_order()
         while (tie := next(self._ties(), None)) is not None:
             if not any(self._pick(tie[0][0], other) for other in tie[1]):
                 return None
@@ -230,7 +242,62 @@ class _Isomorphism:
         pairs = {number: where[colour] for number, colour in enumerate(mine) if self.graphs[0].uses[number]}
         return Matching(pairs, ties, by_name, self.sizes)
 
-    def _ties(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def _by_marks_and_order(self, hints: Sequence[Pairs], marks: Marks) -> bool:
+        """Distinguish by marks and by the order in concatenations; whether that order is disputed."""
+        for kind in marks.kinds:
+            self._mark(kind)
+        before = self.graphs, self.colours
+        open_units = {one: others for ones, others in self._ties() for one in ones}
+        if not open_units or not self._take_order():
+            return False
+        mine, theirs = self._unit_colours()
+        for one, others in open_units.items():
+            here = {other for other in others if theirs[other] == mine[one]}
+            hinted = {hint[one] for hint in hints if one in hint}.intersection(others)
+            seen = self._marked_alike(one, others, marks)
+            if (hinted and not hinted & here) or (not hinted and seen and not seen & here):
+                self.graphs, self.colours = before
+                return True
+        return False
+
+    def _marked_alike(self, one: int, others: Sequence[int], marks: Marks) -> set[int]:
+        """Units with just the marks of a unit of the net, where those of all did not agree; none if no mark differs."""
+        net, model = (graph.wiring.units for graph in self.graphs)
+        found: set[int] = set()
+        for mine, theirs in (*marks.kinds, marks.inputs):
+            mark, seen = marks.of(net[one], mine), {other: marks.of(model[other], theirs) for other in others}
+            alike = {other for other in others if seen[other] == mark is not None}
+            if len(alike) < len(others):
+                found |= alike
+        return found
+
+    def _mark(self, kind: tuple[Side, Side]) -> None:
+        """Distinguish units by what is to be seen there, in each tie whose two sides show the same."""
+        labels = [list(side) for side in self.colours or ()]
+        for tie in self._ties():
+            seen = [
+                [Marks.of(graph.wiring.units[number], side) for number in numbers]
+                for graph, side, numbers in zip(self.graphs, kind, tie, strict=True)
+            ]
+            if len(set(seen[0])) > 1 and Counter(seen[0]) == Counter(seen[1]):
+                for graph, side, numbers, marks in zip(self.graphs, labels, tie, seen, strict=True):
+                    for number, mark in zip(numbers, marks, strict=True):
+                        for use in graph.uses[number]:
+                            side[use] = self.palette(("seen", side[use], mark))
+        self.colours = self._refined(labels) or self.colours
+
+    def _take_order(self) -> bool:
+        """Let the order in concatenations count; ``False``, and nothing changed, where it differs."""
+        before = self.graphs
+        self.graphs = (Graph(before[0].wiring), Graph(before[1].wiring))
+        refined = self._refined(self.colours or ())
+        if refined is None:
+            self.graphs = before
+            return False
+        self.colours = refined
+        return True
+
+    def _ties(self) -> Iterator[Tie]:
         """Sets of units, more than one on each side, that have one colour."""
         sides: list[dict[int, list[int]]] = [{}, {}]
         for side, graph, colours in zip(sides, self.graphs, self._unit_colours(), strict=True):
@@ -289,16 +356,19 @@ class Palette:
 
 
 class Graph:
-    """A wiring with its edges in both directions, as refinement follows them."""
+    """A wiring with its edges in both directions, as refinement follows them.
 
-    def __init__(self, wiring: Wiring) -> None:
+    Without ``ordered`` the order in concatenations counts for nothing.
+    """
+
+    def __init__(self, wiring: Wiring, *, ordered: bool = True) -> None:
         self.wiring = wiring
-        self.ordered = [node.op.ordered for node in wiring.nodes]
+        self.ordered = [node.op.ordered and (ordered or node.op is not Op.CONCAT) for node in wiring.nodes]
         self.inputs = [node.inputs for node in wiring.nodes]
         self.consumers: list[list[tuple[int, int]]] = [[] for _ in wiring.nodes]  # (position, consumer)
         for number, node in enumerate(wiring.nodes):
             for position, source in enumerate(node.inputs):
-                self.consumers[source].append((position if node.op.ordered else 0, number))
+                self.consumers[source].append((position if self.ordered[number] else 0, number))
         self.uses: list[list[int]] = [[] for _ in wiring.units]
         for number, node in enumerate(wiring.nodes):
             if node.unit is not None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
+from caffe2torch.binding.branches import Marks, branch_marks, joined_otherwise
 from caffe2torch.binding.candidates import bits, candidates
-from caffe2torch.binding.graph import Unit, UnitKind, Wiring, without_units
-from caffe2torch.binding.isomorphism import explain, match_whole, without_tails
+from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
+from caffe2torch.binding.isomorphism import Matching, explain, match_whole, without_tails
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
+from caffe2torch.binding.net_computation import net_computation
 from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.sharing import shared_otherwise
 from caffe2torch.binding.surroundings import match_parts
 from caffe2torch.binding.tensor_matching import Clash, Counterpart, Findings, match_tensors
 from caffe2torch.recipe import NetRecipe
+from caffe2torch.wording import listed
 
 __all__ = ["find_counterparts"]
 
@@ -42,14 +46,26 @@ def find_counterparts(
         reshaped: Blobs (indices) that may have another shape in the model.
     """
     findings, rest = Findings(), list(model.units)
+
+    @cache
+    def marks() -> Marks:
+        seen = None if model.wiring is None else model.wiring.computation
+        return Marks() if seen is None else branch_marks(net_computation(net.recipe), seen)
+
     absent = _absent(net, model, named) - frozenset(skipped)
     if model.wiring is not None:
         if model.ended:
-            findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named)
+            findings = _parts(net.recipe, net.without(absent.union(skipped)), model.wiring, named, marks)
         else:
-            findings = _by_wiring(net, model.wiring, named, absent, skipped, frozenset(reshaped))
+            findings = _by_wiring(net, model.wiring, named, absent, skipped, frozenset(reshaped), marks)
             if not findings.agree:
                 findings.clashes = _clashes(net, model.wiring, absent, skipped, reshaped)
+        findings.reordered = joined_otherwise(
+            net.wiring, model.wiring, {one.layer: one.module.name for one in findings.found}
+        )
+        if findings.reordered:
+            layers = ", ".join(map(repr, listed(findings.reordered, 6)))
+            findings.warnings.append(f"the model concatenates the inputs of {layers} in another order than the net")
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
         if model.ended:
@@ -124,6 +140,7 @@ def _by_wiring(
     absent: frozenset[int],
     skipped: Collection[int],
     reshaped: frozenset[int],
+    marks: Callable[[], Marks],
 ) -> Findings:
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
@@ -136,23 +153,23 @@ def _by_wiring(
         nets.append(net.without(absent.union(skipped)))
     certain: dict[str, str] = {}
     if reshaped:
-        stated = _whole_but_extra(nets[-1], model, named, reshaped)
+        stated = _whole_but_extra(nets[-1], model, named, reshaped, marks)
         if stated is not None and not stated.conflicting:
             return stated
         certain = {} if stated is None else {one.layer: one.module.name for one in stated.found}
     for one in nets:
-        findings = _whole(one, model, named, certain)
+        findings = _whole(one, model, named, marks, certain)
         if findings is not None:
             return findings
     for one in nets:
-        findings = _whole(_without_other_kinds(one, model), _without_other_kinds(model, one), named)
+        findings = _whole(_without_other_kinds(one, model), _without_other_kinds(model, one), named, marks)
         if findings is not None:
             findings.agree = False
             return findings
     return (
-        _whole_but_extra(nets[-1], model, named, reshaped)
-        or _whole_but_extra(without_tails(nets[-1]), without_tails(model), named, reshaped)
-        or _parts(net.recipe, nets[-1], model, named)
+        _whole_but_extra(nets[-1], model, named, reshaped, marks)
+        or _whole_but_extra(without_tails(nets[-1]), without_tails(model), named, reshaped, marks)
+        or _parts(net.recipe, nets[-1], model, named, marks)
     )
 
 
@@ -163,16 +180,20 @@ def _without_other_kinds(wiring: Wiring, other: Wiring) -> Wiring:
 
 
 def _whole(
-    net: Wiring, model: Wiring, named: Mapping[str, str], certain: Mapping[str, str] | None = None
+    net: Wiring,
+    model: Wiring,
+    named: Mapping[str, str],
+    marks: Callable[[], Marks],
+    certain: Mapping[str, str] | None = None,
 ) -> Findings | None:
     """Counterparts by structure where the wirings are equal as wholes; ``certain`` are layers whose place stands."""
     known = _named_pairs(net, model, named)
     equal, alike = name_hints(net.units, model.units)
     findings = Findings(agree=True)
     pairs = {**_named_pairs(net, model, certain or {}), **known}
-    matching = match_whole(net, model, pairs, (equal, alike))
+    matching = match_whole(net, model, pairs, (equal, alike), marks)
     if matching is None and known:
-        matching = match_whole(net, model, {}, (known, equal, alike))
+        matching = match_whole(net, model, {}, (known, equal, alike), marks)
         if matching is not None:
             taken = set(known.values())
             rest = {one: other for one, other in matching.pairs.items() if one not in known and other not in taken}
@@ -181,10 +202,7 @@ def _whole(
             findings.warnings.append("names contradicts the wiring of net and model; names was followed")
     if matching is None:
         return None
-    rivals: dict[int, tuple[int, ...]] = {}
-    for ones, others in matching.ties:
-        findings.ties.append((tuple(net.units[one] for one in ones), tuple(model.units[other] for other in others)))
-        rivals.update(dict.fromkeys(ones, others))
+    rivals = _note_ties(findings, net, model, matching.ties)
     for one, other in matching.pairs.items():
         if one in known:
             evidence = Evidence.NAMED
@@ -194,10 +212,21 @@ def _whole(
             evidence = Evidence.SPELLING
         else:
             evidence = Evidence.REMAINDER if one in matching.by_name else Evidence.STRUCTURE
-        fitting = tuple(model.units[rival] for rival in rivals.get(one, ()) if rival != other)
-        findings.found.append(_counterpart(net.units[one], model.units[other], evidence, fitting))
+        findings.found.append(_counterpart(net.units[one], model.units[other], evidence, rivals.get(one, ())))
     findings.warnings += _misplaced(net, model, matching.pairs, equal, known)
     return findings
+
+
+def _note_ties(
+    findings: Findings, net: Wiring, model: Wiring, ties: Iterable[tuple[Sequence[int], Sequence[int]]]
+) -> dict[int, tuple[Unit, ...]]:
+    """Add what nothing decided to the findings; returns what each unit could be."""
+    could_be: dict[int, tuple[Unit, ...]] = {}
+    for ones, others in ties:
+        modules = tuple(model.units[other] for other in others)
+        findings.ties.append((tuple(net.units[one] for one in ones), modules))
+        could_be.update(dict.fromkeys(ones, modules))
+    return could_be
 
 
 def _misplaced(
@@ -212,30 +241,57 @@ def _misplaced(
             )
 
 
-def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int]) -> Findings | None:
+def _whole_but_extra(
+    net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int], marks: Callable[[], Marks]
+) -> Findings | None:
     """Counterparts by structure where the model has more units; names decide where several could be left out."""
-    known = _named_pairs(net, model, named)
+    concats = [any(node.op is Op.CONCAT for node in wiring.nodes) for wiring in (net, model)]
+    orders = (True, False) if all(concats) else (True,)
+    return next(filter(None, (_but_extra(net, model, named, reshaped, marks, ordered=one) for one in orders)), None)
+
+
+def _but_extra(
+    net: Wiring,
+    model: Wiring,
+    named: Mapping[str, str],
+    reshaped: frozenset[int],
+    marks: Callable[[], Marks],
+    *,
+    ordered: bool,
+) -> Findings | None:
+    stated = _named_pairs(net, model, named)
+    known = dict(stated)
     other_sizes = {number for number, unit in enumerate(net.units) if not reshaped.isdisjoint(_blobs(unit))}
     evidence = dict.fromkeys(known, Evidence.NAMED)
-    found = candidates(net, model, known, other_sizes)
+    found = candidates(net, model, known, other_sizes, ordered=ordered)
     both = name_hints(net.units, model.units)
     for hints, kind in zip(both, (Evidence.EQUAL_NAMES, Evidence.SPELLING), strict=True):
         more = {one: hints[one] for one, others in found.items() if len(others) > 1 and hints.get(one) in others}
         if more:
             evidence.update(dict.fromkeys(more, kind))
             known.update(more)
-            found = candidates(net, model, known, other_sizes)
+            found = candidates(net, model, known, other_sizes, ordered=ordered)
     if not all(found.values()):
         return None
-    found = _possible(net, model, known, other_sizes, found)
+    found = _possible(net, model, known, other_sizes, found, ordered=ordered)
     pairs = {one: others[0] for one, others in found.items() if len(others) == 1}
-    if not all(found.values()) or not _agree_elsewhere(net, model, pairs):
+    if not all(found.values()):
+        return None
+    sure = stated.keys() | other_sizes
+    if len(pairs) < len(found):  # what is left out then may be what distinguishes some of these
+        free = candidates(net, model, known, other_sizes, ordered=False) if ordered else found
+        free = _possible(net, model, known, other_sizes, free, ordered=False)
+        sure |= {one for one, others in free.items() if len(others) == 1}
+    fixed = {one: other for one, other in pairs.items() if one in sure}
+    rest = _rest(net, model, pairs, fixed, both, marks)
+    if rest is None or (rest.pairs != pairs and _rest(net, model, pairs, pairs) is None):
         return None
     findings = Findings()
-    findings.warnings += _misplaced(net, model, pairs, both[0], evidence)
-    for one, other in pairs.items():
-        by = evidence.get(one, Evidence.STRUCTURE)
-        findings.found.append(_counterpart(net.units[one], model.units[other], by))
+    findings.warnings += _misplaced(net, model, rest.pairs, both[0], evidence)
+    rivals = _note_ties(findings, net, model, rest.ties)
+    for one, other in rest.pairs.items():
+        by = evidence.get(one, Evidence.STRUCTURE) if other == pairs[one] else Evidence.STRUCTURE
+        findings.found.append(_counterpart(net.units[one], model.units[other], by, rivals.get(one, ())))
     findings.conflicting = {
         net.units[one].name: tuple(model.units[other].name for other in others)
         for one, others in found.items()
@@ -245,7 +301,13 @@ def _whole_but_extra(net: Wiring, model: Wiring, named: Mapping[str, str], resha
 
 
 def _possible(
-    net: Wiring, model: Wiring, known: Mapping[int, int], reshaped: Collection[int], found: Mapping[int, list[int]]
+    net: Wiring,
+    model: Wiring,
+    known: Mapping[int, int],
+    reshaped: Collection[int],
+    found: Mapping[int, list[int]],
+    *,
+    ordered: bool,
 ) -> dict[int, list[int]]:
     """The candidates that are still possible when taken as known; as they are, where there are very many.
 
@@ -260,7 +322,7 @@ def _possible(
             kept[one] = [
                 other
                 for other in others
-                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
             ]
         if all(kept.values()):
             break
@@ -274,23 +336,26 @@ def _holds(
     reshaped: Collection[int],
     tries: Iterator[int],
     same_ends: bool,
+    ordered: bool,
 ) -> bool:
     """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
-    trial = candidates(net, model, known, reshaped)
+    trial = candidates(net, model, known, reshaped, ordered=ordered)
     if not all(trial.values()):
         return False
     undecided = [one for one, others in trial.items() if len(others) > 1]
     if not undecided:
         pairs = {one: others[0] for one, others in trial.items()}
-        return _agree_elsewhere(net, model, pairs, same_ends=same_ends)
+        return _rest(net, model, pairs, pairs, same_ends=same_ends, same_order=ordered) is not None
     one = min(undecided, key=lambda one: len(trial[one]))
     return any(
-        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends)
+        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
         for other in trial[one]
     )
 
 
-def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str]) -> Findings:
+def _parts(
+    recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str], marks: Callable[[], Marks]
+) -> Findings:
     """Counterparts by names, and near these by structure."""
     findings = Findings()
     known = _named_pairs(net, model, named)
@@ -302,13 +367,20 @@ def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, st
             if free and not match_tensors(recipe, _blobs(net.units[one]), model.units[other])[1]:
                 known[one] = other
                 evidence[one] = kind
-    parts = match_parts(net, model, known)
+    parts = match_parts(net, model, known, ordered=False)
+    paired = {net.units[one].name: model.units[other].name for one, other in parts.pairs.items()}
+    if not joined_otherwise(net, model, paired):
+        parts = match_parts(net, model, parts.pairs)
     conflicting = parts.conflicting
     pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
-    certain = _agree_elsewhere(net, model, pairs)
-    if not certain:
+    rest = _rest(net, model, pairs, {one: pairs[one] for one in pairs.keys() & evidence.keys()}, both, marks)
+    certain, rivals = rest is not None, dict[int, tuple[Unit, ...]]()
+    if rest is not None:
+        pairs, rivals = rest.pairs, _note_ties(findings, net, model, rest.ties)
+    else:
         elsewhere = list(_in_another_order(net, model, pairs, evidence))
-        certain = _agree_elsewhere(net, model, {one: pairs[one] for one in pairs.keys() - elsewhere})
+        kept = {one: pairs[one] for one in pairs.keys() - elsewhere}
+        certain = _rest(net, model, kept, kept) is not None
         for one in elsewhere:
             layer, module = net.units[one].name, model.units[pairs[one]].name
             if one in evidence:
@@ -324,7 +396,7 @@ def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, st
         )
     for one, other in pairs.items():
         by = evidence.get(one, Evidence.STRUCTURE if certain else Evidence.NEARBY)
-        findings.found.append(_counterpart(net.units[one], model.units[other], by))
+        findings.found.append(_counterpart(net.units[one], model.units[other], by, rivals.get(one, ())))
     findings.conflicting = {
         net.units[one].name: tuple(model.units[other].name for other in sorted(others))
         for one, others in conflicting.items()
@@ -367,14 +439,35 @@ def _before(wiring: Wiring, number: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
-def _agree_elsewhere(net: Wiring, model: Wiring, pairs: Mapping[int, int], *, same_ends: bool = False) -> bool:
-    """Whether the wirings are equal, with these pairs, once units without a counterpart are left out."""
-    kept = sorted(pairs)
-    places = {other: place for place, other in enumerate(sorted(set(pairs.values())))}
-    rest = without_units(net, set(range(len(net.units))) - set(kept))
-    others = without_units(model, set(range(len(model.units))) - places.keys())
-    expected = {place: places[pairs[one]] for place, one in enumerate(kept)}
-    return match_whole(rest, others, expected, same_ends=same_ends) is not None
+def _rest(
+    net: Wiring,
+    model: Wiring,
+    pairs: Mapping[int, int],
+    fixed: Mapping[int, int],
+    hints: Sequence[Mapping[int, int]] = (),
+    marks: Callable[[], Marks] = Marks,
+    *,
+    same_ends: bool = False,
+    same_order: bool = False,
+) -> Matching | None:
+    """The matching once units that are in no pair are left out, with those ``fixed``; ``None`` if there is none."""
+    ones, others = sorted(pairs), sorted(set(pairs.values()))
+    mine, theirs = ({unit: place for place, unit in enumerate(units)} for units in (ones, others))
+    found = match_whole(
+        without_units(net, set(range(len(net.units))) - mine.keys()),
+        without_units(model, set(range(len(model.units))) - theirs.keys()),
+        {mine[one]: theirs[other] for one, other in fixed.items()},
+        [{mine[a]: theirs[b] for a, b in hint.items() if a in mine and b in theirs} for hint in hints],
+        marks,
+        same_ends=same_ends,
+        same_order=same_order,
+    )
+    return found and replace(
+        found,
+        pairs={ones[one]: others[other] for one, other in found.pairs.items()},
+        ties=tuple((tuple(ones[a] for a in tie[0]), tuple(others[b] for b in tie[1])) for tie in found.ties),
+        by_name=frozenset(ones[one] for one in found.by_name),
+    )
 
 
 def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[int, int]:
@@ -388,7 +481,8 @@ def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[i
     return pairs
 
 
-def _counterpart(unit: Unit, module: Unit, evidence: Evidence, rivals: tuple[Unit, ...] = ()) -> Counterpart:
+def _counterpart(unit: Unit, module: Unit, evidence: Evidence, could_be: Sequence[Unit] = ()) -> Counterpart:
+    rivals = tuple(other for other in could_be if other is not module)
     return Counterpart(unit.name, _blobs(unit), module, evidence, rivals, unit.groups)
 
 

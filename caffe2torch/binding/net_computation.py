@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from caffe2torch.binding.computation import (
@@ -33,18 +34,30 @@ def net_computation(recipe: NetRecipe) -> Computation:
     builder = WiringBuilder()
     found = Computation((), ())
     chains: dict[str, Chain] = {}
+    origins: dict[str, str] = {}  # the input that alone a blob is made from
+    channels: dict[str, int] = {}  # the first channel of what a Slice gives
     unread: dict[str, tuple[int, Shape | None]] = {}  # blobs that no layer has taken yet
     shapes: dict[str, Shape | None] = {}
     count = 1
     for layer, sources, node in place_layers(recipe, builder):
         bottoms = tuple(shapes.get(name) for name in layer.bottoms)
-        given = [(s, chains.get(b, ()), shape) for s, b, shape in zip(sources, layer.bottoms, bottoms, strict=True)]
+        given = [
+            Edge(
+                source,
+                None,
+                chains.get(name, ()),
+                shape,
+                origins.get(name, name) if source == INPUT else "",
+                channels.get(name, 0),
+            )
+            for source, name, shape in zip(sources, layer.bottoms, bottoms, strict=True)
+        ]
         for name in layer.bottoms:
             unread.pop(name, None)
         several = layer.type in ("Concat", "Eltwise")
-        chain: Chain = merged([chain for _, chain, _ in (given if several else given[:1])])
+        chain: Chain = merged([one.chain for one in (given if several else given[:1])])
         if _ends(layer):
-            found.edges += [Edge(source, None, chain, shape) for source, chain, shape in given[:1]]
+            found.edges += given[:1]
             found.judged.setdefault(sources[0], set()).add(layer.type)
         else:
             operation = _read(layer, bottoms, recipe) if layer.bottoms else None
@@ -53,9 +66,10 @@ def net_computation(recipe: NetRecipe) -> Computation:
             if len(builder.nodes) > count:
                 taken, factors = builder.nodes[node].inputs, _factors(layer, len(given))
                 found.edges += [
-                    Edge(source, node, scaled(own, factor), shape)
-                    for (source, own, shape), factor in zip(given, factors, strict=True)
-                    if source in taken or builder.nodes[source].op is builder.nodes[node].op  # which became one with it
+                    replace(one, target=node, chain=scaled(one.chain, factor))
+                    for one, factor in zip(given, factors, strict=True)
+                    if one.source in taken
+                    or builder.nodes[one.source].op is builder.nodes[node].op  # which became one with it
                 ]
                 found.shapes[node] = layer.top_shapes[0] if layer.top_shapes else None
                 if operation is not None and (operation.kind in MAIN or (layer.blobs and layer.type not in _SCALES)):
@@ -66,10 +80,19 @@ def net_computation(recipe: NetRecipe) -> Computation:
             elif layer.type == "Eltwise":  # of one value with itself
                 chain = (*chain, UNKNOWN)
         count = len(builder.nodes)
+        from_one = len({one.given for one in given}) == 1
+        channel = 0
         for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
             chains[top], shapes[top], unread[top] = chain, shape, (node, shape)
+            origins[top] = top if not layer.bottoms else given[0].given if from_one else ""
+            if layer.type == "Slice" and shape is not None and len(shape) > 1:
+                channels[top], channel = channel, channel + (shape[1] or 0)
+            else:
+                channels.pop(top, None)
     found.edges += [Edge(node, None, chains[name], shape) for name, (node, shape) in unread.items() if node != INPUT]
     found.units, found.nodes = tuple(builder.units), tuple(builder.nodes)
+    read = dict.fromkeys(edge.given for edge in found.edges if edge.given)
+    found.input_names = tuple(dict.fromkeys(name for name in (*origins, *read) if name in read))
     return found
 
 

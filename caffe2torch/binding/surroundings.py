@@ -37,15 +37,16 @@ class PartialMatching:
     conflicting: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
-def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> PartialMatching:
+def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int], *, ordered: bool = True) -> PartialMatching:
     """Extend ``known`` by every pair that is unique in what surrounds it, strongest evidence first.
 
     A unit is paired by everything that its value comes from, up to the next pair that is known, or by everything that
     it goes to; then by what is within 12 steps, 11, ... down to 1. Never by its own sizes alone. Where the way from
     the input and the way from the output lead to different counterparts (a chain of equal blocks that is longer on
-    one side), neither is taken.
+    one side), neither is taken. Without ``ordered`` the order in concatenations counts for nothing.
     """
-    search = _Search(without_tails(net), without_tails(model), dict(known))
+    graphs = Graph(without_tails(net), ordered=ordered), Graph(without_tails(model), ordered=ordered)
+    search = _Search(graphs, dict(known))
     while search.extend():
         pass
     return PartialMatching(search.pairs, {one: frozenset(others) for one, others in search.conflicting.items()})
@@ -54,9 +55,9 @@ def match_parts(net: Wiring, model: Wiring, known: Mapping[int, int]) -> Partial
 class _Search:
     """The pairs so far, and the units that two claims compete for."""
 
-    def __init__(self, net: Wiring, model: Wiring, known: dict[int, int]) -> None:
-        self.graphs = (Graph(net), Graph(model))
-        self.signatures = signatures(net.units, model.units, Sizes.STRICT)
+    def __init__(self, graphs: tuple[Graph, Graph], known: dict[int, int]) -> None:
+        self.graphs = graphs
+        self.signatures = signatures(graphs[0].wiring.units, graphs[1].wiring.units, Sizes.STRICT)
         self.pairs = known
         self.conflicting: dict[int, set[int]] = {}
 

@@ -58,6 +58,7 @@ class Findings:
         absent: Blobs (indices) of frozen layers that no module could be.
         clashes: What only one side shares.
         elsewhere: Units of the net whose likeliest module stands elsewhere in the model.
+        reordered: Units of the net whose inputs the model concatenates in another order.
     """
 
     found: list[Counterpart] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Findings:
     absent: frozenset[int] = frozenset()
     clashes: list[Clash] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
+    reordered: Collection[str] = ()
 
 
 _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})
@@ -261,7 +263,8 @@ def assign(
             misfits.append(Misfit(first.blob, first.tensor, reason))
         result.misfits += [(misfit, one) for misfit in misfits]
         for match in matches:
-            _take(recipe, result, match, one)
+            moved = one.layer in findings.reordered and _by_input(recipe.blobs[match.blob].role, one.module)
+            _take(recipe, result, _reordered(match) if moved else match, one)
     owner: dict[object, int] = {}
     for number, assigned in sorted(result.blobs.items()):
         if assigned.tensor is not None and (first_one := owner.setdefault(assigned.tensor.key, number)) != number:
@@ -271,6 +274,18 @@ def assign(
             layers = (recipe.blobs[first_one].layer, recipe.blobs[number].layer)
             result.clashes.append(Clash(text, layers, advice=advice))
     return result
+
+
+def _by_input(role: str, module: Unit) -> bool:
+    """Whether a tensor has numbers for each of its layer's inputs."""
+    return role in ("weight", "input_weight") or module.kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE)
+
+
+def _reordered(match: Match) -> Match:
+    if match.tensor is None or match.storage is not Storage.USUAL:
+        return match
+    remark = "the model concatenates its inputs in another order: loading weights needs a decision"
+    return replace(match, storage=Storage.UNDECIDED, remark="; ".join(filter(None, (match.remark, remark))))
 
 
 def _take(recipe: NetRecipe, result: Assignment, match: Match, one: Counterpart) -> None:

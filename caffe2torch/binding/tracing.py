@@ -11,9 +11,10 @@ layers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as all of torch's own documents write it
@@ -72,8 +73,15 @@ _Source = int | frozenset[str]
 _View = tuple[int, tuple[int, ...], tuple[int, ...]]
 """Where in its memory a view is: offset, sizes, strides."""
 
-_Given = tuple[int, Chain, tuple[int, ...]]
-"""A value that goes into something: the node that it comes from, what was computed since, its shape."""
+
+class _Given(NamedTuple):
+    """A value that goes into something, as an ``Edge`` has it."""
+
+    source: int
+    chain: Chain
+    shape: tuple[int, ...]
+    given: str
+    channel: int
 
 
 def trace(
@@ -85,9 +93,12 @@ def trace(
     stands for the rest, so that it is not taken for an output.
     """
     tracer = _Tracer(model, units)
-    for tensor in (*inputs, *(named or {}).values()):
+    every = (*inputs, *(named or {}).values())
+    tracer.computation.inputs = tuple(tuple(tensor.shape) for tensor in every)
+    tracer.computation.input_names = (*_argument_names(model, len(inputs)), *(named or {}))
+    for tensor, name in zip(every, tracer.computation.input_names, strict=True):
         tracer.know(tensor, INPUT)
-    tracer.computation.inputs = tuple(tuple(tensor.shape) for tensor in (*inputs, *(named or {}).values()))
+        tracer.given[_memory(tensor)] = name
     tracer.computation.training = model.training
     error = None
     try:
@@ -106,6 +117,16 @@ def trace(
     return replace(tracer.builder.build(), computation=tracer.end()), error
 
 
+def _argument_names(model: nn.Module, count: int) -> list[str]:
+    """What ``forward`` calls its first arguments; of ``*arguments`` their numbers."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        parameters = {}.values()
+    named = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return [*named[:count], *map(str, range(len(named), count))]
+
+
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """Follows sources from operation to operation while it is active."""
 
@@ -114,6 +135,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.builder = WiringBuilder()
         self.bare = BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
+        self.given: dict[int, str] = {}  # by memory, the input that alone the numbers are made from
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
         self.computation = Computation((), ())
@@ -167,7 +189,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if keys not in self.number:
                 found.units = (*found.units, self.running)
             number, entered = self.number.get(keys, len(found.units) - 1), self.inside[0]
-            found.nodes = (*found.nodes, Node(Op.UNIT, tuple(source for source, _, _ in entered), number))
+            found.nodes = (*found.nodes, Node(Op.UNIT, tuple(one.source for one in entered), number))
             self._enter(len(found.nodes) - 1, entered, [])
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -192,6 +214,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self.within[_memory(result)] = result, chain
         elif source is not None:
             self.know(result, source, chain)
+            if source == INPUT and _memory(x) in self.given:
+                self.given[_memory(result)] = self.given[_memory(x)]
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -269,8 +293,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         entered = [one for one in map(self._given, numbers) if one is not None]
         if len(entered) == 2 and (factor := _FACTORS.get(name, 1) * kwargs.get("alpha", 1)) != 1:
             place = name == "rsub"
-            source, own, shape = entered[1 - place]
-            entered[1 - place] = (source, scaled(own, factor) if factor else (*own, UNKNOWN), shape)
+            own = entered[1 - place].chain
+            entered[1 - place] = entered[1 - place]._replace(chain=scaled(own, factor) if factor else (*own, UNKNOWN))
         if not values:
             joined: _Source = parameters
             if not moves(func) or any(_memory(one) in self.altered for one in inputs):
@@ -285,8 +309,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
+        origins = {one.given for one in entered}
         for output in outputs:
             memory = _memory(output)
+            if joined == INPUT and len(origins) == 1:
+                self.given[memory] = next(iter(origins))
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
             elif func._schema.is_mutable or memory not in given:
@@ -296,7 +323,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _given(self, tensor: Tensor) -> _Given | None:
         source = self.source.get(_memory(tensor))
-        return (source, self._chain_at(tensor) or (), tuple(tensor.shape)) if isinstance(source, int) else None
+        if not isinstance(source, int):
+            return None
+        given = self.given.get(_memory(tensor), "") if source == INPUT else ""
+        return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), given, _first_channel(tensor))
 
     def _arrive(self, node: int, entered: list[_Given], computed: Chain, outputs: list[Tensor], *, new: bool) -> Chain:
         """Note what came to a node outside of modules; returns the chain of what it gives."""
@@ -314,8 +344,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _enter(self, node: int, entered: list[_Given], outputs: list[Tensor], before: Chain | None = None) -> None:
         """Add the edges into a node, by ``before`` where that is known better, and the shape of what it gives."""
-        for source, chain, shape in entered:
-            self.computation.edges.append(Edge(source, node, chain if before is None else before, shape))
+        for one in entered:
+            chain = one.chain if before is None else before
+            self.computation.edges.append(Edge(one.source, node, chain, one.shape, one.given, one.channel))
         self.computation.shapes[node] = tuple(outputs[0].shape) if outputs else None
 
     def _note_order(self, factor: Tensor) -> None:
@@ -351,7 +382,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
                 self._enter(joined, entered, [target])
                 self.know(target, joined)
             else:
-                self.know(target, joined, (*merged([chain for _, chain, _ in entered]), UNKNOWN))
+                self.know(target, joined, (*merged([one.chain for one in entered]), UNKNOWN))
         elif written is not None:
             chain = self._chain_at(inputs[1]) or ()
             self.know(target, written, chain if whole else (*chain, UNKNOWN))
@@ -375,13 +406,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
                 return  # part of a larger unit
             if keys not in self.number:
                 self.number[keys] = self.builder.unit(in_order(unit, self.transposed))
-            node = self.builder.use(self.number[keys], [source for source, _, _ in entered] or [INPUT])
+            node = self.builder.use(self.number[keys], [one.source for one in entered] or [INPUT])
             outputs = _tensors(result)
             before, own, chain = self._inside_of(module, entered, outputs)
             self.within.clear()
             if own is not None:
                 self.computation.own[node] = own
-            self._enter(node, [one for one in entered if one[0] in self.builder.nodes[node].inputs], outputs, before)
+            self._enter(
+                node, [one for one in entered if one.source in self.builder.nodes[node].inputs], outputs, before
+            )
             for tensor in outputs:
                 self.know(tensor, node, chain)
 
@@ -398,7 +431,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if isinstance(module, _BatchNorm) and "forward" in vars(module):  # it only passes on the shape
             return None, batch_norm_of(module), ()
         torchs = type(module).__module__.startswith("torch.nn.")
-        before = merged([chain for _, chain, _ in entered]) if entered else ()
+        before = merged([one.chain for one in entered]) if entered else ()
         left = self._chain_of(outputs[0]) if outputs else None
         same = left is not None and left[: len(before)] == before
         if left is not None and not same and before and before[-1].kind in ("padding", "pooling"):
@@ -479,6 +512,13 @@ def _memory(tensor: Tensor) -> int:
 def _whole(tensor: Tensor) -> bool:
     """Whether it has all that is in its memory."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+
+
+def _first_channel(tensor: Tensor) -> int:
+    """Where among the channels of what is in its memory a slice begins."""
+    if tensor.dim() < 2 or not all(tensor.stride()[:2]) or _whole(tensor):
+        return 0
+    return int(tensor.storage_offset() % tensor.stride(0) // tensor.stride(1))
 
 
 def _view(tensor: Tensor) -> _View:
