@@ -30,8 +30,8 @@ fuzz: $(VENV)/.installed-dev ## feed damaged files to every reader, 60 seconds i
 grid: $(VENV)/.installed-dev ## audit 2,268 right ports and 1,000 with planted mistakes, an hour or so (GRID_SEED)
 	GRID_SEED=$${GRID_SEED:-2026} GRID_CASES=1000 $(PY) -m pytest -n auto tests/verification/test_grid.py -rP
 
-ports: $(VENV)/.installed-dev ## bind 600 edited ports and compare with every way to lay net onto port, a minute
-	PORTS_CASES=600 $(PY) -m pytest tests/binding/test_port_family.py -s
+ports: $(VENV)/.installed-dev ## bind 1,200 edited ports and compare with every way to lay net onto port, a minute
+	PORTS_CASES=600 $(PY) -m pytest tests/binding/test_port_family.py tests/binding/test_branch_family.py -s
 
 memory: $(VENV)/.installed-dev ## read a megabyte of every kind of text in at most 60 times its size, four minutes
 	MEMORY_KINDS=all $(PY) -m pytest tests/prototxt/test_memory.py -s

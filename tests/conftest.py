@@ -33,6 +33,7 @@ settings.load_profile("caffe2torch")
 
 SLOW = (
     "binding/test_ambiguity.py::test_several_such_choices_are_one_error_whose_draft_leaves_them_open",
+    "binding/test_branch_family.py",
     "binding/test_by_role.py::test_rows_go_by_role_and_the_report_is_never_ok",
     "binding/test_forward_pass.py::test_a_forward_pass_that_fails_late_is_used_as_far_as_it_went_and_that_is_said",
     "binding/test_isomorphism.py",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-from caffe2torch.binding.computation import Computation, Operation
+from caffe2torch.binding.computation import Computation, Edge, Operation
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring
 from caffe2torch.binding.names import normalised
+from caffe2torch.binding.net_computation import net_computation
+from caffe2torch.recipe import NetRecipe
 
-__all__ = ["Marks", "Side", "branch_marks", "joined_otherwise"]
+__all__ = ["Marks", "MarksOf", "Side", "branch_marks", "joined_otherwise", "no_marks"]
 
 Side = Mapping[str, Hashable]
 """By the name of a layer or a module what is to be seen there."""
@@ -34,33 +38,72 @@ class Marks:
         return tuple(mark for part in unit.parts if (mark := side.get(part)) is not None) or None
 
 
-def branch_marks(net: Computation, model: Computation) -> Marks:
-    """What is to be seen on both sides: inputs and their slices, windows, poolings, activations, factors."""
-    pairs = _paired(net.input_names, model.input_names)
-    number = {name: place for place, name in enumerate(net.input_names)}
-    numbers = {name: place for place, name in enumerate(model.input_names)}
-    by_place = _inputs(net, number), _inputs(model, numbers)
-    by_name = _inputs(net, number), _inputs(model, {other: number[one] for one, other in pairs.items()})
-    several = min(len(net.input_names), len(model.input_names)) > 1
-    looks = (_window, _pooling, _activation, _factor)
-    settings = [(_slices(net), _slices(model)), *((_seen(net, look), _seen(model, look)) for look in looks)]
-    if not several:
-        return Marks(settings)
-    return Marks([by_name, *settings]) if pairs else Marks(settings, by_place)
+MarksOf = Callable[[Wiring, Wiring], Marks]
+"""The marks of the units of a net and of a model."""
+
+
+def no_marks(net: Wiring, model: Wiring) -> Marks:
+    """Where only the wirings count."""
+    del net, model
+    return Marks()
+
+
+def branch_marks(recipe: NetRecipe, model: Computation) -> MarksOf:
+    """What is to be seen on both sides: inputs and their slices, windows, poolings, activations, factors.
+
+    Of a wiring without some units what they let pass is seen at those that are left.
+    """
+
+    computed = cache(lambda: net_computation(recipe))
+
+    def marks(mine: Wiring, theirs: Wiring) -> Marks:
+        net = computed()
+        sides = _left(net, mine), _left(model, theirs)
+        pairs = _paired(net.input_names, model.input_names)
+        number = {name: place for place, name in enumerate(net.input_names)}
+        by_name = _inputs(sides[0], number), _inputs(sides[1], {other: number[one] for one, other in pairs.items()})
+        places = {name: place for place, name in enumerate(model.input_names)}
+        by_place = _inputs(sides[0], number), _inputs(sides[1], places)
+        several = min(len(net.input_names), len(model.input_names)) > 1
+        settings = [(_slices(sides[0]), _slices(sides[1]))]
+        for look in (_window, _pooling, _activation, _factor):
+            settings += zip(_seen(sides[0], look), _seen(sides[1], look), strict=True)
+        if not several:
+            return Marks(settings)
+        return Marks([by_name, *settings]) if pairs else Marks(settings, by_place)
+
+    return marks
+
+
+def _left(computation: Computation, wiring: Wiring) -> Computation:
+    """The computation between the units of a wiring, by way of the others."""
+    kept = {part for unit in wiring.units for part in unit.parts}
+    gone = {
+        number
+        for number, node in enumerate(computation.nodes)
+        if node.unit is not None and computation.units[node.unit].name not in kept
+    }
+    into: dict[int, list[Edge]] = {number: [] for number in gone}
+    left: list[Edge] = []
+    for edge in sorted(computation.edges, key=lambda edge: (edge.target is None, edge.target)):
+        ways = [edge]
+        if edge.source in gone:
+            ways = [replace(one, target=edge.target, chain=one.chain + edge.chain) for one in into[edge.source]]
+        (left if edge.target not in gone else into[edge.target]).extend(ways)
+    return replace(computation, edges=left)
 
 
 def _paired(net: Sequence[str], model: Sequence[str]) -> dict[str, str]:
     """Inputs of the net to inputs of the model, if names pair them all: ``data_rgb`` and ``rgb``."""
-    spelled = {name: normalised(name) for name in (*net, *model)}
-    pairs = {
-        (one, other)
-        for one in net
-        for other in model
-        if spelled[one] and spelled[other] and (spelled[one] in spelled[other] or spelled[other] in spelled[one])
-    }
-    exact = {(one, other) for one, other in pairs if spelled[one] == spelled[other]}
-    for found in (exact, pairs):
-        if len(found) == len(net) == len(model) == len(dict(found)) == len({other for _, other in found}):
+    exact, nearly = set(), set()
+    for one, other in itertools.product(net, model):
+        short, long = sorted((normalised(one), normalised(other)), key=len)
+        if short == long:
+            exact.add((one, other))
+        if short and (long.startswith(short) or long.endswith(short)):
+            nearly.add((one, other))
+    for found in (exact, nearly):
+        if len(found) == len(net) == len(dict(found)) == len({other for _, other in found}):
             return dict(found)
     return {}
 
@@ -78,23 +121,20 @@ def _slices(computation: Computation) -> Side:
     return _gathered(computation, ((edge.target, edge.channel) for edge in computation.edges))
 
 
-def _seen(computation: Computation, look: Callable[[Operation], Hashable]) -> Side:
-    """What ``look`` sees of the operations of a unit, of those right before it and of those after it."""
-    own = ((node, ("in", look(operation))) for node, operation in computation.own.items())
-    between = (
-        (node, (where, look(operation)))
-        for edge in computation.edges
-        for where, node in (("before", edge.target), ("after", edge.source))
-        for operation in edge.chain
-    )
-    return _gathered(computation, (one for one in (*own, *between) if one[1][1] is not None))
+def _seen(computation: Computation, look: Callable[[Operation], Hashable]) -> list[Side]:
+    """What ``look`` sees of the operations of a unit, of those right before it, and of those after it."""
+    own = ((node, look(operation)) for node, operation in computation.own.items())
+    edges = [(edge, tuple(filter(None, map(look, edge.chain)))) for edge in computation.edges]
+    before = ((edge.target, seen) for edge, seen in edges)
+    after = ((edge.source, seen) for edge, seen in edges)
+    return [_gathered(computation, marks) for marks in (own, before, after)]
 
 
 def _gathered(computation: Computation, marks: Iterable[tuple[int | None, Hashable]]) -> Side:
     found: dict[str, list[Hashable]] = {}
     for node, mark in marks:
         unit = None if node is None else computation.nodes[node].unit
-        if unit is not None:
+        if unit is not None and mark not in (None, ()):
             found.setdefault(computation.units[unit].name, []).append(mark)
     return {name: tuple(sorted(marks, key=repr)) for name, marks in found.items()}
 

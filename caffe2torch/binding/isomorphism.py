@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
-from caffe2torch.binding.branches import Marks, Side
+from caffe2torch.binding.branches import Marks, MarksOf, Side, no_marks
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, rebuild
 from caffe2torch.binding.layout import fit
 from caffe2torch.recipe import Shape
@@ -124,7 +124,7 @@ def match_whole(
     model: Wiring,
     named: Pairs,
     hints: Sequence[Pairs] = (),
-    marks: Callable[[], Marks] = Marks,
+    marks: MarksOf = no_marks,
     *,
     same_ends: bool = False,
     same_order: bool = False,
@@ -219,11 +219,13 @@ class _Isomorphism:
             ]
         )
 
-    def matching(self, hints: Sequence[Pairs], marks: Callable[[], Marks]) -> Matching | None:
+    def matching(self, hints: Sequence[Pairs], marks: MarksOf) -> Matching | None:
         """The matching, with ties that stay decided arbitrarily; ``None`` if the wirings differ."""
         if self.colours is None:
             return None
-        disputed = any(self._ties()) and self._by_marks_and_order(hints, marks())
+        disputed = any(self._ties()) and self._by_marks_and_order(
+            hints, marks(*(graph.wiring for graph in self.graphs))
+        )
         tied = {one for ones, _ in self._ties() for one in ones}
         ties = tuple(self._ties())
         for hint in hints:

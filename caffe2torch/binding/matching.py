@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 
-from caffe2torch.binding.branches import Marks, branch_marks, joined_otherwise
+from caffe2torch.binding.branches import MarksOf, branch_marks, joined_otherwise, no_marks
 from caffe2torch.binding.candidates import bits, candidates
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import Matching, explain, match_whole, without_tails
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
-from caffe2torch.binding.net_computation import net_computation
 from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.sharing import shared_otherwise
@@ -47,11 +45,8 @@ def find_counterparts(
     """
     findings, rest = Findings(), list(model.units)
 
-    @cache
-    def marks() -> Marks:
-        seen = None if model.wiring is None else model.wiring.computation
-        return Marks() if seen is None else branch_marks(net_computation(net.recipe), seen)
-
+    seen = None if model.wiring is None else model.wiring.computation
+    marks = no_marks if seen is None else branch_marks(net.recipe, seen)
     absent = _absent(net, model, named) - frozenset(skipped)
     if model.wiring is not None:
         if model.ended:
@@ -140,7 +135,7 @@ def _by_wiring(
     absent: frozenset[int],
     skipped: Collection[int],
     reshaped: frozenset[int],
-    marks: Callable[[], Marks],
+    marks: MarksOf,
 ) -> Findings:
     """Counterparts by structure, with names where the structure leaves a choice or differs.
 
@@ -183,7 +178,7 @@ def _whole(
     net: Wiring,
     model: Wiring,
     named: Mapping[str, str],
-    marks: Callable[[], Marks],
+    marks: MarksOf,
     certain: Mapping[str, str] | None = None,
 ) -> Findings | None:
     """Counterparts by structure where the wirings are equal as wholes; ``certain`` are layers whose place stands."""
@@ -242,7 +237,7 @@ def _misplaced(
 
 
 def _whole_but_extra(
-    net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int], marks: Callable[[], Marks]
+    net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int], marks: MarksOf
 ) -> Findings | None:
     """Counterparts by structure where the model has more units; names decide where several could be left out."""
     concats = [any(node.op is Op.CONCAT for node in wiring.nodes) for wiring in (net, model)]
@@ -255,7 +250,7 @@ def _but_extra(
     model: Wiring,
     named: Mapping[str, str],
     reshaped: frozenset[int],
-    marks: Callable[[], Marks],
+    marks: MarksOf,
     *,
     ordered: bool,
 ) -> Findings | None:
@@ -353,9 +348,7 @@ def _holds(
     )
 
 
-def _parts(
-    recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str], marks: Callable[[], Marks]
-) -> Findings:
+def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str], marks: MarksOf) -> Findings:
     """Counterparts by names, and near these by structure."""
     findings = Findings()
     known = _named_pairs(net, model, named)
@@ -445,7 +438,7 @@ def _rest(
     pairs: Mapping[int, int],
     fixed: Mapping[int, int],
     hints: Sequence[Mapping[int, int]] = (),
-    marks: Callable[[], Marks] = Marks,
+    marks: MarksOf = no_marks,
     *,
     same_ends: bool = False,
     same_order: bool = False,

@@ -35,7 +35,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
     found = Computation((), ())
     chains: dict[str, Chain] = {}
     origins: dict[str, str] = {}  # the input that alone a blob is made from
-    channels: dict[str, int] = {}  # the first channel of what a Slice gives
+    channels: dict[str, int] = {}  # the first channel that a blob is of what its node gives
     unread: dict[str, tuple[int, Shape | None]] = {}  # blobs that no layer has taken yet
     shapes: dict[str, Shape | None] = {}
     count = 1
@@ -54,7 +54,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
         ]
         for name in layer.bottoms:
             unread.pop(name, None)
-        several = layer.type in ("Concat", "Eltwise")
+        new, several = len(builder.nodes) > count, layer.type in ("Concat", "Eltwise")
         chain: Chain = merged([one.chain for one in (given if several else given[:1])])
         if _ends(layer):
             found.edges += given[:1]
@@ -63,7 +63,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
             operation = _read(layer, bottoms, recipe) if layer.bottoms else None
             if operation is not None and not (layer.blobs and layer.type in _SCALES):
                 found.named.append(operation)
-            if len(builder.nodes) > count:
+            if new:
                 taken, factors = builder.nodes[node].inputs, _factors(layer, len(given))
                 found.edges += [
                     replace(one, target=node, chain=scaled(one.chain, factor))
@@ -80,15 +80,13 @@ def net_computation(recipe: NetRecipe) -> Computation:
             elif layer.type == "Eltwise":  # of one value with itself
                 chain = (*chain, UNKNOWN)
         count = len(builder.nodes)
-        from_one = len({one.given for one in given}) == 1
-        channel = 0
+        parts = {(one.given, one.channel) for one in given}
+        given_by, channel = parts.pop() if len(parts) == 1 and not new else ("", 0)
         for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
             chains[top], shapes[top], unread[top] = chain, shape, (node, shape)
-            origins[top] = top if not layer.bottoms else given[0].given if from_one else ""
+            origins[top], channels[top] = given_by if layer.bottoms else top, channel
             if layer.type == "Slice" and shape is not None and len(shape) > 1:
-                channels[top], channel = channel, channel + (shape[1] or 0)
-            else:
-                channels.pop(top, None)
+                channel += shape[1] or 0
     found.edges += [Edge(node, None, chains[name], shape) for name, (node, shape) in unread.items() if node != INPUT]
     found.units, found.nodes = tuple(builder.units), tuple(builder.nodes)
     read = dict.fromkeys(edge.given for edge in found.edges if edge.given)

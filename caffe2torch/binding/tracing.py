@@ -98,7 +98,7 @@ def trace(
     tracer.computation.input_names = (*_argument_names(model, len(inputs)), *(named or {}))
     for tensor, name in zip(every, tracer.computation.input_names, strict=True):
         tracer.know(tensor, INPUT)
-        tracer.given[_memory(tensor)] = name
+        tracer.part[_memory(tensor)] = name, 0
     tracer.computation.training = model.training
     error = None
     try:
@@ -135,7 +135,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.builder = WiringBuilder()
         self.bare = BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
-        self.given: dict[int, str] = {}  # by memory, the input that alone the numbers are made from
+        self.part: dict[int, tuple[str, int]] = {}  # by memory, of which input and from which channel of a node it is
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
         self.computation = Computation((), ())
@@ -214,8 +214,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self.within[_memory(result)] = result, chain
         elif source is not None:
             self.know(result, source, chain)
-            if source == INPUT and _memory(x) in self.given:
-                self.given[_memory(result)] = self.given[_memory(x)]
+            self.part[_memory(result)] = self._part(x)
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -309,11 +308,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
-        origins = {one.given for one in entered}
+        parts = {(one.given, one.channel) for one in entered}
         for output in outputs:
             memory = _memory(output)
-            if joined == INPUT and len(origins) == 1:
-                self.given[memory] = next(iter(origins))
+            if memory not in given:
+                new = isinstance(joined, int) and len(self.builder.nodes) > count
+                self.part[memory] = next(iter(parts)) if len(parts) == 1 and not new else ("", 0)
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
             elif func._schema.is_mutable or memory not in given:
@@ -325,8 +325,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         source = self.source.get(_memory(tensor))
         if not isinstance(source, int):
             return None
-        given = self.given.get(_memory(tensor), "") if source == INPUT else ""
-        return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), given, _first_channel(tensor))
+        return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), *self._part(tensor))
+
+    def _part(self, tensor: Tensor) -> tuple[str, int]:
+        """The input that alone the numbers are made from, and the first channel of what their node gives."""
+        given, channel = self.part.get(_memory(tensor), ("", 0))
+        if tensor.dim() < 2 or not all(tensor.stride()[:2]) or _whole(tensor):
+            return given, channel
+        return given, channel + int(tensor.storage_offset() % tensor.stride(0) // tensor.stride(1))
 
     def _arrive(self, node: int, entered: list[_Given], computed: Chain, outputs: list[Tensor], *, new: bool) -> Chain:
         """Note what came to a node outside of modules; returns the chain of what it gives."""
@@ -512,13 +518,6 @@ def _memory(tensor: Tensor) -> int:
 def _whole(tensor: Tensor) -> bool:
     """Whether it has all that is in its memory."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-
-
-def _first_channel(tensor: Tensor) -> int:
-    """Where among the channels of what is in its memory a slice begins."""
-    if tensor.dim() < 2 or not all(tensor.stride()[:2]) or _whole(tensor):
-        return 0
-    return int(tensor.storage_offset() % tensor.stride(0) // tensor.stride(1))
 
 
 def _view(tensor: Tensor) -> _View:

@@ -133,7 +133,7 @@ def test_a_net_without_batch_norms_binds_around_those_of_the_model() -> None:
     assert names(bind(recipe, model, unclaimed=(1.0, 0.0)))["c/0"] == "4.weight"
 
 
-def test_another_order_of_concatenation_is_no_equal_wiring() -> None:
+def test_another_order_of_concatenation_is_said() -> None:
     class Model(nn.Module):
         def __init__(self, turned: bool) -> None:
             super().__init__()
@@ -148,7 +148,7 @@ def test_another_order_of_concatenation_is_no_equal_wiring() -> None:
     assert not [note for note in bind(recipe_of(IMAGE, text), Model(False)).notes if note.severity is Severity.WARNING]
     binding = bind(recipe_of(IMAGE, text), Model(True))
     assert names(binding)["r/0"] == "b.weight"
-    assert "but for the order in which branches are concatenated" in messages(binding.notes)
+    assert "concatenates the inputs of 'out' in another order than the net" in messages(binding.notes)
 
 
 def hint_of(text: str, model: nn.Module, **options: Any) -> str:

@@ -44,13 +44,14 @@ def problems(case: Case) -> list[str]:
             for layer, module in tomllib.loads(draft).items()
             if layer in origin
         }
+    told_apart = any(step.op == "relu" for step in case.net)  # where it stands, which the oracle does not look at
     found = []
     for layer, (module, interchangeable) in said.items():
         if interchangeable:
             continue
         if module != origin[layer]:
             found.append(f"{layer} is {origin[layer]}, bound to {module}")
-        elif layer not in known and not case.names_kept:
+        elif layer not in known and not case.names_kept and not told_apart:
             found.append(f"{layer} could be another module as well as {module}")
     missing = [layer for layer in known if layer not in said or said[layer][1]]
     return found + [f"{layer} is certainly {known[layer]}, and not bound" for layer in missing]

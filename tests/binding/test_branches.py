@@ -1,0 +1,183 @@
+"""Branches that only their place in a concatenation, or something else, tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from nets import IMAGE, conv, layer, recipe_of
+from torch import Tensor, nn
+
+from caffe2torch.binding.bind import bind
+from caffe2torch.binding.plan import Binding, Evidence
+from caffe2torch.errors import BindingError
+from caffe2torch.recipe import NetRecipe
+
+
+def modules_of(binding: Binding) -> dict[str, str]:
+    return {bound.blob.layer: str(bound.name).rpartition(".")[0] for bound in binding.blobs}
+
+
+def rivals_of(binding: Binding) -> set[str]:
+    return {bound.blob.layer for bound in binding.blobs if bound.rivals}
+
+
+def dilated(name: str, bottom: str, dilation: int) -> str:
+    settings = f"convolution_param {{ num_output: 4 kernel_size: 3 pad: {dilation} dilation: {dilation} }}"
+    return layer("Convolution", name, bottom, name, settings)
+
+
+def pyramid(dilations: Sequence[int], join: str = "Concat") -> NetRecipe:
+    names = [f"d{dilation}" for dilation in dilations]
+    branches = [dilated(name, "a", dilation) for name, dilation in zip(names, dilations, strict=True)]
+    joined = layer(join, "j", " ".join(names))
+    return recipe_of(IMAGE, conv("a", "data", 4), *branches, joined, conv("out", "j", 2, 1))
+
+
+class Pyramid(nn.Module):
+    def __init__(self, dilations: Sequence[int], *, add: bool = False) -> None:
+        super().__init__()
+        self.add = add
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=one, dilation=one) for one in dilations)
+        self.head = nn.Conv2d(4 if add else 4 * len(dilations), 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        stem = self.stem(image)
+        ends = [branch(stem) for branch in self.branches]
+        joined = sum(ends[1:], start=ends[0]) if self.add else torch.cat(ends, 1)
+        result: Tensor = self.head(joined)
+        return result
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_dilations_tell_branches_apart_in_whatever_order_they_are_joined(add: bool) -> None:
+    binding = bind(pyramid((1, 2, 4), "Eltwise" if add else "Concat"), Pyramid((4, 1, 2), add=add))
+    assert modules_of(binding) == {
+        **{"a": "stem", "d1": "branches.1", "d2": "branches.2", "d4": "branches.0"},
+        "out": "head",
+    }
+    assert not rivals_of(binding)
+
+
+def test_other_dilations_in_the_same_order_are_no_other_branches() -> None:
+    binding = bind(pyramid((1, 2, 4)), Pyramid((3, 5, 6)))
+    assert [modules_of(binding)[f"d{one}"] for one in (1, 2, 4)] == ["branches.0", "branches.1", "branches.2"]
+    assert not rivals_of(binding)
+
+
+def test_dilations_that_partly_agree_in_another_place_leave_the_branches_open() -> None:
+    assert rivals_of(bind(pyramid((1, 2, 4)), Pyramid((2, 4, 8)))) == {"d1", "d2", "d4"}
+
+
+def two_inputs(join: str = "Concat") -> NetRecipe:
+    shape = "input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }"
+    text = f'input: "data_rgb" {shape} input: "data_flow" {shape}\n'
+    text += conv("a", "data_rgb", 4) + conv("b", "data_flow", 4)
+    return recipe_of(text, layer(join, "j", "a b"), conv("out", "j", 2, 1))
+
+
+class Streams(nn.Module):
+    def __init__(self, names: Sequence[str] = "lr") -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Conv2d(3, 4, 3, padding=1))
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def join(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        first, second = (self.get_submodule(name) for name in self.names)
+        result: Tensor = self.head(torch.cat([second(flow), first(rgb)], 1))
+        return result
+
+
+class Named(Streams):
+    def forward(self, flow: Tensor, rgb: Tensor) -> Tensor:
+        return self.join(rgb, flow)
+
+
+class Unnamed(Streams):
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return self.join(x1, x2)
+
+
+def test_inputs_of_the_same_name_tell_branches_apart() -> None:
+    binding = bind(two_inputs(), Named())
+    assert modules_of(binding) == {"a": "l", "b": "r", "out": "head"}
+    assert not rivals_of(binding)
+
+
+def test_inputs_in_another_order_than_branches_leave_the_branches_open() -> None:
+    assert rivals_of(bind(two_inputs(), Unnamed())) == {"a", "b"}
+
+
+def test_names_in_another_order_than_branches_leave_the_branches_open() -> None:
+    recipe = recipe_of(
+        IMAGE, conv("a", "data", 4), conv("b", "data", 4), layer("Concat", "j", "a b"), conv("out", "j", 2, 1)
+    )
+
+    class Port(Streams):
+        def forward(self, image: Tensor) -> Tensor:
+            return self.join(image, image)
+
+    binding = bind(recipe, Port("ab"))
+    assert modules_of(binding) == {"a": "a", "b": "b", "out": "head"}
+    assert rivals_of(binding) == {"a", "b"}
+    assert {bound.evidence for bound in bind(recipe, Port("xy")).blobs} == {Evidence.STRUCTURE}
+    assert not rivals_of(bind(recipe, Port("xy")))
+
+
+def test_a_slice_is_known_by_its_first_channel() -> None:
+    text = 'layer { name: "s" type: "Slice" bottom: "data" top: "low" top: "high" slice_param { slice_point: 1 } }\n'
+    six = 'input: "data" input_shape { dim: 2 dim: 6 dim: 8 dim: 8 }\n'
+    text = six + text.replace("slice_point: 1", "slice_point: 3") + conv("a", "low", 4) + conv("b", "high", 4)
+
+    class Port(Streams):
+        def forward(self, image: Tensor) -> Tensor:
+            return self.join(image[:, :3], image[:, 3:].relu())
+
+    binding = bind(recipe_of(text, layer("Concat", "j", "a b"), conv("out", "j", 2, 1)), Port())
+    assert modules_of(binding) == {"a": "l", "b": "r", "out": "head"}
+    assert not rivals_of(binding)
+
+
+def test_weights_are_not_loaded_where_channels_stand_in_another_order() -> None:
+    binding = bind(pyramid((1, 2, 4)), Pyramid((4, 1, 2)))
+    in_doubt = {bound.blob.name for bound in binding.blobs if "loading weights needs a decision" in bound.how}
+    assert in_doubt == {"out/0"}
+    assert "concatenates the inputs of 'out' in another order" in str(binding.notes)
+
+
+def test_channels_in_another_order_pass_what_works_by_channel() -> None:
+    text = conv("a", "data", 4) + conv("b", "data", 5) + layer("Concat", "j", "a b") + layer("BatchNorm", "n", "j", "n")
+    text += layer("Scale", "s", "n", "n", "scale_param { bias_term: true }") + conv("c", "n", 2, 1) + conv("d", "c", 2)
+
+    class Port(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.n = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(9)
+            self.c, self.d = nn.Conv2d(9, 2, 1), nn.Conv2d(2, 2, 3)
+
+        def forward(self, image: Tensor) -> Tensor:
+            result: Tensor = self.d(self.c(self.n(torch.cat([self.b(image), self.a(image)], 1))))
+            return result
+
+    binding = bind(recipe_of(IMAGE, text), Port())
+    in_doubt = {bound.blob.name for bound in binding.blobs if "loading weights needs a decision" in bound.how}
+    assert in_doubt == {"n/0", "n/1", "s/0", "s/1", "c/0"}
+
+
+def test_branches_that_learn_otherwise_and_are_open_are_refused() -> None:
+    recipe = two_inputs()
+    other = recipe_of(
+        'input: "data_rgb" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n'
+        'input: "data_flow" input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }\n',
+        conv("a", "data_rgb", 4, params="param { lr_mult: 3 }"),
+        conv("b", "data_flow", 4),
+        layer("Concat", "j", "a b"),
+        conv("out", "j", 2, 1),
+    )
+    assert bind(recipe, Unnamed())
+    with pytest.raises(BindingError, match=r"'a' and 'b' could be modules . and . in any order"):
+        bind(other, Unnamed())
