@@ -6,6 +6,7 @@ there. Where either side cannot be read with certainty, nothing is claimed: the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -281,8 +282,14 @@ class _Comparing:
             self._unread((INPUT, name))
         elif net != model:
             module = Operation("input", name=self.model.label(name))
-            yours, caffes = f"{self.model.described(model)} as the input", self.net.described(net)
-            self._differs("input", yours, caffes, self.net.layer_at((name, name)), module, name)
+            yours, caffes = self.model.described(model), self.net.described(net)
+            effect = ""
+            if isinstance(net, tuple) and isinstance(model, tuple) and Counter(net) == Counter(model):
+                same = self.net.described(model).rpartition(" of ")[2]
+                yours += "" if yours.endswith(same) else f" (Caffe's {same})"
+                effect = "weights of Caffe need its order, a training from scratch does not"
+            yours += " as the input"
+            self._differs("input", yours, caffes, self.net.layer_at((name, name)), module, name, effect)
 
     def _channels_last(self, name: int) -> bool:
         """Whether a model's node gives images whose channels are its last axis, as a linear layer may."""

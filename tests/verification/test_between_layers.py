@@ -374,6 +374,15 @@ def test_a_concatenation_has_an_order() -> None:
         assert said(found(net, forward, s=nn.Conv2d(8, 2, 1))) == expected
 
 
+def test_another_order_is_said_in_the_names_of_both_sides() -> None:
+    net = image(3, 16) + conv("c", "data", "num_output: 4 kernel_size: 3 pad: 1")
+    net += conv("d", "data", "num_output: 5 kernel_size: 1") + layer("Concat", "j", "c d")
+    net += conv("s", "j", "num_output: 2 kernel_size: 1")
+    check = found(net, lambda m, x: m.s(torch.cat([m.b(x), m.a(x)], 1)), b=nn.Conv2d(3, 5, 1), s=nn.Conv2d(9, 2, 1))
+    assert said(check) == ["the concatenation of b and a (Caffe's d and c) as the input, the concatenation of c and d"]
+    assert check.differences[0].effect == "weights of Caffe need its order, a training from scratch does not"
+
+
 def test_a_layer_that_is_used_once_more_is_named() -> None:
     check = found(
         PLAIN + conv("s", "b", "num_output: 2 kernel_size: 1"),
