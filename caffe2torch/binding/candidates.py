@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
+from caffe2torch.binding.colours import Graph
 from caffe2torch.binding.graph import Op, UnitKind, Wiring
-from caffe2torch.binding.isomorphism import Graph, Sizes, signatures
+from caffe2torch.binding.isomorphism import Sizes, signatures
 
 __all__ = ["bits", "candidates"]
 

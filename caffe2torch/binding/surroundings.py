@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from caffe2torch.binding.colours import Colours, Graph, Palette, backward, forward, rounds, unit_colours
 from caffe2torch.binding.graph import Wiring
-from caffe2torch.binding.isomorphism import (
-    Colours,
-    Graph,
-    Palette,
-    Sizes,
-    backward,
-    forward,
-    rounds,
-    signatures,
-    unit_colours,
-    without_tails,
-)
+from caffe2torch.binding.isomorphism import Sizes, signatures, without_tails
 
 __all__ = ["PartialMatching", "match_parts"]
 

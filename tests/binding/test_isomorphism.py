@@ -12,8 +12,9 @@ from nets import Port, Step, caffe_net, conv, programs, recipe_of
 from torch import nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.colours import Graph, Palette, refine
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder, without_units
-from caffe2torch.binding.isomorphism import Graph, Palette, match_whole, refine
+from caffe2torch.binding.isomorphism import match_whole
 from caffe2torch.binding.plan import Binding
 from caffe2torch.binding.surroundings import match_parts
 
