@@ -12,9 +12,12 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 from caffe2torch.binding.colours import Graph
 from caffe2torch.binding.graph import Op, UnitKind, Wiring
-from caffe2torch.binding.isomorphism import Sizes, signatures
+from caffe2torch.binding.isomorphism import Sizes, match_rest, signatures
 
-__all__ = ["bits", "candidates"]
+__all__ = ["bits", "candidates", "possible"]
+
+_MOST_TRIED = 64  # candidates that are tried one by one
+_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
 
 
 def candidates(
@@ -30,6 +33,59 @@ def candidates(
         ordered: Whether the model concatenates branches in the order of the net.
     """
     return _Candidates((Graph(net, ordered=ordered), Graph(model, ordered=ordered)), known, frozenset(reshaped)).found()
+
+
+def possible(
+    net: Wiring,
+    model: Wiring,
+    known: Mapping[int, int],
+    reshaped: Collection[int],
+    found: Mapping[int, list[int]],
+    *,
+    ordered: bool,
+) -> dict[int, list[int]]:
+    """The candidates that are still possible when taken as known; as they are, where there are very many.
+
+    Where some way makes even what no unit reads the same, the others count for nothing.
+    """
+    if sum(len(others) for others in found.values() if len(others) > 1) > _MOST_TRIED:
+        return dict(found)
+    kept: dict[int, list[int]] = {}
+    for same_ends in (True, False):
+        for one, others in found.items():
+            tries = iter(range(_MOST_NODES // len(model.nodes)))
+            kept[one] = [
+                other
+                for other in others
+                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
+            ]
+        if all(kept.values()):
+            break
+    return kept
+
+
+def _holds(
+    net: Wiring,
+    model: Wiring,
+    known: Mapping[int, int],
+    reshaped: Collection[int],
+    tries: Iterator[int],
+    same_ends: bool,
+    ordered: bool,
+) -> bool:
+    """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
+    trial = candidates(net, model, known, reshaped, ordered=ordered)
+    if not all(trial.values()):
+        return False
+    undecided = [one for one, others in trial.items() if len(others) > 1]
+    if not undecided:
+        pairs = {one: others[0] for one, others in trial.items()}
+        return match_rest(net, model, pairs, pairs, same_ends=same_ends, same_order=ordered) is not None
+    one = min(undecided, key=lambda one: len(trial[one]))
+    return any(
+        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
+        for other in trial[one]
+    )
 
 
 class _Candidates:

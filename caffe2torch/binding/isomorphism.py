@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
 from caffe2torch.binding.branches import Marks, MarksOf, Side, no_marks
 from caffe2torch.binding.colours import Colours, Graph, Palette, refine, unit_colours
-from caffe2torch.binding.graph import Node, Op, Unit, UnitKind, Wiring, rebuild
+from caffe2torch.binding.graph import Node, Op, Unit, UnitKind, Wiring, rebuild, without_units
 from caffe2torch.binding.layout import fit
 from caffe2torch.recipe import Shape
 
@@ -18,6 +18,7 @@ __all__ = [
     "Matching",
     "Sizes",
     "explain",
+    "match_rest",
     "match_whole",
     "signatures",
     "untied",
@@ -140,6 +141,37 @@ def match_whole(
             if found is not None:
                 return found
     return None
+
+
+def match_rest(
+    net: Wiring,
+    model: Wiring,
+    pairs: Mapping[int, int],
+    fixed: Mapping[int, int],
+    hints: Sequence[Mapping[int, int]] = (),
+    marks: MarksOf = no_marks,
+    *,
+    same_ends: bool = False,
+    same_order: bool = False,
+) -> Matching | None:
+    """As ``match_whole`` once units that are in none of ``pairs`` are left out, with the pairs ``fixed``."""
+    ones, others = sorted(pairs), sorted(set(pairs.values()))
+    mine, theirs = ({unit: place for place, unit in enumerate(units)} for units in (ones, others))
+    found = match_whole(
+        without_units(net, set(range(len(net.units))) - mine.keys()),
+        without_units(model, set(range(len(model.units))) - theirs.keys()),
+        {mine[one]: theirs[other] for one, other in fixed.items()},
+        [{mine[a]: theirs[b] for a, b in hint.items() if a in mine and b in theirs} for hint in hints],
+        marks,
+        same_ends=same_ends,
+        same_order=same_order,
+    )
+    return found and replace(
+        found,
+        pairs={ones[one]: others[other] for one, other in found.pairs.items()},
+        ties=tuple((tuple(ones[a] for a in tie[0]), tuple(others[b] for b in tie[1])) for tie in found.ties),
+        by_name=frozenset(ones[one] for one in found.by_name),
+    )
 
 
 def explain(net: Wiring, model: Wiring) -> Iterator[str]:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from caffe2torch.binding.branches import MarksOf, branch_marks, joined_otherwise, no_marks
-from caffe2torch.binding.candidates import bits, candidates
+from caffe2torch.binding.candidates import bits, candidates, possible
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
-from caffe2torch.binding.isomorphism import Matching, explain, match_whole, without_tails
+from caffe2torch.binding.isomorphism import explain, match_rest, match_whole, without_tails
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
@@ -22,9 +22,6 @@ from caffe2torch.recipe import NetRecipe
 from caffe2torch.wording import listed
 
 __all__ = ["find_counterparts"]
-
-_MOST_TRIED = 64  # candidates that are tried one by one
-_MOST_NODES = 2000  # nodes of the model that are looked at for each in further tries
 
 
 def find_counterparts(
@@ -239,7 +236,7 @@ def _misplaced(
 def _whole_but_extra(
     net: Wiring, model: Wiring, named: Mapping[str, str], reshaped: frozenset[int], marks: MarksOf
 ) -> Findings | None:
-    """Counterparts by structure where the model has more units; names decide where several could be left out."""
+    """Counterparts by structure where the model has more units; branches joined in the net's order, else in any."""
     concats = [any(node.op is Op.CONCAT for node in wiring.nodes) for wiring in (net, model)]
     orders = (True, False) if all(concats) else (True,)
     return next(filter(None, (_but_extra(net, model, named, reshaped, marks, ordered=one) for one in orders)), None)
@@ -254,6 +251,10 @@ def _but_extra(
     *,
     ordered: bool,
 ) -> Findings | None:
+    """As ``_whole_but_extra``; names decide where several units could be left out.
+
+    What is left when these are, is matched as a whole, so that branches are told apart as ever.
+    """
     stated = _named_pairs(net, model, named)
     known = dict(stated)
     other_sizes = {number for number, unit in enumerate(net.units) if not reshaped.isdisjoint(_blobs(unit))}
@@ -268,18 +269,20 @@ def _but_extra(
             found = candidates(net, model, known, other_sizes, ordered=ordered)
     if not all(found.values()):
         return None
-    found = _possible(net, model, known, other_sizes, found, ordered=ordered)
+    found = possible(net, model, known, other_sizes, found, ordered=ordered)
     pairs = {one: others[0] for one, others in found.items() if len(others) == 1}
     if not all(found.values()):
         return None
     sure = stated.keys() | other_sizes
-    if len(pairs) < len(found):  # what is left out then may be what distinguishes some of these
-        free = candidates(net, model, known, other_sizes, ordered=False) if ordered else found
-        free = _possible(net, model, known, other_sizes, free, ordered=False)
+    if len(pairs) < len(found):  # units without a pair are left out, too, though they may tell others apart
+        free = found
+        if ordered:
+            free = candidates(net, model, known, other_sizes, ordered=False)
+            free = possible(net, model, known, other_sizes, free, ordered=False)
         sure |= {one for one, others in free.items() if len(others) == 1}
     fixed = {one: other for one, other in pairs.items() if one in sure}
-    rest = _rest(net, model, pairs, fixed, both, marks)
-    if rest is None or (rest.pairs != pairs and _rest(net, model, pairs, pairs) is None):
+    rest = match_rest(net, model, pairs, fixed, both, marks)
+    if rest is None or (rest.pairs != pairs and match_rest(net, model, pairs, pairs) is None):
         return None
     findings = Findings()
     findings.warnings += _misplaced(net, model, rest.pairs, both[0], evidence)
@@ -293,59 +296,6 @@ def _but_extra(
         if len(others) > 1
     }
     return findings
-
-
-def _possible(
-    net: Wiring,
-    model: Wiring,
-    known: Mapping[int, int],
-    reshaped: Collection[int],
-    found: Mapping[int, list[int]],
-    *,
-    ordered: bool,
-) -> dict[int, list[int]]:
-    """The candidates that are still possible when taken as known; as they are, where there are very many.
-
-    Where some way makes even what no unit reads the same, the others count for nothing.
-    """
-    if sum(len(others) for others in found.values() if len(others) > 1) > _MOST_TRIED:
-        return dict(found)
-    kept: dict[int, list[int]] = {}
-    for same_ends in (True, False):
-        for one, others in found.items():
-            tries = iter(range(_MOST_NODES // len(model.nodes)))
-            kept[one] = [
-                other
-                for other in others
-                if len(others) == 1 or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
-            ]
-        if all(kept.values()):
-            break
-    return kept
-
-
-def _holds(
-    net: Wiring,
-    model: Wiring,
-    known: Mapping[int, int],
-    reshaped: Collection[int],
-    tries: Iterator[int],
-    same_ends: bool,
-    ordered: bool,
-) -> bool:
-    """Whether these pairs can stand together: whether some way to pair the rest does, as far as there are tries."""
-    trial = candidates(net, model, known, reshaped, ordered=ordered)
-    if not all(trial.values()):
-        return False
-    undecided = [one for one, others in trial.items() if len(others) > 1]
-    if not undecided:
-        pairs = {one: others[0] for one, others in trial.items()}
-        return _rest(net, model, pairs, pairs, same_ends=same_ends, same_order=ordered) is not None
-    one = min(undecided, key=lambda one: len(trial[one]))
-    return any(
-        next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)
-        for other in trial[one]
-    )
 
 
 def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, str], marks: MarksOf) -> Findings:
@@ -366,14 +316,14 @@ def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, st
         parts = match_parts(net, model, parts.pairs)
     conflicting = parts.conflicting
     pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
-    rest = _rest(net, model, pairs, {one: pairs[one] for one in pairs.keys() & evidence.keys()}, both, marks)
+    rest = match_rest(net, model, pairs, {one: pairs[one] for one in pairs.keys() & evidence.keys()}, both, marks)
     certain, rivals = rest is not None, dict[int, tuple[Unit, ...]]()
     if rest is not None:
         pairs, rivals = rest.pairs, _note_ties(findings, net, model, rest.ties)
     else:
         elsewhere = list(_in_another_order(net, model, pairs, evidence))
         kept = {one: pairs[one] for one in pairs.keys() - elsewhere}
-        certain = _rest(net, model, kept, kept) is not None
+        certain = match_rest(net, model, kept, kept) is not None
         for one in elsewhere:
             layer, module = net.units[one].name, model.units[pairs[one]].name
             if one in evidence:
@@ -430,37 +380,6 @@ def _before(wiring: Wiring, number: Mapping[int, int]) -> dict[int, int]:
             mask |= 1 << one
         behind.append(mask)
     return found
-
-
-def _rest(
-    net: Wiring,
-    model: Wiring,
-    pairs: Mapping[int, int],
-    fixed: Mapping[int, int],
-    hints: Sequence[Mapping[int, int]] = (),
-    marks: MarksOf = no_marks,
-    *,
-    same_ends: bool = False,
-    same_order: bool = False,
-) -> Matching | None:
-    """The matching once units that are in no pair are left out, with those ``fixed``; ``None`` if there is none."""
-    ones, others = sorted(pairs), sorted(set(pairs.values()))
-    mine, theirs = ({unit: place for place, unit in enumerate(units)} for units in (ones, others))
-    found = match_whole(
-        without_units(net, set(range(len(net.units))) - mine.keys()),
-        without_units(model, set(range(len(model.units))) - theirs.keys()),
-        {mine[one]: theirs[other] for one, other in fixed.items()},
-        [{mine[a]: theirs[b] for a, b in hint.items() if a in mine and b in theirs} for hint in hints],
-        marks,
-        same_ends=same_ends,
-        same_order=same_order,
-    )
-    return found and replace(
-        found,
-        pairs={ones[one]: others[other] for one, other in found.pairs.items()},
-        ties=tuple((tuple(ones[a] for a in tie[0]), tuple(others[b] for b in tie[1])) for tie in found.ties),
-        by_name=frozenset(ones[one] for one in found.by_name),
-    )
 
 
 def _named_pairs(net: Wiring, model: Wiring, named: Mapping[str, str]) -> dict[int, int]:
