@@ -263,6 +263,8 @@ def _crop(node: Node, roles: list[str]) -> tuple[str, Mapping[str, Any]] | None:
     axis, offsets = integer(node.settings, "axis", 2), integers(node.settings, "offset")
     if size is None or axis % (len(size) + 2) < 2:
         raise MisfitError("a crop of images or channels")
+    if not offsets:
+        raise MisfitError("where it begins: at 0, or in the middle as older forks have it")
     cropped = len(size) + 2 - axis % (len(size) + 2)
     begins = (0,) * (len(size) - cropped) + broadcast(offsets, cropped, 0, "offset")
     return None if _size(node.bottom(1)) == size else ("crop", {"begins": begins})

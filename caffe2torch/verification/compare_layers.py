@@ -367,6 +367,8 @@ class _Comparing:
             flat = edges[0].shape is not None and len(edges[0].shape) == 2
             if flat and (edges[0].shape or ())[1:2] != (theirs[0].shape or ())[1:2]:
                 continue  # not an image of what the net gives in a row
+            if _same_numbers(edges[0].shape, theirs[0].shape):
+                continue  # a Reshape at one end, which a port leaves to its loss
             sizes = _spatial(edges[0].shape, theirs[0].shape)
             if sizes is None or sizes[0] == sizes[1] or self.net.origins(key[0]) & wrong.keys():
                 continue
@@ -431,6 +433,14 @@ def _paired(net: Chain, model: Chain, xs: list[int], ys: list[int]) -> list[tupl
     best = max(combinations(many[: len(few) + _MOST_LEFT], len(few)), key=alike)
     pairs = list(zip(few, best, strict=True))
     return pairs if few is xs else [(x, y) for y, x in pairs]
+
+
+def _same_numbers(net: Shape | None, model: Shape | None) -> bool:
+    """Whether two shapes hold as many numbers for each image."""
+    counts = [
+        None if not shape or None in shape[1:] else prod(size or 0 for size in shape[1:]) for shape in (net, model)
+    ]
+    return counts[0] is not None and counts[0] == counts[1]
 
 
 def _spatial(net: Shape | None, model: Shape | None) -> tuple[Shape, Shape] | None:

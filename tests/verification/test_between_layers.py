@@ -374,6 +374,19 @@ def test_a_concatenation_has_an_order() -> None:
         assert said(found(net, forward, s=nn.Conv2d(8, 2, 1))) == expected
 
 
+def test_a_reshape_that_a_port_leaves_to_its_loss_is_no_other_size() -> None:
+    dims = "reshape_param { shape { dim: 0 dim: 2 dim: -1 dim: 0 } }"
+    net = PLAIN + layer("Reshape", "r", "b", "r", dims) + layer("Softmax", "p", "r")
+    assert not said(found(net, lambda m, x: m.b(m.a(x).relu())))
+    assert said(found(net, lambda m, x: m.b(m.a(x).relu())[:, :, 1:]))
+
+
+def test_a_crop_that_states_nothing_begins_where_its_fork_has_it() -> None:
+    net = PLAIN + layer("Crop", "c", "b like", "c") + 'input: "like" input_shape { dim: 1 dim: 1 dim: 12 dim: 12 }\n'
+    for begin in (0, 2):
+        assert not said(found(net, lambda m, x, at=begin: m.b(m.a(x).relu())[:, :, at : at + 12, at : at + 12]))
+
+
 def test_another_order_is_said_in_the_names_of_both_sides() -> None:
     net = image(3, 16) + conv("c", "data", "num_output: 4 kernel_size: 3 pad: 1")
     net += conv("d", "data", "num_output: 5 kernel_size: 1") + layer("Concat", "j", "c d")
