@@ -333,6 +333,8 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" %s top:
         (TWO_HEADS % ("", "b", "loss_weight: 0"), []),  # no loss at all: nothing is known
         (TWO_HEADS.replace('bottom: "b" bottom: "label"', 'bottom: "c"') % ("", "b", ""), []),
         (TWO_HEADS.replace("InnerProduct", "Unheard") % ("", "a", ""), []),
+        (TWO_HEADS.replace("SoftmaxWithLoss", "Yolov3") % ("", "a", ""), ["'c/0', 'c/1' (2 blobs)"]),
+        (TWO_HEADS.replace("SoftmaxWithLoss", "LabelsequenceAccuracy") % ("", "a", ""), []),  # no loss
     ],
 )
 def test_blobs_that_no_gradient_reaches_and_that_decay_are_noted(folder: Path, net: str, left: list[str]) -> None:

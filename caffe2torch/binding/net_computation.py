@@ -22,6 +22,7 @@ from caffe2torch.binding.net_graph import place_layers
 from caffe2torch.net.blob_rules import kernel
 from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import Node, flag, integer, integers, number, text
+from caffe2torch.net.loss_settings import METRICS, is_loss
 from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import per_axis, pool_window
 from caffe2torch.recipe import Layer, NetRecipe, Shape
@@ -96,7 +97,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
 
 def _ends(layer: Layer) -> bool:
     """Whether the layer judges what the net computes: a model gives that as its output."""
-    judges = layer.type.endswith("Loss") or layer.type in ("Accuracy", "SegAccuracy", "Silence", "ArgMax")
+    judges = is_loss(layer) or layer.type in METRICS or layer.type in ("Silence", "ArgMax")
     return judges and not layer.blobs and bool(layer.bottoms)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.net.loss_settings import METRICS, is_loss
 from caffe2torch.recipe import Layer, NetRecipe, Shape
 
 __all__ = [
@@ -40,8 +41,9 @@ _ELTWISE = {"SUM": Op.SUM, "PROD": Op.PRODUCT, "MAX": Op.MAX}
 
 _FIRST_BOTTOM_ONLY = frozenset(
     (
-        *("Accuracy", "Crop", "CropCenter", "DePooling", "Filter", "Interp", "PSROIPooling", "ROIAlign", "ROIPooling"),
-        *("SegAccuracy", "Unpooling", "Upsample", "Warp"),
+        *METRICS,
+        *("Crop", "CropCenter", "DePooling", "Filter", "Interp", "PSROIPooling", "ROIAlign", "ROIPooling"),
+        *("Unpooling", "Upsample", "Warp"),
     )
 )
 """Layers whose further bottoms are sizes, masks, regions or labels: they give no gradient to them."""
@@ -177,7 +179,7 @@ def _unit_sources(layer: Layer, sources: list[int]) -> list[int]:
     """The bottoms through which a gradient flows: not an LSTM's sequence indicators, not a loss layer's labels."""
     if unit_kind(layer.type, ()) is UnitKind.RECURRENT:
         return sources[:1] + sources[2:3]
-    return sources[:1] if layer.type.endswith("Loss") else sources
+    return sources[:1] if is_loss(layer) else sources
 
 
 def _junction(builder: WiringBuilder, layer: Layer, sources: list[int]) -> int:

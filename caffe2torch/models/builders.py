@@ -25,10 +25,7 @@ from caffe2torch.net.shape_arithmetic import MisfitError, broadcast
 from caffe2torch.net.top_rules import axis_of, per_axis, pool_window
 from caffe2torch.recipe import Layer, NetRecipe, Shape
 
-__all__ = ["BUILDERS", "METRICS", "Site", "Spec", "blob_shapes", "spec", "spec_of"]
-
-METRICS = frozenset({"Accuracy", "LabelsequenceAccuracy", "SegAccuracy"})
-"""Layers that judge what a net computes, and from which no gradient comes."""
+__all__ = ["BUILDERS", "Site", "Spec", "blob_shapes", "spec", "spec_of"]
 
 
 @dataclass(frozen=True, slots=True)

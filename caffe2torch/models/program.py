@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from caffe2torch.models.builders import METRICS
 from caffe2torch.models.losses import LOSSES
-from caffe2torch.net.loss_settings import is_loss, propagate_down
+from caffe2torch.net.loss_settings import METRICS, is_loss, propagate_down
 from caffe2torch.recipe import Layer
 
 __all__ = ["Program", "Step", "Trace", "is_input", "overwriting", "program", "trace"]

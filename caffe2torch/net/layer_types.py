@@ -9,6 +9,7 @@ from caffe2torch.net.bvlc_layers import BVLC_LAYERS
 from caffe2torch.net.data_tops import images
 from caffe2torch.net.fork_layers import FORK_LAYERS
 from caffe2torch.net.layer_rules import BlobRule, LayerType, Node, TopRule, losses
+from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.prototxt.descriptors import facts, message, todays_type
 from caffe2torch.recipe import Shape
 
@@ -62,7 +63,7 @@ def top_shapes(node: Node) -> tuple[Shape | None, ...]:
 def _assumed_tops(node: Node) -> TopRule:
     if not node.bottoms and "transform_param" in node.settings:
         return images
-    return losses if "Loss" in node.type else _in_place
+    return losses if is_loss(node) else _in_place
 
 
 def _in_place(node: Node) -> tuple[Shape | None, ...]:

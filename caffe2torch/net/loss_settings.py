@@ -1,15 +1,16 @@
-"""What the settings of a loss layer say: weights, divisor, ignored labels, and which bottoms get a gradient."""
+"""Losses and metrics: which layers they are, and what a loss's settings say (weights, divisor, labels, gradients)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from caffe2torch.errors import NetError
-from caffe2torch.net.layer_rules import nested
+from caffe2torch.net.layer_rules import Node, nested
 from caffe2torch.net.normalization import Normalization
 from caffe2torch.recipe import Layer
 
 __all__ = [
+    "METRICS",
     "class_axis",
     "class_weights",
     "ignore_label",
@@ -20,9 +21,19 @@ __all__ = [
 ]
 
 
-def is_loss(layer: Layer) -> bool:
-    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more."""
-    return "Loss" in layer.type
+METRICS = frozenset({"Accuracy", "LabelsequenceAccuracy", "SegAccuracy"})
+"""Layers that judge what a net computes, and from which no gradient comes."""
+
+_OTHER_LOSSES = frozenset({"YoloSeg", "Yolov3"})
+"""Loss layers that are not called one."""
+
+
+def is_loss(layer: Layer | Node) -> bool:
+    """Whether this is a loss layer, whose first top counts without a ``loss_weight``; Caffe's forks have many more.
+
+    A loss may be called ``SoftmaxWithLossOHEM``; ``Softmax`` is none.
+    """
+    return "Loss" in layer.type or layer.type in _OTHER_LOSSES
 
 
 def loss_weights(layer: Layer) -> tuple[float, ...]:

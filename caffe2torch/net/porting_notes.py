@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from caffe2torch.errors import SourceLocation
-from caffe2torch.net.layer_rules import losses, nested
+from caffe2torch.net.layer_rules import nested
 from caffe2torch.net.layer_types import LAYER_TYPES
 from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.recipe import Layer, LearnableBlob, Note, Severity, SolverSettings
@@ -254,8 +254,7 @@ def _is_loss(layer: Layer) -> bool:
     weights = layer.settings.get("loss_weight")
     if isinstance(weights, tuple) and weights:
         return any(weights)
-    row = LAYER_TYPES.get(layer.type)
-    return is_loss(layer) or (layer.type != "Python" if row is None else row.tops is losses)
+    return is_loss(layer) or (layer.type not in LAYER_TYPES and layer.type != "Python")
 
 
 # Notes of one file: what holds for many layers in the same words becomes one note, at the first of them.

@@ -16,9 +16,10 @@ from caffe2torch.net.fork_layers import FORK_LAYERS
 from caffe2torch.net.forks import Dialect
 from caffe2torch.net.layer_rules import LayerType, Node, no_blobs
 from caffe2torch.net.layer_types import LAYER_TYPES
+from caffe2torch.net.loss_settings import is_loss, loss_weights
 from caffe2torch.net.shape_arithmetic import MisfitError, agree, conv_length, deconv_length, pool_length, product
 from caffe2torch.prototxt.schema import parse_net
-from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Shape, Source
+from caffe2torch.recipe import Layer, LearnableBlob, NetRecipe, Shape, Source, SourceLocation
 
 LR0, BOTH0 = "param { lr_mult: 0 } ", "param { lr_mult: 0 decay_mult: 0 } "
 CONV = "convolution_param { num_output: 8 kernel_size: 3"
@@ -425,6 +426,19 @@ def blobless(row: LayerType) -> bool:
         return row.blobs(Node("l", "", {}, (), (), (), 0, Dialect())) == ()
     except MisfitError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        *(("SoftmaxWithLoss", True), ("HingeLoss", True), ("SoftmaxWithLossOHEM", True), ("EuclideanLossWithTV", True)),
+        *(("Yolov3", True), ("Softmax", False), ("Accuracy", False), ("LabelsequenceAccuracy", False)),
+    ],
+)
+def test_a_loss_is_one_wherever_its_name_says_so(kind: str, loss: bool) -> None:
+    layer = Layer("l", kind, ("a",), ("b",), {}, ((),), (), SourceLocation("net", 1, 1))
+    assert is_loss(layer) is loss
+    assert loss_weights(layer) == (float(loss),)
 
 
 def test_a_type_has_one_row() -> None:

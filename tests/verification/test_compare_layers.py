@@ -15,6 +15,7 @@ from ported_nets import PORTS, ResNet, SegNet, conv, image, linear, pool
 from torch import Tensor, nn
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.net_computation import net_computation
 from caffe2torch.errors import Caffe2TorchError
 from caffe2torch.models import SegNetBasic
 from caffe2torch.models.build_net import build_model
@@ -541,3 +542,13 @@ def test_tongchengs_batch_norm_states_the_share_of_the_batch_in_its_average() ->
         check = check_model(recipe, bind(recipe, model))
         assert words in check.seen
         assert ("moving average" in check.seen) == bool(words)
+
+
+@pytest.mark.parametrize(
+    "judge", ["SoftmaxWithLoss", "SoftmaxWithLossOHEM", "EuclideanLossWithTV", "Yolov3", "Accuracy"]
+)
+def test_what_judges_a_net_is_no_part_of_what_it_computes(judge: str) -> None:
+    recipe = recipe_of(image(8, 4), linear("ip", "data", 5), layer(judge, "judge", "ip label"))
+    found = net_computation(recipe)
+    assert [operation.name for operation in found.named] == ["ip"]
+    assert found.judged == {1: {judge}}
