@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from caffe2torch.binding.net_graph import net_inputs
+from caffe2torch.binding.net_graph import NetInput, net_inputs
 from caffe2torch.binding.wrappers import bare
 from caffe2torch.errors import ModelError
 from caffe2torch.recipe import NetRecipe
@@ -235,24 +236,67 @@ def candidate_inputs(model: nn.Module, recipe: NetRecipe, input_shapes: InputSha
     ``input_shapes`` (by the names that ``forward`` or the net gives, or in order) leave no choice. Raises
     ``ModelError`` for a name in it that neither knows.
     """
-    required, accepted = _arguments(model)
+    required, accepted, more = _arguments(model)
     stated = net_inputs(recipe)
     if input_shapes is not None:
-        yield _stated(input_shapes, accepted, [name for name, _ in stated])
+        yield _stated(input_shapes, accepted, [one.name for one in stated])
         return
-    count = max(1, len(required))
     layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | nn.Embedding | nn.RNNBase)]
-    dtype = torch.int64 if layers and isinstance(layers[0], nn.Embedding) else torch.float32
-    seen = set()
-    if len(stated) >= count:
-        known = [shape for _, shape in stated[:count]]
-        for channels in (None, *_channels(layers)):
-            shapes = [_filled(shape, channels) for shape in known]
-            if None not in shapes and str(shapes) not in seen:
-                seen.add(str(shapes))
-                yield [torch.empty(shape or (), dtype=dtype, device="meta") for shape in shapes], {}
+    if layers and isinstance(layers[0], nn.Embedding) and len(stated) == 1:
+        stated[0].indices = True
+    choices = _choices(stated, required, accepted, more)
+    seen: list[list[NetInput]] = []
+    for inputs in choices:
+        for sized in _sized(inputs, (None, *_channels(layers))):
+            if all(one.shape and None not in one.shape for one in sized) and sized not in seen:
+                seen.append(sized)
+                yield _feed(sized, accepted)
     for shape, dtype in _typical(layers):
-        yield [torch.empty(shape, dtype=dtype, device="meta") for _ in range(count)], {}
+        image = NetInput("", shape, learned=True, indices=dtype == torch.int64)
+        for inputs in choices or [[image] * max(1, len(required))]:
+            sides = [one if one.learned else replace(one, shape=_filled(one, None)) for one in inputs]
+            yield _feed(
+                [replace(image, name=one.name) if one.learned or not one.shape else one for one in sides], accepted
+            )
+
+
+def _choices(
+    stated: Sequence[NetInput], required: Sequence[str], accepted: Sequence[str], more: bool
+) -> list[Sequence[NetInput]]:
+    """Inputs of the net that ``forward`` may take, the likeliest first.
+
+    All, or those that a gradient flows through, without which no port does: as many as it demands, or more, where its
+    further arguments are called like them; else more; else the first few of them.
+    """
+    learned = [one for one in stated if one.learned]
+    fit = [inputs for inputs in (stated, learned) if more or len(required) <= len(inputs) <= len(accepted)]
+    fit.sort(key=lambda inputs: any(one.name not in accepted for one in inputs[len(required) :]))
+    count = max(1, len(required))
+    found = [*fit, learned[:count], stated[:count]]
+    return [one for number, one in enumerate(found) if len(one) >= count and one not in found[:number]]
+
+
+def _sized(inputs: Sequence[NetInput], channels: Sequence[int | None]) -> Iterator[list[NetInput]]:
+    """Inputs with their open sizes filled; several also as stated, since their sizes may belong to each other."""
+    several = len(inputs) > 1
+    for own in channels:
+        yield [replace(one, shape=_filled(one, own, keep=several)) for one in inputs]
+    if several:
+        yield list(inputs)
+
+
+def _feed(inputs: Sequence[NetInput], accepted: Sequence[str]) -> Feed:
+    """A tensor for each input: by name, where several are called like arguments."""
+    tensors = [
+        torch.empty(
+            [size or 1 for size in one.shape or ()], dtype=torch.int64 if one.indices else torch.float32, device="meta"
+        )
+        for one in inputs
+    ]
+    names = [one.name for one in inputs]
+    if len(inputs) > 1 and set(names) <= set(accepted):
+        return [], dict(zip(names, tensors, strict=True))
+    return tensors, {}
 
 
 def check_input_shapes(input_shapes: Any) -> None:
@@ -279,14 +323,15 @@ def _stated(input_shapes: InputShapes, accepted: list[str], inputs: list[str]) -
     return [torch.empty(tuple(input_shapes[name]), device="meta") for name in ordered], {}
 
 
-def _arguments(model: nn.Module) -> tuple[list[str], list[str]]:
-    """The names of ``forward``'s arguments: those without a default, and all."""
+def _arguments(model: nn.Module) -> tuple[list[str], list[str], bool]:
+    """The names of ``forward``'s arguments: those without a default, and all; and whether it takes any number."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return [], []
+        return [], [], True
+    more = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     named = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return [one.name for one in named if one.default is one.empty], [one.name for one in named]
+    return [one.name for one in named if one.default is one.empty], [one.name for one in named], more
 
 
 def _channels(layers: Sequence[nn.Module]) -> list[int]:
@@ -295,13 +340,19 @@ def _channels(layers: Sequence[nn.Module]) -> list[int]:
     return list(dict.fromkeys((*first, 3, 1)))
 
 
-def _filled(shape: tuple[int | None, ...] | None, channels: int | None) -> tuple[int, ...] | None:
-    """An image's shape with open sizes filled and a batch of two, which batch norm needs; others as they are."""
-    if shape is None or not shape:
+def _filled(one: NetInput, channels: int | None, keep: bool = True) -> tuple[int, ...] | None:
+    """An image's shape with open sizes filled and a batch of two, which batch norm needs; others as they are.
+
+    ``channels`` stand in place of its own, unless these are to be kept.
+    """
+    shape = one.shape
+    if not shape:
         return None
+    if len(shape) == 4 and not one.learned and shape[2:] == (1, 1):
+        shape = shape[:2]  # regions, as old files state them
     if len(shape) == 4:
         side = next((size for size in shape[2:] if size is not None), _SIDES[0])
-        image = channels or shape[1]
+        image = (shape[1] if keep else None) or channels or shape[1]
         return None if image is None else (2, image, shape[2] or side, shape[3] or side)
     return None if None in shape[1:] else (shape[0] or 2, *(size for size in shape[1:] if size is not None))
 

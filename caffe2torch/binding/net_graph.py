@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from caffe2torch.binding.graph import INPUT, Op, TensorReference, Unit, UnitKind, Wiring, WiringBuilder
+from caffe2torch.net.data_tops import is_input
 from caffe2torch.net.loss_settings import METRICS, is_loss
 from caffe2torch.recipe import Layer, NetRecipe, Shape
 
 __all__ = [
     "NetGraph",
+    "NetInput",
     "biases_before_norms",
     "caffe_wiring",
     "layers_with_blobs",
@@ -39,11 +41,13 @@ _KINDS = {
 
 _ELTWISE = {"SUM": Op.SUM, "PROD": Op.PRODUCT, "MAX": Op.MAX}
 
+_REGIONS = frozenset({"PSROIPooling", "ROIAlign", "ROIPooling"})
+"""Layers whose second bottom are regions: the number of an image, and two corners."""
+
 _FIRST_BOTTOM_ONLY = frozenset(
     (
-        *METRICS,
-        *("Crop", "CropCenter", "DePooling", "Filter", "Interp", "PSROIPooling", "ROIAlign", "ROIPooling"),
-        *("Unpooling", "Upsample", "Warp"),
+        *(*METRICS, *_REGIONS, "Crop", "CropCenter", "DePooling", "Filter", "Interp", "LargeMarginInnerProduct"),
+        *("MarginInnerProduct", "Unpooling", "Upsample", "Warp"),
     )
 )
 """Layers whose further bottoms are sizes, masks, regions or labels: they give no gradient to them."""
@@ -115,7 +119,7 @@ def place_layers(
             elif layer.name not in builder.units[shared[layer.blobs]].parts:
                 number = shared[layer.blobs]
                 builder.units[number] = replace(builder.units[number], parts=(*builder.units[number].parts, layer.name))
-            node = builder.use(shared[layer.blobs], _unit_sources(layer, sources))
+            node = builder.use(shared[layer.blobs], _with_gradient(layer, sources))
         else:
             node = _junction(builder, layer, sources)
         for top in layer.tops:
@@ -137,21 +141,52 @@ def layers_with_blobs(recipe: NetRecipe) -> list[tuple[str, str, tuple[int, ...]
     return [(layer, layer_type, blobs) for layer, (layer_type, blobs) in layers.items()]
 
 
-def net_inputs(recipe: NetRecipe) -> list[tuple[str, Shape | None]]:
-    """Name and shape of every blob from outside that something learnable reads: images, but not labels."""
-    origins: dict[str, frozenset[tuple[str, Shape | None]]] = {}
-    used: dict[tuple[str, Shape | None], None] = {}
+@dataclass(slots=True)
+class NetInput:
+    """A blob from outside.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape, as far as the file states it.
+        learned: Whether a gradient flows through it: an image, but not regions or where sequences go on.
+        indices: Whether it holds numbers of rows.
+    """
+
+    name: str
+    shape: Shape | None = None
+    learned: bool = False
+    indices: bool = False
+
+
+def net_inputs(recipe: NetRecipe) -> list[NetInput]:
+    """Every blob from outside that something learnable reads, in the file's order: all but the labels of losses."""
+    inputs: dict[str, NetInput] = {}
+    origins: dict[str, Mapping[str, bool]] = {}  # by blob: the inputs that it is made of, and whether it learns by them
+    used: set[str] = set()
     for layer in recipe.layers:
-        first = layer.bottoms[:1]
-        found = frozenset[tuple[str, Shape | None]]()
-        for bottom in first:  # what no layer makes comes from outside, too
-            found = origins.setdefault(bottom, frozenset({(bottom, None)}))
+        found: dict[str, bool] = {}
+        learned = _with_gradient(layer, range(len(layer.bottoms)))
+        for number, bottom in enumerate(layer.bottoms):
+            if bottom not in origins:  # what no layer makes comes from outside, too
+                origins[bottom] = {bottom: True}
+                inputs[bottom] = NetInput(bottom)
+            if number not in learned and (is_loss(layer) or layer.type in METRICS):
+                continue
+            for name, flows in origins[bottom].items():
+                found[name] = found.get(name, False) or (flows and number in learned)
+                inputs[name].indices |= layer.type == "Embed"
+            if number == 1 and layer.type in _REGIONS and bottom in inputs:
+                inputs[bottom].shape = inputs[bottom].shape or (None, 5)
         if layer.blobs:
-            used.update(dict.fromkeys(sorted(found, key=str)))
-            found = frozenset()
+            used.update(found)
+            for name, flows in found.items():
+                inputs[name].learned |= flows
+            found = {}
         for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
-            origins[top] = found if layer.bottoms else frozenset({(top, shape)})
-    return list(used)
+            if is_input(layer):
+                inputs[top] = NetInput(top, shape)
+            origins[top] = {top: True} if is_input(layer) else found
+    return [one for name, one in inputs.items() if name in used]
 
 
 def biases_before_norms(recipe: NetRecipe) -> dict[int, bool]:
@@ -175,11 +210,11 @@ def biases_before_norms(recipe: NetRecipe) -> dict[int, bool]:
     return found
 
 
-def _unit_sources(layer: Layer, sources: list[int]) -> list[int]:
+def _with_gradient(layer: Layer, bottoms: Sequence[int]) -> list[int]:
     """The bottoms through which a gradient flows: not an LSTM's sequence indicators, not a loss layer's labels."""
     if unit_kind(layer.type, ()) is UnitKind.RECURRENT:
-        return sources[:1] + sources[2:3]
-    return sources[:1] if is_loss(layer) else sources
+        return [*bottoms[:1], *bottoms[2:3]]
+    return list(bottoms[:1] if is_loss(layer) or layer.type in _FIRST_BOTTOM_ONLY else bottoms)
 
 
 def _junction(builder: WiringBuilder, layer: Layer, sources: list[int]) -> int:

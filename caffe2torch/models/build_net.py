@@ -18,8 +18,9 @@ from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models import functions
 from caffe2torch.models.builders import Spec, blob_shapes, spec_of
 from caffe2torch.models.losses import LOSSES
-from caffe2torch.models.program import Program, Trace, is_input, overwriting, program, trace
+from caffe2torch.models.program import Program, Trace, overwriting, program, trace
 from caffe2torch.net.build import with_inputs
+from caffe2torch.net.data_tops import is_input
 from caffe2torch.net.loss_settings import is_loss, loss_weights
 from caffe2torch.net.shape_arithmetic import MisfitError
 from caffe2torch.reading import read_phase

@@ -15,11 +15,7 @@ from caffe2torch.models.losses import LOSSES
 from caffe2torch.net.loss_settings import METRICS, is_loss, propagate_down
 from caffe2torch.recipe import Layer
 
-__all__ = ["Program", "Step", "Trace", "is_input", "overwriting", "program", "trace"]
-
-_OWN_TOPS = frozenset({"ContinuationIndicator", "Parameter"})
-"""Layers without bottoms that compute their tops, instead of bringing them in."""
-
+__all__ = ["Program", "Step", "Trace", "overwriting", "program", "trace"]
 
 _ONE_RESULT = frozenset({"MarginInnerProduct", "Pooling"})
 """Layers whose second top, a weight or a mask, is no result."""
@@ -64,11 +60,6 @@ class Trace:
     final: dict[str, int]
     predictions: tuple[int, ...]
     losses: tuple[tuple[int, float], ...]
-
-
-def is_input(layer: Layer) -> bool:
-    """Whether a layer brings its tops in from outside."""
-    return not layer.bottoms and layer.type not in _OWN_TOPS
 
 
 def trace(layers: Sequence[tuple[Layer, str | None, tuple[float, ...]]]) -> Trace:

@@ -10,9 +10,29 @@ from collections.abc import Mapping
 
 from caffe2torch.net.layer_rules import Node, Settings, flag, integer, integers, nested, text
 from caffe2torch.net.shape_arithmetic import MisfitError
-from caffe2torch.recipe import Shape
+from caffe2torch.recipe import Layer, Shape
 
-__all__ = ["annotated", "dense", "dummy_data", "images", "input_", "memory_data", "parameter", "unknown", "video"]
+__all__ = [
+    "annotated",
+    "dense",
+    "dummy_data",
+    "images",
+    "input_",
+    "is_input",
+    "memory_data",
+    "parameter",
+    "unknown",
+    "video",
+]
+
+
+_OWN_TOPS = frozenset({"ContinuationIndicator", "Parameter"})
+"""Layers without bottoms that compute their tops, instead of bringing them in."""
+
+
+def is_input(layer: Layer) -> bool:
+    """Whether a layer brings its tops in from outside."""
+    return not layer.bottoms and layer.type not in _OWN_TOPS
 
 
 def images(node: Node) -> tuple[Shape | None, ...]:

@@ -102,13 +102,16 @@ def _not_seen(why: str) -> Check:
 def _at_the_models_size(recipe: NetRecipe, inputs: Sequence[tuple[int, ...]]) -> tuple[Sizes, NetRecipe]:
     """The net at the size that the model was run with, as far as the file leaves that open."""
     stated = net_inputs(recipe)
+    if len(inputs) != len(stated):  # a port may do without what no gradient flows through
+        stated = [one for one in stated if one.learned]
     if not inputs or len(inputs) != len(stated):
         return Sizes.OTHER, recipe
-    given = {name: shape for (name, _), shape in zip(stated, inputs, strict=True)}
-    if all(own is not None and own[1:] == given[name][1:] for name, own in stated):
+    images = [(one, shape) for one, shape in zip(stated, inputs, strict=True) if one.learned]
+    if all(one.shape is not None and one.shape[1:] == shape[1:] for one, shape in images):
         return Sizes.STATED, recipe
-    if any(own is not None and _contradicts(own, given[name]) for name, own in stated):
+    if any(one.shape is not None and _contradicts(one.shape, shape) for one, shape in images):
         return Sizes.OTHER, recipe
+    given = {one.name: shape for one, shape in images}
     try:
         return Sizes.GIVEN, with_inputs(recipe, given)
     except Caffe2TorchError:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from nets import IMAGE, conv, linear, messages, names, recipe_of
+from nets import IMAGE, conv, layer, linear, messages, names, recipe_of
 from torch import Tensor, nn
+from torchvision.ops import roi_pool
 
 from caffe2torch.binding.bind import bind
 from caffe2torch.binding.plan import Binding
 from caffe2torch.errors import BindingError
+from caffe2torch.verification.check_model import check_model
 
 NET = conv("one", "data", 4) + conv("two", "one", 6) + conv("three", "two", 5, kernel=1) + linear("ip", "three", 7)
 RIGHT = {"one/0": "p.weight", "two/0": "q.weight", "three/0": "r.weight", "ip/0": "s.weight"}
@@ -134,3 +136,107 @@ def test_a_module_that_was_not_reached_keeps_its_equals_from_being_bound_by_plac
 
     with pytest.raises(BindingError, match="layer 'a' has no counterpart"):
         bind(recipe_of(IMAGE, conv("a", "data", 4)), Decoy(), unclaimed=(1.0, 1.0))
+
+
+def blob(name: str, *sizes: int) -> str:
+    return f'input: "{name}" input_shape {{ {" ".join(f"dim: {size}" for size in sizes)} }}\n'
+
+
+DETECTOR = conv("one", "data", 4) + conv("two", "one", 6)
+DETECTOR += layer("ROIPooling", "pool", "two rois", "", "roi_pooling_param { pooled_h: 2 pooled_w: 2 }")
+DETECTOR += linear("three", "pool", 5) + linear("four", "three", 7)
+
+
+class Detector(nn.Module):
+    """It looks at regions, which are rows of five numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s = nn.Linear(5, 7)
+        self.r = nn.Linear(24, 5)
+        self.q = nn.Conv2d(4, 6, 3, padding=1)
+        self.p = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        return self.s(self.r(roi_pool(self.q(self.p(x)), rois, 2).flatten(1)))
+
+
+class RegionsFirst(Detector):
+    def forward(self, rois: Tensor, data: Tensor) -> Tensor:
+        return super().forward(data, rois)
+
+
+class RegionsIfAny(Detector):
+    def forward(self, x: Tensor, rois: Tensor | None = None) -> Tensor:
+        return self.q(self.p(x)) if rois is None else super().forward(x, rois)
+
+
+class AnyNumber(Detector):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs)
+
+
+class OneRegion(Detector):
+    def forward(self, x: Tensor, flip: bool = False) -> Tensor:
+        return super().forward(x.flip(3) if flip else x, x.new_zeros(1, 5))
+
+
+@pytest.mark.parametrize("rois", ["", blob("rois", 9, 5), blob("rois", 9, 5, 1, 1)])
+@pytest.mark.parametrize("port", [Detector, RegionsFirst, RegionsIfAny, AnyNumber])
+def test_a_detector_is_given_regions(rois: str, port: type[nn.Module]) -> None:
+    binding = bind(recipe_of(IMAGE, rois, DETECTOR), port())
+    regions = (9, 5) if rois else (2, 5)
+    assert f"from one forward pass on the meta device with (2, 3, 8, 8), {regions}" in messages(binding.notes)
+    assert {"three/0": "r.weight", "four/0": "s.weight", **names(binding)} == names(binding)
+
+
+def test_a_port_that_takes_fewer_inputs_is_given_those_that_a_gradient_flows_through() -> None:
+    binding = bind(recipe_of(blob("rois", 9, 5), IMAGE, DETECTOR), OneRegion())
+    assert "from one forward pass on the meta device with (2, 3, 8, 8)" in messages(binding.notes)
+    assert "(9, 5)" not in messages(binding.notes)
+
+
+class TwoImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Conv2d(4, 6, 3, padding=1)
+        self.p = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        return self.q(self.p(torch.cat([image, depth], 1)))
+
+
+def test_two_images_keep_their_own_channels() -> None:
+    text = layer("Concat", "both", "a b") + conv("one", "both", 4) + conv("two", "one", 6)
+    binding = bind(recipe_of(blob("a", 1, 3, 8, 8), blob("b", 1, 1, 8, 8), text), TwoImages())
+    assert "on the meta device with (2, 3, 8, 8), (2, 1, 8, 8)" in messages(binding.notes)
+
+
+class Captions(nn.Module):
+    """Frames and words of the same sequences: their sizes belong to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r = nn.Linear(4, 7)
+        self.e = nn.Embedding(9, 4)
+        self.p = nn.Conv2d(3, 4, 8)
+
+    def forward(self, image: Tensor, words: Tensor) -> Tensor:
+        return self.r(self.p(image).reshape(*words.shape, 4) + self.e(words))
+
+
+def test_frames_are_as_many_as_their_words_and_words_are_whole_numbers() -> None:
+    text = layer("Convolution", "one", "data", "", "convolution_param { num_output: 4 kernel_size: 8 }")
+    text += layer("Reshape", "frames", "one", "", "reshape_param { shape { dim: 3 dim: 2 dim: 4 } }")
+    text += layer("Embed", "embed", "words", "", "embed_param { num_output: 4 input_dim: 9 bias_term: false }")
+    text += layer("Eltwise", "sum", "frames embed") + linear("ip", "sum", 7, "axis: 2")
+    binding = bind(recipe_of(blob("data", 6, 3, 8, 8), blob("words", 3, 2), text), Captions())
+    assert "on the meta device with (6, 3, 8, 8), (3, 2)" in messages(binding.notes)
+    assert names(binding)["embed/0"] == "e.weight"
+
+
+def test_the_check_of_the_model_has_its_sizes_with_and_without_regions() -> None:
+    recipe = recipe_of(IMAGE, blob("rois", 9, 5), DETECTOR)
+    for port, size in ((Detector, "3x8x8, 5"), (OneRegion, "3x8x8")):
+        check = check_model(recipe, bind(recipe, port()))
+        assert f"sizes at {size}" in check.seen

@@ -96,7 +96,88 @@ def test_skipped_layers_are_transparent() -> None:
 def test_net_inputs_are_what_something_learnable_looks_at() -> None:
     data = layer("Data", "data", "", "image label", "transform_param { crop_size: 24 } data_param { batch_size: 2 }")
     recipe = recipe_of(data, conv("a", "image"), linear("b", "a"), layer("SoftmaxWithLoss", "loss", "b label"))
-    assert [name for name, _ in net_inputs(recipe)] == ["image"]
+    assert [one.name for one in net_inputs(recipe)] == ["image"]
+
+
+def blob(name: str, *sizes: int) -> str:
+    return f'input: "{name}" input_shape {{ {" ".join(f"dim: {size}" for size in sizes)} }}\n'
+
+
+LSTM = "recurrent_param { num_output: 4 }"
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [  # those through which a gradient flows have a star
+        (
+            [blob("flow", 2, 1, 8, 8), blob("image", 2, 3, 8, 8), layer("Concat", "x", "image flow"), conv("a", "x")],
+            ["flow*", "image*"],
+        ),
+        (
+            [blob("data", 2, 3), blob("more", 2, 3), layer("Eltwise", "x", "data more"), linear("a", "x")],
+            ["data*", "more*"],
+        ),
+        (
+            [blob("rois", 9, 5), IMAGE, conv("a", "data"), layer("ROIPooling", "p", "a rois"), linear("b", "p")],
+            ["rois", "data*"],
+        ),
+        (  # the file of the old format makes no layer of it
+            [IMAGE, conv("a", "data"), layer("ROIAlign", "p", "a rois"), linear("b", "p")],
+            ["data*", "rois"],
+        ),
+        (  # regions that something not learned makes
+            [
+                *(IMAGE, blob("im_info", 1, 3), blob("gt_boxes", 1, 5), conv("a", "data")),
+                layer("Python", "proposals", "a im_info gt_boxes", "rois labels"),
+                *(layer("ROIPooling", "p", "a rois"), linear("b", "p"), layer("SoftmaxWithLoss", "loss", "b labels")),
+            ],
+            ["data*", "im_info", "gt_boxes"],
+        ),
+        (
+            [
+                blob("frames", 4, 2, 6),
+                blob("cont", 4, 2),
+                layer("LSTM", "a", "frames cont", "", LSTM),
+                linear("b", "a"),
+            ],
+            ["frames*", "cont"],
+        ),
+        (
+            [IMAGE, blob("label", 2), conv("a", "data"), layer("CenterLoss", "c", "a label")],
+            ["data*"],
+        ),
+        (
+            [
+                IMAGE,
+                blob("label", 2),
+                layer(
+                    "MarginInnerProduct", "a", "data label", "a lambda", "margin_inner_product_param { num_output: 3 }"
+                ),
+            ],
+            ["data*", "label"],
+        ),
+        (
+            [
+                IMAGE,
+                layer("Parameter", "p", "", "", "parameter_param { shape { dim: 3 } }"),
+                layer("Scale", "x", "data p"),
+                conv("a", "x"),
+            ],
+            ["data*"],
+        ),
+    ],
+)
+def test_net_inputs_come_in_through_any_bottom_that_is_no_label(text: list[str], inputs: list[str]) -> None:
+    found = net_inputs(recipe_of(*text))
+    assert [one.name + "*" * one.learned for one in found] == inputs
+
+
+def test_regions_have_five_numbers_and_rows_of_a_table_are_whole_numbers() -> None:
+    embed = layer("Embed", "words", "sentence", "", "embed_param { num_output: 4 input_dim: 9 }")
+    text = [IMAGE, conv("a", "data"), layer("ROIPooling", "p", "a rois"), linear("b", "p"), embed]
+    found = {one.name: one for one in net_inputs(recipe_of(*text))}
+    assert found["rois"].shape == (None, 5)
+    assert [name for name, one in found.items() if one.indices] == ["sentence"]
 
 
 def test_a_bias_before_a_batch_norm_is_known_and_whether_its_value_matters() -> None:
