@@ -28,7 +28,8 @@ from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import rates_view
 from caffe2torch.report.solver_table import solver_line
 from caffe2torch.report.text import title_of, verdict_line
-from caffe2torch.report.wording import number, pair, stated_text, visible
+from caffe2torch.report.wording import pair, stated_text, visible
+from caffe2torch.solver.float32 import number
 from caffe2torch.solver.lr_policy import rate
 from caffe2torch.verification.report import Report, ReportRow, UnclaimedRow, Verdict
 from caffe2torch.wording import shape_text

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from caffe2torch.recipe import Regularization, SolverSettings, SourceLocation
 from caffe2torch.report.rate_plot import effective
 from caffe2torch.report.solver_table import solver_dict
-from caffe2torch.report.wording import number
-from caffe2torch.solver.float32 import format32
+from caffe2torch.solver.float32 import format32, number
 from caffe2torch.solver.lr_policy import POLICIES, SURROUNDINGS, fork_fields, rate, weight_decay_at
 from caffe2torch.solver.requirements import momentum_changes, ramps
 from caffe2torch.solver.update_rules import SOLVERS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from caffe2torch.recipe import SourceLocation, Statement
 from caffe2torch.report.html_sources import Place, Places
-from caffe2torch.report.wording import number, pair
+from caffe2torch.report.wording import pair
+from caffe2torch.solver.float32 import number
 from caffe2torch.verification.report import Cause, Effective, Report, ReportRow, UnclaimedRow, Verdict
 
 __all__ = ["Card", "NamedRow", "causes"]

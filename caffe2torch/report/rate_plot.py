@@ -12,8 +12,7 @@ from caffe2torch.errors import MissingExtraError
 from caffe2torch.recipe import LrPolicy, PolicyType, SolverSettings
 from caffe2torch.report.layer_overview import Speed
 from caffe2torch.report.plots import THEMED, Curve, Panel, draw, page_svg
-from caffe2torch.report.wording import number
-from caffe2torch.solver.float32 import round32
+from caffe2torch.solver.float32 import number, round32
 from caffe2torch.solver.lr_policy import POLICIES, ramp_end, rate
 
 if TYPE_CHECKING:
@@ -35,13 +34,13 @@ __all__ = [
 ]
 
 MOST_BREAKS = 1000
-"""A policy with more steps than this in a run counts as gliding: nobody reads a list of them."""
+"""A policy with more steps than this in a run counts as varying: nobody reads a list of them."""
 SAMPLES = 240
 
 
 @dataclass(frozen=True, slots=True)
 class RateSegment:
-    """Iterations ``first`` to ``last``, both included: at one rate, or gliding from ``begins`` to ``ends``."""
+    """Iterations ``first`` to ``last``, both included: at one rate, or varying from ``begins`` to ``ends``."""
 
     first: int
     last: int
@@ -101,7 +100,7 @@ def _same(a: float, b: float) -> bool:
 
 
 def _flat(policy: LrPolicy, part: RateSegment) -> bool:
-    """Whether a gliding policy stays where it is: a gamma of 1, a power of 0."""
+    """Whether a varying policy stays where it is: a gamma of 1, a power of 0."""
     return all(rate(policy, i) == part.begins for i in _samples(part.first, part.last))
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import Note, Severity, Statement
 from caffe2torch.report.solver_table import solver_line
-from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, number, pair, visible
+from caffe2torch.report.wording import STATED, blob_name, json_text, multipliers, pair, visible
+from caffe2torch.solver.float32 import number
 from caffe2torch.verification.report import WRONG, Cause, Check, Report, ReportRow, Result, UnclaimedRow, Verdict
 from caffe2torch.wording import listed, shape_text
 
@@ -317,7 +318,7 @@ def _parameter(row: ReportRow) -> str:
 
 
 def _left(left: UnclaimedRow) -> str:
-    given = "" if left.lr_mult is None else f", by its user at ({left.lr_mult:g}, {number(left.decay_mult)})"
+    given = "" if left.lr_mult is None else f", by its user at ({left.lr_mult:g}, {number(left.decay_mult, '-')})"
     lr, decay = pair(left.observed)
     name = f"{visible(left.parameter)} {shape_text(left.shape)}{given}"
     return f"- {name}: seen lr {lr}, decay {decay}; {left.verdict}"

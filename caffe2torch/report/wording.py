@@ -1,4 +1,4 @@
-"""Names and numbers as every report writes them, numbers short."""
+"""Names and numbers as every report writes them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ from typing import Any
 
 from caffe2torch.errors import visible
 from caffe2torch.recipe import LearnableBlob, Statement
-from caffe2torch.solver.float32 import format32
+from caffe2torch.solver.float32 import number
 from caffe2torch.verification.report import Effective, ReportRow
 
-__all__ = ["STATED", "blob_name", "json_text", "multipliers", "number", "pair", "stated_text", "visible"]
-
-
-def number(x: float | None) -> str:
-    """A rate or decay: the shortest decimal of its float32, ``-`` where there is none to show."""
-    if x is None:
-        return "-"
-    if math.isfinite(x):
-        short = f"{x + 0.0:.6g}"  # never -0
-        return short if len(short) <= len(format32(x)) else format32(x)
-    return str(x)
+__all__ = ["STATED", "blob_name", "json_text", "multipliers", "pair", "stated_text", "visible"]
 
 
 def pair(effective: Effective) -> tuple[str, str]:
-    """Rate and decay."""
-    return number(effective.lr), number(effective.weight_decay)
+    """Rate and decay, ``-`` where there is none to show."""
+    return number(effective.lr, "-"), number(effective.weight_decay, "-")
 
 
 def multipliers(row: ReportRow) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 
-__all__ = ["format32", "round32", "shortest"]
+__all__ = ["format32", "number", "round32", "shortest"]
 
 _FLOAT = struct.Struct("<f")
 _DIGITS = 9  # any two float32 differ within nine significant decimal digits
@@ -54,3 +54,15 @@ def format32(x: float) -> str:
     ('0.1', '20', '1e-08')
     """
     return repr(shortest(x)).removesuffix(".0")
+
+
+def number(x: float | None, unknown: str = "unknown") -> str:
+    """A number that is read, not computed with: six digits, or fewer where its float32 has fewer.
+
+    >>> number(0.10000000149011612), number(1 / 3), number(1234567), number(None)
+    ('0.1', '0.333333', '1234567', 'unknown')
+    """
+    if x is None:
+        return unknown
+    short, whole = f"{x + 0.0:.6g}", format32(x)  # never -0
+    return whole if len(whole) < len(short) and math.isclose(float(whole), x, rel_tol=1e-5) else short

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import Accumulation, SolverSettings, SolverType
-from caffe2torch.solver.float32 import round32
+from caffe2torch.solver.float32 import number, round32
 from caffe2torch.solver.lr_policy import rate
 from caffe2torch.solver.requirements import has_momentum
 from caffe2torch.solver.update_rules import SOLVERS, Epsilon, History, Rule, StepSettings
-from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, AUDIT_FIX, Judgement, number
+from caffe2torch.verification.diagnose import ASCENT, ASCENT_FIX, AUDIT_FIX, Judgement
 from caffe2torch.verification.fit import close, leaving
 from caffe2torch.verification.probe_sequence import Movements, Observations, Window, changes
 from caffe2torch.verification.rate_schedule import first_change, schedule_check

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from caffe2torch.recipe import LearnableBlob
+from caffe2torch.solver.float32 import number
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
-from caffe2torch.verification.diagnose import ASCENT_FIX, AUDIT_FIX, number
+from caffe2torch.verification.diagnose import ASCENT_FIX, AUDIT_FIX
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Observations
 from caffe2torch.verification.report import Cause, FaultKind, Report, ReportRow, UnclaimedRow, Verdict

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from caffe2torch.recipe import SolverSettings
-from caffe2torch.solver.float32 import format32
+from caffe2torch.solver.float32 import number
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
 from caffe2torch.solver.update_rules import History, Rule, StepSettings
 from caffe2torch.verification.candidate_rules import CandidateRule, caffe_rule, candidates, rate_change
@@ -20,7 +20,7 @@ from caffe2torch.verification.fit import FINEST_DECAY, TOLERANCE, Fit, close, ex
 from caffe2torch.verification.probe_sequence import ExpectedSteps, Movements, Observation, Window
 from caffe2torch.verification.report import Effective, Fault, FaultKind
 
-__all__ = ["ASCENT", "ASCENT_FIX", "AUDIT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen", "number"]
+__all__ = ["ASCENT", "ASCENT_FIX", "AUDIT_FIX", "RUN", "Judge", "Judgement", "Multipliers", "frozen"]
 
 FLOAT32 = 2.0**-24
 """The relative rounding of one float32."""
@@ -383,18 +383,6 @@ def _schedule(expected: ExpectedSteps, reading: Fit, scale: float, finest: float
             said = f"at iteration {iteration} lr is {number(lr)}, Caffe's is {number(setting.rate)}"
             return [Fault(FaultKind.SCHEDULE, said, iteration, lr, setting.rate, scale)]
     return []
-
-
-def number(x: float | None) -> str:
-    """A measured number as a person reads it: at most six digits where that is the same float32.
-
-    >>> number(0.10000000149011612), number(1 / 3), number(None)
-    ('0.1', '0.333333', 'unknown')
-    """
-    if x is None:
-        return "unknown"
-    short = f"{x + 0.0:.6g}"  # never -0
-    return short if close(float(short), x) else format32(x)
 
 
 def _times(seen: float, wanted: float) -> str:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from caffe2torch.recipe import PolicyType, SolverSettings
+from caffe2torch.solver.float32 import number
 from caffe2torch.solver.lr_policy import rate, torch_scheduler
 from caffe2torch.solver.requirements import ramps
-from caffe2torch.verification.diagnose import AUDIT_FIX, Judgement, number
+from caffe2torch.verification.diagnose import AUDIT_FIX, Judgement
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.probe_sequence import Followed, Observations, SettingChange, changes
 from caffe2torch.verification.report import (

@@ -24,18 +24,19 @@ from caffe2torch.solver.requirements import has_momentum, ramps, stock_arguments
 from caffe2torch.solver.update_rules import SOLVERS
 from caffe2torch.verification.optimizer_copy import step
 
-__all__ = ["Divergence", "Stretch", "differences", "diverge", "effect", "stretches_to_run"]
+__all__ = ["Divergence", "RunSegment", "differences", "diverge", "effect", "segments_to_run"]
 
 NUMBERS = 64
 SEED = 0
 BUDGET = 3000
 """Iterations that are run for a report, within about 0.2 s."""
-PIECE = 200
+SEGMENT = 200
+"""Iterations of a segment that stands for others."""
 _ROUNDING = 1e-11  # less is what double precision makes of one formula written in two ways
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class RunSegment:
     """Iterations that are run, ``first`` to ``end - 1``.
 
     ``before`` iterations before them are taken in one move of the same distribution; with ``fresh`` they are left out,
@@ -130,7 +131,7 @@ def diverge(
         solver: Its clipping is left out, since what it does depends on the size of real gradients.
         multipliers: ``(lr_mult, decay_mult)`` of each group.
         length: How many iterations the run has.
-        budget: How many of them are run one by one at most; ``stretches_to_run`` has which.
+        budget: How many of them are run one by one at most; ``segments_to_run`` has which.
         at: After which iterations to compare, as far as they are run; all that are run by default.
         port: As in ``effect``.
         seed: Of the gradients, which are independent and normal, of size 1.
@@ -148,15 +149,15 @@ def diverge(
     iterations: list[int] = []
     distances: list[list[float]] = []
     run = 0
-    plan = stretches_to_run(solver, length, budget)
-    for stretch in plan:
-        if stretch.fresh:
+    plan = segments_to_run(solver, length, budget)
+    for segment in plan:
+        if segment.fresh:
             for optimizer in worlds:
                 optimizer.state.clear()
-        if stretch.before:
-            _move(solver, stretch, multipliers, paths, generator)
-        for first in range(stretch.first, stretch.end, 1000):
-            size = min(1000, stretch.end - first)
+        if segment.before:
+            _move(solver, segment, multipliers, paths, generator)
+        for first in range(segment.first, segment.end, 1000):
+            size = min(1000, segment.end - first)
             progress(size)
             gradients = torch.randn(size, len(multipliers), NUMBERS, generator=generator, dtype=torch.float64)
             for iteration, gradient in enumerate(gradients, first):
@@ -166,7 +167,7 @@ def diverge(
                         p.grad = g.clone()
                     step(optimizer)
                 run += 1
-                if wanted is None or iteration in wanted or (iteration == stretch.end - 1 and stretch is plan[-1]):
+                if wanted is None or iteration in wanted or (iteration == segment.end - 1 and segment is plan[-1]):
                     caffe, stock = (torch.stack([p.detach() for p in path]) for path in paths)
                     farthest = torch.maximum(farthest, caffe.abs().amax(dim=1))
                     apart = (caffe - stock).abs().amax(dim=1)
@@ -176,37 +177,37 @@ def diverge(
     return Divergence(tuple(multipliers), tuple(iterations), tuple(zip(*distances, strict=True)), run, length)
 
 
-def stretches_to_run(solver: SolverSettings, length: int, budget: int) -> tuple[Stretch, ...]:
+def segments_to_run(solver: SolverSettings, length: int, budget: int) -> tuple[RunSegment, ...]:
     """Which iterations of a run to run one by one: all, or those where the paths part.
 
     Where the rate changes now and then, the two part at the changes; what lies between is taken in one move. Where it
-    changes all the time, pieces of the run stand for the whole. Without momentum only the beginning differs.
+    changes all the time, segments of the run stand for the whole. Without momentum only the beginning differs.
 
     >>> from caffe2torch.recipe import SolverType
     >>> policy = lr_policy.LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=10_000)
-    >>> plan = stretches_to_run(SolverSettings(SolverType.SGD, policy, momentum=0.9), 15_000, 3000)
-    >>> [(stretch.first, stretch.end, stretch.before) for stretch in plan]
+    >>> plan = segments_to_run(SolverSettings(SolverType.SGD, policy, momentum=0.9), 15_000, 3000)
+    >>> [(segment.first, segment.end, segment.before) for segment in plan]
     [(9949, 10102, 9949), (14999, 15000, 4897)]
     """
     if length <= budget:
-        return (Stretch(0, length),)
+        return (RunSegment(0, length),)
     if not has_momentum(solver):
-        return (Stretch(0, budget),)
+        return (RunSegment(0, budget),)
     policy = solver.policy
     often = policy.type is PolicyType.STEP and length // policy.stepsize > budget // 10
     found = None if often else lr_policy.changes(policy, length)
     memory = min(max(math.ceil(5 / max(1 - solver.momentum, 0.01)), 20), budget // 4)
     around = list(_around(found or (), memory, length))
     if found is None or sum(end - first for first, end in around) > budget:
-        pieces = max(budget // PIECE, 1)
-        starts = [k * (length - PIECE) // max(pieces - 1, 1) for k in range(pieces)]
-        return tuple(Stretch(first, first + PIECE, fresh=True) for first in starts)
+        count = max(budget // SEGMENT, 1)
+        starts = [k * (length - SEGMENT) // max(count - 1, 1) for k in range(count)]
+        return tuple(RunSegment(first, first + SEGMENT, fresh=True) for first in starts)
     plan, done = [], 0
     for first, end in around:
-        plan.append(Stretch(first, end, before=first - done))
+        plan.append(RunSegment(first, end, before=first - done))
         done = end
     if done < length:
-        plan.append(Stretch(length - 1, length, before=length - 1 - done))
+        plan.append(RunSegment(length - 1, length, before=length - 1 - done))
     return tuple(plan)
 
 
@@ -268,14 +269,14 @@ def _set(
 
 def _move(
     solver: SolverSettings,
-    stretch: Stretch,
+    segment: RunSegment,
     multipliers: Sequence[tuple[float, float]],
     paths: Sequence[Sequence[nn.Parameter]],
     generator: torch.Generator,
 ) -> None:
-    """Move both as far as ``stretch.before`` steps at one rate would: each gradient counts 1 / (1 - momentum) times."""
-    now = rate(solver.policy, max(stretch.first - 1, 0))
-    size = now / max(1 - solver.momentum, 1e-3) * math.sqrt(stretch.before)
+    """Move both as far as ``segment.before`` steps at one rate would: each gradient counts 1 / (1 - momentum) times."""
+    now = rate(solver.policy, max(segment.first - 1, 0))
+    size = now / max(1 - solver.momentum, 1e-3) * math.sqrt(segment.before)
     for k, (lr_mult, _) in enumerate(multipliers):
         moved = size * lr_mult * torch.randn(NUMBERS, generator=generator, dtype=torch.float64)
         for path in paths:

@@ -9,7 +9,7 @@ import pytest
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Ramp, Regularization, SolverSettings, SolverType
 from caffe2torch.report.rate_plot import Run, divergence_panel, say_divergence
-from caffe2torch.verification.simulate import BUDGET, differences, diverge, effect, stretches_to_run
+from caffe2torch.verification.simulate import BUDGET, differences, diverge, effect, segments_to_run
 
 STEP = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=20)
 MULTIPLIERS = ((1.0, 1.0), (2.0, 0.0))
@@ -56,7 +56,7 @@ def test_l1_and_ramps_are_things_that_torch_lacks() -> None:
 
 
 def test_what_is_left_out_of_a_long_run_hardly_changes_the_figure() -> None:
-    """The stretches between changes in one move each, against every iteration: the same size over some seeds."""
+    """What lies between changes in one move each, against every iteration: the same size over some seeds."""
     policy = LrPolicy(PolicyType.STEP, base_lr=0.1, gamma=0.1, stepsize=1500)
     solver = SolverSettings(SolverType.SGD, policy, momentum=0.9, weight_decay=0.0005, max_iter=4000)
     figures = []
@@ -70,14 +70,14 @@ def test_what_is_left_out_of_a_long_run_hardly_changes_the_figure() -> None:
 def test_a_run_longer_than_the_budget_is_run_where_the_paths_part() -> None:
     policy = LrPolicy(PolicyType.MULTISTEP, base_lr=0.1, gamma=0.1, stepvalues=(40_000, 40_010, 90_000))
     solver = SolverSettings(SolverType.SGD, policy, momentum=0.9, max_iter=100_000)
-    plan = stretches_to_run(solver, 100_000, BUDGET)
-    run = {i for stretch in plan for i in range(stretch.first, stretch.end)}
+    plan = segments_to_run(solver, 100_000, BUDGET)
+    run = {i for segment in plan for i in range(segment.first, segment.end)}
     assert {40_000, 40_010, 90_000, 99_999} <= run
-    assert len(run) + sum(stretch.before for stretch in plan) == 100_000
+    assert len(run) + sum(segment.before for segment in plan) == 100_000
     often = replace(solver, policy=LrPolicy(PolicyType.POLY, base_lr=0.1, power=1.0, max_iter=100_000))
-    plan = stretches_to_run(often, 100_000, BUDGET)
-    assert sum(stretch.end - stretch.first for stretch in plan) == BUDGET
-    assert all(stretch.fresh for stretch in plan)
+    plan = segments_to_run(often, 100_000, BUDGET)
+    assert sum(segment.end - segment.first for segment in plan) == BUDGET
+    assert all(segment.fresh for segment in plan)
     assert (plan[0].first, plan[-1].end) == (0, 100_000)
 
 

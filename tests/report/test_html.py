@@ -24,7 +24,8 @@ from caffe2torch.report.html import render_fragment, render_html
 from caffe2torch.report.html_sources import Link, listings
 from caffe2torch.report.layer_overview import strip
 from caffe2torch.report.rate_plot import seen_curves
-from caffe2torch.report.wording import number, visible
+from caffe2torch.report.wording import visible
+from caffe2torch.solver.float32 import number
 from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.report import Effective, Fault, FaultKind, RateCurve, Report, ReportRow, Verdict
 
@@ -85,7 +86,7 @@ def test_the_rows_are_those_of_the_json_report(wrong: Report, page: Element) -> 
             ("decay", "expected", "weight_decay"),
             ("decay seen", "observed", "weight_decay"),
         ):
-            assert cells[title] == number(row[side][key]), title
+            assert cells[title] == number(row[side][key], "-"), title
         assert cells["verdict"].split()[1] == row["verdict"]
         assert row["where"].endswith(f"train.prototxt:{cells['line']}:{row['where'].rsplit(':')[-1]}")
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caffe2torch.solver.float32 import format32, round32, shortest
+from caffe2torch.solver.float32 import format32, number, round32, shortest
 
 any_float32 = st.floats(width=32, allow_nan=False)
 
@@ -65,3 +65,17 @@ def test_formatted_numbers_read_back(x: float) -> None:
 )
 def test_formatted_numbers_look_as_written(x: float, text: str) -> None:
     assert format32(x) == text
+
+
+@given(st.floats())
+@example(1e-50)
+@example(1e39)
+@example(-0.0)
+def test_a_number_is_read_as_what_it_is_up_to_a_digit_that_no_tolerance_sees(x: float) -> None:
+    assert float(number(x)) == pytest.approx(x, rel=1e-5, abs=0, nan_ok=True)
+    assert len(number(x)) <= max(len("-1.23457e-300"), len(format32(x)))
+
+
+@pytest.mark.parametrize(("x", "text"), [(round32(0.1), "0.1"), (1234567.0, "1234567"), (-0.0, "0"), (None, "unknown")])
+def test_a_number_is_written_as_short_as_a_person_writes_it(x: float | None, text: str) -> None:
+    assert number(x) == text
