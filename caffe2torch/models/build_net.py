@@ -138,7 +138,14 @@ class CaffeNet(nn.Module):
             if step.scale is not None:
                 scale = getattr(self, step.scale)
                 bottoms += [scale.weight, scale.bias]
-            tops = getattr(self, step.module)(*bottoms)
+            try:
+                tops = getattr(self, step.module)(*bottoms)
+            except ValueError as error:
+                raise NetError(
+                    f"layer {step.layer.name!r} ({step.layer.type}) cannot take what it is given",
+                    where=step.layer.where,
+                    found=str(error),
+                ) from error
             values.update(zip(step.outputs, (tops,) if isinstance(tops, Tensor) else tops, strict=True))
             for number in step.frees:
                 del values[number]

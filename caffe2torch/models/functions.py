@@ -90,14 +90,22 @@ def im2col(x: Tensor, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilatio
 def unpool(x: Tensor, mask: Tensor, size: Sizes | None = None, scale: Sizes = (2, 2), less: Sizes = (0, 0)) -> Tensor:
     """SegNet's ``upsample_layer.cpp``: every value back to where the mask says, zeros elsewhere.
 
-    The new size is ``size``, or ``scale`` times the old one less ``less``.
+    The new size is ``size``, or ``scale`` times the old one less ``less``. A mask that says more raises ``ValueError``.
     """
     # What F.max_unpool2d gives; but that one refuses to run under torch.use_deterministic_algorithms.
     if size is None:
         size = x.shape[2] * scale[0] - less[0], x.shape[3] * scale[1] - less[1]
     images, channels, height, width = x.shape[0], x.shape[1], size[0], size[1]
     zeros = x.new_zeros(images, channels, height * width)
-    return zeros.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(images, channels, height, width)
+    try:
+        placed = zeros.scatter(2, mask.flatten(2).long(), x.flatten(2))
+    except RuntimeError as error:
+        values, places = ("x".join(map(str, one.shape)) for one in (x, mask))
+        raise ValueError(
+            f"a mask of {places}, up to place {int(mask.max())}, does not put {values} into images of "
+            f"{height}x{width}, which have {height * width} places"
+        ) from error
+    return placed.reshape(images, channels, height, width)
 
 
 def interp(

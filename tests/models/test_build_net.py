@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import caffe2torch
 from caffe2torch import build_model, read_recipe, translate
-from caffe2torch.errors import Caffe2TorchError, UnsupportedError
+from caffe2torch.errors import Caffe2TorchError, NetError, UnsupportedError
 from caffe2torch.models.build_net import CaffeNet
 
 LABEL = 'input: "label" input_shape { dim: 2 }\n'
@@ -242,6 +242,19 @@ def test_nets_with_unknown_layers_still_translate() -> None:
     assert model.get_parameter("odd.blob_0").shape == ()
 
 
+def test_a_mask_of_a_larger_image_than_the_file_states_is_refused_with_layer_and_sizes() -> None:
+    pool = layer("Pooling", "p", "data", "p mask", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")
+    up = layer("Upsample", "up", "p mask", "", "upsample_param { upsample_h: 8 upsample_w: 8 }")
+    model = build_model(recipe_of(IMAGE, pool, up))
+    image = torch.arange(2 * 3 * 10 * 10.0).reshape(2, 3, 10, 10)
+    assert model(image[..., :8, :8]).shape == (2, 3, 8, 8)
+    with pytest.raises(NetError, match=r"net.prototxt:3:\d+: layer 'up' \(Upsample\)") as raised:
+        model(image)
+    assert raised.value.found == (
+        "a mask of 2x3x5x5, up to place 99, does not put 2x3x5x5 into images of 8x8, which have 64 places"
+    )
+
+
 # What torch does with it.
 
 
@@ -288,6 +301,14 @@ def test_it_compiles_without_a_break(model: CaffeNet) -> None:
     loss = compiled(DATA, LABELS)
     torch.testing.assert_close(loss, twin.loss(DATA, LABELS))
     torch.testing.assert_close(model.get_submodule("bn").running_mean, twin.get_submodule("bn").running_mean)
+
+
+def test_an_unpooling_compiles_and_exports() -> None:
+    pool = layer("Pooling", "p", "data", "p mask", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")
+    model = build_model(recipe_of(IMAGE, pool, layer("Upsample", "up", "p mask", "", "upsample_param { scale: 2 }")))
+    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(DATA), model(DATA))
+    assert torch.equal(torch.export.export(model, (DATA,)).module()(DATA), model(DATA))
 
 
 def test_it_runs_under_autocast(model: CaffeNet) -> None:
