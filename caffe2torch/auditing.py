@@ -146,7 +146,7 @@ def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> Ac
     A row counts first where both multipliers are right, then where one of them is. Of equals it is what the user
     states, or what a lock has.
     """
-    solver = asked.recipe.solver
+    solver = seen.collecting(asked.recipe.solver)
     if solver.iter_size <= 1 or seen.problem:
         return AccumulationReading(stated or asked.accumulation, stated=stated)
     fits, scores, numbers = {}, {}, {}

@@ -66,8 +66,8 @@ def run_checks(
         _update_rule(solver, judged, observations),
         schedule_check(solver, judged, observations),
         _momentum(solver, judged, observations),
-        _accumulation(solver, reading),
-        _clipping(solver, observations, reading.accumulation, translating=translating),
+        _accumulation(solver, observations, reading),
+        _clipping(observations.collecting(solver), observations, reading.accumulation, translating=translating),
         hooks,
     ]
     return tuple(check for check in found if check is not None)
@@ -84,6 +84,8 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement], observ
         faults.append(Fault(FaultKind.RULE, f"{said}; in Caffe they do not"))
         concerned = concerned or observations.by_weights
     expected = _rule(solver)
+    if not faults and not judged:
+        return Check("update rule", Result.NOT_SEEN, expected, seen="no step moves anything")
     if not faults:
         return Check("update rule", Result.OK, expected, seen=expected)
     adams = solver.type is SolverType.ADAM and {fault.kind for fault in faults} <= {
@@ -193,17 +195,24 @@ def _momentum(solver: SolverSettings, judged: Mapping[str, Judgement], observati
     return Check(name, Result.OK, expected, seen=expected)
 
 
-def _accumulation(solver: SolverSettings, reading: AccumulationReading) -> Check | None:
-    passes = solver.iter_size
-    if passes == 1:
+def _accumulation(solver: SolverSettings, observations: Observations, reading: AccumulationReading) -> Check | None:
+    passes, calls = solver.iter_size, observations.calls
+    if passes == calls == 1:
         return None
-    divides = (
-        "the step divides by iter_size" if reading.group_scale[0] == 1 else "the groups' lr is Caffe's / iter_size"
-    )
+    expected = f"the gradients of {passes} passes are summed, and the step divides" if passes > 1 else "a step a pass"
+    if calls not in (1, passes):
+        message = f"step() moves parameters once in {calls} calls, Caffe's iter_size is {passes}"
+        fix = f"collect {passes} passes" if passes > 1 else "let each call of step() move them"
+        fix += f", or state iter_size: {calls} in the solver, if that is what you train with"
+        return Check("accumulation", Result.DIFFERS, expected, (Fault(FaultKind.ITER_SIZE, message),), fix=fix)
+    who = "the step" if calls == 1 else f"step() moves parameters once in {calls} calls, and"
+    divides = f"{who} divides by iter_size" if reading.group_scale[0] == 1 else "the groups' lr is Caffe's / iter_size"
     sums = f"{divides}: your loop has to sum the gradients of {passes} passes"
-    averages = f"the step does not divide by iter_size: your loop has to average over {passes} passes"
+    averages = f"{who} does not divide by iter_size: your loop has to average over {passes} passes"
+    if calls > 1:
+        sums = f"{divides}: your loop has to call it after each pass"
+        averages = f"{who} does not divide by iter_size: your loop has to divide each loss by {passes}"
     said = sums if reading.accumulation is Accumulation.SUM else averages
-    expected = f"the gradients of {passes} passes are summed, and the step divides"
     if reading.stated is not None and reading.stated is not reading.accumulation:
         message = f"{said}, and you say that it does {'sum' if reading.stated is Accumulation.SUM else 'average'}"
         fix = f"let it {'sum' if reading.accumulation is Accumulation.SUM else 'average'}, or {AUDIT_FIX}"
@@ -214,6 +223,9 @@ def _accumulation(solver: SolverSettings, reading: AccumulationReading) -> Check
             f"the {reading.accumulation}{reading.other}"
         )
         return Check("accumulation", Result.NOT_SEEN, expected, seen=seen, fix="say it: --accumulation sum or mean")
+    if calls > 1 and reading.accumulation is Accumulation.MEAN and reading.stated is None:
+        fix = f"divide by {passes} in step(); or divide each loss, and say so: --accumulation mean"
+        return Check("accumulation", Result.DIFFERS, expected, (Fault(FaultKind.ITER_SIZE, said),), fix=fix)
     if reading.fits:
         other = Accumulation.MEAN if reading.accumulation is Accumulation.SUM else Accumulation.SUM
         why = "as you say" if reading.stated else f"read as the {reading.accumulation}"
@@ -279,6 +291,11 @@ def notes_of(observations: Observations) -> Iterator[str]:
     """What happened while the optimizer was observed that its user should know."""
     if observations.raised:
         yield observations.raised
+    if observations.calls > 1 and observations.windows and observations.windows[0].moving:
+        yield (
+            f"step() moves parameters once in {observations.calls} calls, which are one iteration of Caffe's: the "
+            f"scheduler was stepped, and has to be, after each {observations.calls} of them"
+        )
     if observations.touched:
         names = ", ".join(observations.touched[:3]) + (", ..." if len(observations.touched) > 3 else "")
         back = "they are as before again" if observations.restored else "they could NOT be put back"

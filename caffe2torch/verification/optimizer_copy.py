@@ -47,7 +47,8 @@ _WRAPPERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 class OptimizerCopy:
     """An optimizer, and the scheduler that drives it if there is one, on stand-ins.
 
-    ``probe_tensors`` maps ``id`` of each original tensor to its probe tensor.
+    ``probe_tensors`` maps ``id`` of each original tensor to its probe tensor. ``calls`` is how often ``step()`` is
+    called for one update: more than once where it collects gradients itself.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class OptimizerCopy:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.probe_tensors = probe_tensors
+        self.calls = 1
 
 
 def copy_optimizer(
@@ -211,6 +213,11 @@ class _Optimizers:
         """Step each."""
         for one in vars(self).values():
             step(one)
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of each."""
+        for one in vars(self).values():
+            one.zero_grad()
 
 
 class _Schedulers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from caffe2torch.recipe import LrPolicy, PolicyType, Regularization, SolverSettings
@@ -230,7 +230,8 @@ class Observations:
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
     ``long`` is the window of many steps that a few parameters took part in, if any could. ``gradient_hooks`` are the
-    parameters of which a gradient meets hooks, which were not run either.
+    parameters of which a gradient meets hooks, which were not run either. ``calls`` is how many calls of ``step()``
+    made one step here, since the optimizer collects gradients itself.
     """
 
     windows: tuple[Window, ...]
@@ -257,6 +258,11 @@ class Observations:
     metric: str = ""
     long: Window | None = None
     gradient_hooks: tuple[str, ...] = ()
+    calls: int = 1
+
+    def collecting(self, solver: SolverSettings) -> SolverSettings:
+        """The solver, with as many passes an update as the optimizer collects itself, if it does."""
+        return solver if self.calls == 1 else replace(solver, iter_size=self.calls)
 
 
 class SettingChange(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -17,7 +18,16 @@ from caffe2torch.verification.optimizer_copy import OptimizerCopy, copy_optimize
 from caffe2torch.verification.optimizer_copy import step as take_step
 from caffe2torch.verification.probe_sequence import Movements, ProbeSequence, Window
 
-__all__ = ["Probed", "precision", "run_long", "run_window", "subjects_of", "undisturbed"]
+__all__ = [
+    "Collected",
+    "Probed",
+    "collected_calls",
+    "precision",
+    "run_long",
+    "run_window",
+    "subjects_of",
+    "undisturbed",
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,9 @@ def run_window(
     """
     made = {id(one.tensor): one.probe_tensor(len(sequences), along_last=along_last) for one in probed}
     onto = {id(carrier.probe_tensors[key]): probe_tensor for key, probe_tensor in made.items()}
-    return _steps(copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started), made, window, sequences)
+    copied = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started)
+    copied.calls = carrier.calls
+    return _steps(copied, made, window, sequences)
 
 
 def _steps(
@@ -87,15 +99,35 @@ def _steps(
         for key, probe_tensor in made.items():
             numbers = probe_tensor.detach().view(-1)
             numbers.copy_(torch.where(kept, numbers.double().cpu(), wanted) if keeps_some else wanted)
-            if probe_tensor.requires_grad:
-                probe_tensor.grad = gradient.view(probe_tensor.shape).to(probe_tensor, copy=True)
             before[key].append(numbers.clone())
-        take_step(optimizer_copy.optimizer)
+        given = [(one, gradient.view(one.shape).to(one, copy=True)) for one in made.values() if one.requires_grad]
+        _update(optimizer_copy.optimizer, given, optimizer_copy.calls)
         for key, probe_tensor in made.items():  # read anew: a step may have given the parameter other data
             after[key].append(probe_tensor.detach().reshape(-1).clone())
         if window.moving and step + 1 < window.steps:
             optimizer_copy.scheduler.step()
     return {key: torch.stack(after[key], 1).double().cpu() - torch.stack(before[key], 1).double().cpu() for key in made}
+
+
+def _update(
+    optimizer: torch.optim.Optimizer, given: Sequence[tuple[torch.Tensor, torch.Tensor]], calls: int = 1
+) -> None:
+    """One step of a window; ``calls`` calls, each with its part of the gradients, of one that collects them itself."""
+    if calls == 1:
+        for tensor, gradient in given:
+            tensor.grad = gradient
+        take_step(optimizer)
+        return
+    for _ in range(calls):
+        _backward(optimizer, [(tensor, gradient / calls) for tensor, gradient in given])
+        take_step(optimizer)
+
+
+def _backward(optimizer: torch.optim.Optimizer, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """What a training loop does before each call of ``step()``."""
+    optimizer.zero_grad()  # which an optimizer that collects in ``.grad`` makes do nothing in between
+    for tensor, gradient in given:
+        tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
 
 
 FEW = 4
@@ -107,17 +139,7 @@ def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, s
 
     This is ``run_window`` for hundreds of steps, at a cost that no audit shows.
     """
-    groups = carrier.optimizer.param_groups
-    settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
-    kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
-    few = list(reversed(kinds.values()))[:FEW]
-    made = {id(one.tensor): one.probe_tensor(len(window.sequences)) for one in few}
-    onto = {id(held): held for held in carrier.probe_tensors.values()}
-    onto |= {id(carrier.probe_tensors[key]): tensor for key, tensor in made.items()}
-    optimizer = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started).optimizer
-    taking_part = {id(tensor) for tensor in made.values()}
-    for group in optimizer.param_groups:
-        group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
+    optimizer, made = _on_a_few(carrier, probed, len(window.sequences), started)
     gradients = torch.tensor([sequence.gradients for sequence in window.sequences], dtype=torch.float64).T.contiguous()
     weights = torch.tensor([sequence.weights[0] for sequence in window.sequences], dtype=torch.float64)
     probes = []
@@ -126,16 +148,71 @@ def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, s
         probes.append((tensor, weights.to(tensor).reshape(tensor.shape), each))
     moved: list[list[torch.Tensor]] = [[] for _ in probes]
     for step in range(window.steps):
-        for tensor, weight, each in probes:
+        for tensor, weight, _ in probes:
             tensor.detach().copy_(weight)
-            tensor.grad = each[step]
-        take_step(optimizer)
+        _update(optimizer, [(tensor, each[step]) for tensor, _, each in probes], carrier.calls)
         for (tensor, weight, _), steps in zip(probes, moved, strict=True):
             steps.append(tensor.detach() - weight)
     return {
         key: tuple(map(tuple, torch.stack(steps).reshape(window.steps, -1).double().cpu().T.tolist()))
         for key, steps in zip(made, moved, strict=True)
     }
+
+
+def _on_a_few(
+    carrier: OptimizerCopy, probed: Sequence[Probed], numbers: int, started: bool
+) -> tuple[torch.optim.Optimizer, dict[int, torch.Tensor]]:
+    """A copy of the optimizer that steps a few tensors, one for each of the groups' settings, and no others."""
+    groups = carrier.optimizer.param_groups
+    settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
+    kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
+    few = list(reversed(kinds.values()))[:FEW]
+    made = {id(one.tensor): one.probe_tensor(numbers) for one in few}
+    onto = {id(held): held for held in carrier.probe_tensors.values()}
+    onto |= {id(carrier.probe_tensors[key]): tensor for key, tensor in made.items()}
+    optimizer = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started).optimizer
+    taking_part = {id(tensor) for tensor in made.values()}
+    for group in optimizer.param_groups:
+        group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
+    return optimizer, made
+
+
+class Collected(NamedTuple):
+    """How many calls of ``step()`` make one update, and why their gradients cannot be looked at as one, if so."""
+
+    calls: int = 1
+    problem: str = ""
+
+
+MOST_CALLS = 64
+"""Calls of ``step()`` over which an optimizer may collect gradients."""
+
+
+def collected_calls(carrier: OptimizerCopy, probed: Sequence[Probed], started: bool) -> Collected:
+    """Whether the optimizer moves parameters only at every so many calls, as one that collects gradients itself."""
+
+    def moved(gradients: Sequence[float]) -> list[tuple[float, ...]]:
+        optimizer, made = _on_a_few(carrier, probed, 1, started)
+        found = []
+        for size in gradients:
+            for tensor in made.values():
+                tensor.detach().zero_()
+            _backward(optimizer, [(tensor, torch.full_like(tensor, size)) for tensor in made.values()])
+            take_step(optimizer)
+            found.append(tuple(float(tensor.detach().sum()) for tensor in made.values()))
+        return found
+
+    moving = [call for call, amounts in enumerate(moved((1.0,) * (2 * MOST_CALLS))) if any(amounts)]
+    if len(moving) < 2 or (calls := moving[1] - moving[0]) < 2:
+        return Collected()
+    if moving != list(range(moving[0], 2 * MOST_CALLS, calls)) or moving[0] >= calls:
+        return Collected()
+    if moving[0] < calls - 1:
+        return Collected(calls, "it stands between two of those: audit it where it has just moved them")
+    parts = [moved([float(call == one) for call in range(calls)])[-1] for one in (0, calls // 2, calls - 1)]
+    if not all(math.isclose(a, b, rel_tol=1e-5) for part in parts for a, b in zip(part, parts[0], strict=True)):
+        return Collected(calls, "the gradients of these calls, each after a zero_grad(), do not count alike")
+    return Collected(calls)
 
 
 @contextmanager

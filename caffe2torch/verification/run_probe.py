@@ -47,7 +47,15 @@ from caffe2torch.verification.probe_sequence import (
     design,
     long_window,
 )
-from caffe2torch.verification.probe_tensors import Probed, precision, run_long, run_window, subjects_of, undisturbed
+from caffe2torch.verification.probe_tensors import (
+    Probed,
+    collected_calls,
+    precision,
+    run_long,
+    run_window,
+    subjects_of,
+    undisturbed,
+)
 
 __all__ = ["observe"]
 
@@ -160,6 +168,7 @@ class _Run:
         self.clip_scope = ""
         self.by_weights: set[int] = set()
         self.problem = ""
+        self.calls = 1
         self.stated: tuple[tuple[float, float], ...] = ()
         self.long: Window | None = None
         self.moved_long: dict[int, Movements] = {}
@@ -183,7 +192,12 @@ class _Run:
                     self.stated = tuple(
                         (setting_of(group, "lr"), setting_of(group, "weight_decay")) for group in groups
                     )
-                    window, moved = self._prove(carrier, planned, clip)
+                    alone = run_window(carrier, self.probed, planned, planned.sequences, started=self.started)
+                    if self._collects(carrier, alone):
+                        alone = run_window(carrier, self.probed, planned, planned.sequences, started=self.started)
+                    if self.problem:
+                        return
+                    window, moved = self._prove(carrier, planned, alone, clip)
                     self._run_long(carrier, window)
                 else:
                     window = _fainter(planned) if self.clips else planned
@@ -198,6 +212,16 @@ class _Run:
                 break
             self.windows.append(window)
             self.moved.append({key: tuple(map(tuple, sequences.tolist())) for key, sequences in moved.items()})
+
+    def _collects(self, carrier: OptimizerCopy, moved: dict[int, torch.Tensor]) -> bool:
+        """Whether ``step()`` collects gradients, which leaves steps of a window at which nothing has ``moved``."""
+        if not moved or bool(torch.stack([steps.any(0) for steps in moved.values()]).any(0).all()):
+            return False
+        found = collected_calls(carrier, self.probed, self.started)
+        self.calls = carrier.calls = found.calls
+        if found.problem:
+            self.problem = f"step() moves parameters once in {found.calls} calls, and {found.problem}"
+        return found.calls > 1
 
     def _run_long(self, carrier: OptimizerCopy, window: Window) -> None:
         """Run many steps on a few parameters. An optimizer that breaks off there was still seen in its first ones."""
@@ -251,18 +275,18 @@ class _Run:
         return (windows[0], *sorted([added, *windows[1:]], key=lambda window: window.iteration))
 
     def _prove(
-        self, carrier: OptimizerCopy, window: Window, clip: float | None
+        self, carrier: OptimizerCopy, window: Window, alone: dict[int, torch.Tensor], clip: float | None
     ) -> tuple[Window, dict[int, torch.Tensor]]:
         """Find what does not move number by number; where fainter gradients mend that, the optimizer clips.
 
-        Gradients far beyond ``clip`` are tried as well: an optimizer may clip there, or each number by its value. Gives
-        the window as it is to be run, and what moved in it.
+        ``alone`` is what moved in the window. Gradients far beyond ``clip`` are tried as well: an optimizer may clip
+        there, or each number by its value. Gives the window as it is to be run, and what moved in it.
         """
 
         def moved(window: Window) -> dict[int, torch.Tensor]:
             return run_window(carrier, self.probed, window, window.sequences, started=self.started)
 
-        faint, alone = _fainter(window), moved(window)
+        faint = _fainter(window)
         beyond, by_value = self._mixed(carrier, window, alone, large=clip is None)
         self.not_elementwise, alone_faintly = beyond, None
         if beyond:
@@ -367,6 +391,7 @@ class _Run:
             precision=precision(self.probed),
             stated=self.stated,
             long=self.long,
+            calls=self.calls,
         )
 
 

@@ -82,7 +82,7 @@ def judge_rows(
     accumulation: Accumulation,
 ) -> tuple[tuple[ReportRow, ...], tuple[UnclaimedRow, ...], dict[str, Judgement]]:
     """The rows of a report, and by parameter what was seen of those that the optimizer moves."""
-    solver = recipe.solver
+    solver = observations.collecting(recipe.solver)
     windows = observations.windows
     iteration = windows[0].iteration if windows else 0
     asked = {

@@ -1,0 +1,183 @@
+"""Optimizers that do more in ``step()`` than a rule: what the report says of them is true."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mistakes import Port, named, vgg, vgg_net
+from torch import Tensor, nn
+
+from caffe2torch.auditing import audit
+from caffe2torch.verification.report import Check, Report
+
+SOLVER = "base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005 max_iter: 1000 "
+FIXED = SOLVER + 'lr_policy: "fixed" '
+
+
+def groups(model: nn.Module, times: float = 1.0) -> list[dict[str, Any]]:
+    """Weights and biases as Caffe has them, at ``times`` its rates."""
+    biases = {"params": named(model, lambda name: name.endswith("bias")), "lr": 0.02 * times, "weight_decay": 0.0}
+    weights = named(model, lambda name: name.endswith("weight"))
+    return [{"params": weights, "lr": 0.01 * times, "weight_decay": 0.0005}, biases]
+
+
+def audited(
+    make: Callable[[nn.Module], torch.optim.Optimizer],
+    solver: str = FIXED,
+    scheduler: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> Report:
+    model = vgg()
+    optimizer = make(model)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Port(vgg_net(), vgg, groups, solver).recipe(Path(folder))
+    return audit(recipe, model, optimizer, None if scheduler is None else scheduler(optimizer), **options)
+
+
+def check(report: Report, name: str) -> Check:
+    (found,) = [one for one in report.checks if one.name == name]
+    return found
+
+
+# Gradients that are collected inside step().
+
+
+class InState(torch.optim.SGD):
+    """Adds gradients up beside its history, and steps with their sum or mean at every ``every``-th call."""
+
+    def __init__(self, params: Any, every: int, *, mean: bool = True, calls: int = 0) -> None:
+        super().__init__(params, momentum=0.9)
+        self.every, self.mean, self.calls = every, mean, calls
+        self.kept: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.kept[p] = self.kept.get(p, 0) + p.grad / (self.every if self.mean else 1)
+        self.calls += 1
+        if self.calls % self.every == 0:
+            for p, gradient in self.kept.items():
+                p.grad = gradient
+            self.kept = {}
+            super().step(closure)
+
+
+class InGrad(torch.optim.SGD):
+    """Lets ``backward()`` add them up: its ``zero_grad()`` does nothing in between."""
+
+    def __init__(self, params: Any, every: int, *, mean: bool = True, calls: int = 0) -> None:
+        super().__init__(params, momentum=0.9)
+        self.every, self.mean, self.calls = every, mean, calls
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if self.calls % self.every == 0:
+            super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        if self.calls % self.every == 0:
+            for p in (p for group in self.param_groups for p in group["params"]):
+                p.grad /= self.every if self.mean else 1
+            super().step(closure)
+
+
+class Skipping(InGrad):
+    """Drops the gradients of all other calls."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        torch.optim.SGD.zero_grad(self, set_to_none)
+
+
+@pytest.mark.parametrize("kind", [InState, InGrad])
+@pytest.mark.parametrize("every", [2, 7])
+def test_gradients_that_are_collected_inside_the_step_are_right_where_their_mean_is_caffes(
+    kind: Any, every: int
+) -> None:
+    report = audited(lambda model: kind(groups(model), every), FIXED + f"iter_size: {every}")
+    assert report.ok, str(report)
+    seen = check(report, "accumulation").seen
+    assert f"step() moves parameters once in {every} calls, and divides by iter_size" in seen
+    assert "call it after each pass" in seen
+
+
+@pytest.mark.parametrize("kind", [InState, InGrad])
+def test_a_step_that_sums_what_it_collects_is_right_where_the_losses_are_divided_and_that_is_said(kind: Any) -> None:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        return kind(groups(model), 4, mean=False)  # type: ignore[no-any-return]  # a class of this file
+
+    report = audited(make, FIXED + "iter_size: 4")
+    assert not report.wrong
+    assert [one.name for one in report.differing] == ["accumulation"]
+    assert "does not divide by iter_size: your loop has to divide each loss by 4" in check(report, "accumulation").text
+    assert audited(make, FIXED + "iter_size: 4", accumulation="mean").ok
+
+
+def test_groups_at_a_part_of_the_rate_divide_for_a_step_that_sums() -> None:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        scaled = groups(model, 1 / 4)
+        scaled[0]["weight_decay"] *= 4
+        return InState(scaled, 4, mean=False)
+
+    report = audited(make, FIXED + "iter_size: 4")
+    assert report.ok, str(report)
+    assert "the groups' lr is Caffe's / iter_size" in check(report, "accumulation").seen
+
+
+@pytest.mark.parametrize(("passes", "fix"), [(1, "let each call of step() move them"), (2, "collect 2 passes")])
+def test_collecting_another_number_of_passes_is_named_and_the_rows_are_those_of_an_update(
+    passes: int, fix: str
+) -> None:
+    report = audited(lambda model: InState(groups(model), 12), FIXED + f"iter_size: {passes}")
+    assert not report.wrong, str(report)
+    assert [one.name for one in report.differing] == ["accumulation"]
+    said = check(report, "accumulation").text
+    assert f"step() moves parameters once in 12 calls, Caffe's iter_size is {passes}" in said
+    assert f"{fix}, or state iter_size: 12 in the solver" in said
+    assert audited(lambda model: InState(groups(model, 3.0), 12), FIXED).wrong  # rows are judged all the same
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            lambda model: Skipping(groups(model), 4),
+            "the gradients of these calls, each after a zero_grad(), do not count",
+        ),
+        (lambda model: InGrad(groups(model), 4, calls=1), "it stands between two of those: audit it where it has just"),
+    ],
+)
+def test_calls_that_cannot_be_taken_as_one_step_are_named_and_nothing_is_read(make: Any, why: str) -> None:
+    report = audited(make, FIXED + "iter_size: 4")
+    (cause,) = report.causes
+    assert f"step() moves parameters once in 4 calls, and {why}" in cause.message
+    assert check(report, "update rule").result == "not seen"
+
+
+def test_the_scheduler_is_taken_to_step_once_an_update_and_that_is_said() -> None:
+    solver = SOLVER.replace("0.9", "0.0") + 'lr_policy: "step" stepsize: 300 gamma: 0.1 iter_size: 4'
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = InGrad(groups(model), 4)
+        for group in optimizer.param_groups:
+            group["momentum"] = 0.0
+        return optimizer
+
+    report = audited(make, solver, lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 300))
+    assert report.ok, str(report)
+    assert "the scheduler was stepped, and has to be, after each 4 of them" in " ".join(str(report).split())
+
+
+def test_an_update_rule_that_moves_nothing_is_not_seen() -> None:
+    class Still(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            pass
+
+    report = audited(lambda model: Still(groups(model), momentum=0.9))
+    assert len(report.wrong) == len(report.rows)
+    assert check(report, "update rule").result == "not seen"
