@@ -23,7 +23,7 @@ from caffe2torch.verification.checks import AccumulationReading
 from caffe2torch.verification.common_causes import explained
 from caffe2torch.verification.compare_losses import loss_check
 from caffe2torch.verification.fit import close
-from caffe2torch.verification.follow_scheduler import follow
+from caffe2torch.verification.follow_scheduler import follow, own_rates
 from caffe2torch.verification.optimizer_copy import bare_optimizer, bare_scheduler, group_names, together
 from caffe2torch.verification.probe_sequence import Followed, Observations
 from caffe2torch.verification.rate_schedule import along_the_run, at_another_rate
@@ -129,7 +129,8 @@ def audit(
     followed = Followed()
     if scheduler is not None and not seen.metric:
         followed = follow(optimizer, scheduler, solver.max_iter or UNSTATED, start=report.iteration)
-        report = at_another_rate(report, [group.get("initial_lr") for group in optimizer.param_groups])
+        initial = [group.get("initial_lr") for group in optimizer.param_groups]
+        report = at_another_rate(report, initial, by_own=bool(own_rates(scheduler)))
         report = replace(report, checks=along_the_run(report.checks, solver, followed))
     checks = (*report.checks, check_model(asked.recipe, asked.binding, strict=strict, accepted=settings))
     if (found := loss_check(asked.recipe, loss)) is not None:
@@ -137,7 +138,7 @@ def audit(
     whole = replace(
         report, bound=not by_role, checks=checks, curves=followed.curves, group_names=group_names(optimizer)
     )
-    return explained(whole.accepting(accepted), seen.stated)
+    return explained(whole.accepting(accepted), seen.stated, own_rates(scheduler))
 
 
 def _reading(asked: Lock, seen: Observations, stated: Accumulation | None) -> AccumulationReading:

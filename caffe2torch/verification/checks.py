@@ -87,7 +87,7 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement], observ
     if not faults and not judged:
         return Check("update rule", Result.NOT_SEEN, expected, seen="no step moves anything")
     if not faults:
-        return Check("update rule", Result.OK, expected, seen=expected)
+        return Check("update rule", Result.OK, expected, seen=expected + _not_long(observations))
     adams = solver.type is SolverType.ADAM and {fault.kind for fault in faults} <= {
         FaultKind.EPSILON,
         FaultKind.MOMENTUM,
@@ -102,6 +102,15 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement], observ
         fix=ASCENT_FIX if faults == [ASCENT] else AUDIT_FIX,
         parameters=concerned,
     )
+
+
+def _not_long(observations: Observations) -> str:
+    """How many kinds of param groups the long window left out, if any."""
+    long, first = observations.long, observations.windows[0]
+    looked_at = sum(bool(seen.long) for seen in observations.parameters)
+    if long is None or looked_at >= observations.kinds:
+        return ""
+    return f"; beyond {first.steps} steps {looked_at} of {observations.kinds} kinds of param groups were looked at"
 
 
 def _as_stock(solver: SolverSettings, judged: Mapping[str, Judgement]) -> SolverSettings | None:
@@ -289,8 +298,7 @@ def _faults(judged: Mapping[str, Judgement], kinds: Sequence[FaultKind]) -> tupl
 
 def notes_of(observations: Observations) -> Iterator[str]:
     """What happened while the optimizer was observed that its user should know."""
-    if observations.raised:
-        yield observations.raised
+    yield from observations.said
     if observations.calls > 1 and observations.windows and observations.windows[0].moving:
         yield (
             f"step() moves parameters once in {observations.calls} calls, which are one iteration of Caffe's: the "

@@ -182,11 +182,11 @@ def whole_causes(rows: Sequence[ReportRow], observations: Observations) -> Itera
         yield Cause((FaultKind.UNCLAIMED,), _foreign_tensors(rows, observations))
 
 
-def explained(report: Report, stated: Sequence[tuple[float, float]] = ()) -> Report:
+def explained(report: Report, stated: Sequence[tuple[float, float]] = (), scheduler: str = "") -> Report:
     """A report with the causes of its wrong rows after those of the set-up, the widest first.
 
     ``stated`` is what each param group says, ``lr`` and ``weight_decay``: where that is right already, no group mends
-    a row.
+    a row. ``scheduler`` is the class of one that gives groups rates of its own: then no group mends a rate.
     """
     whole = [cause for cause in report.causes if not cause.parameters]
     if any(FaultKind.UNOBSERVED in cause.kinds for cause in whole):
@@ -204,6 +204,9 @@ def explained(report: Report, stated: Sequence[tuple[float, float]] = ()) -> Rep
         replace(one, fix=by_class, code="") if one.parameters and said.issuperset(one.parameters) else one
         for one in causes
     ]
+    if scheduler:
+        by_scheduler = f"{scheduler} makes the rate of each group, whatever the group says: see rate schedule"
+        causes = [replace(one, fix=by_scheduler, code="") if one.kinds == (FaultKind.LR,) else one for one in causes]
     return replace(report, causes=tuple(causes))
 
 

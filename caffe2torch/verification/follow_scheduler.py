@@ -16,7 +16,7 @@ from caffe2torch.verification.probe_sequence import Followed, SettingChange
 from caffe2torch.verification.probe_tensors import subjects_of, undisturbed
 from caffe2torch.verification.report import RateCurve
 
-__all__ = ["OutOfReachError", "advance", "follow", "rates_of", "setting_of"]
+__all__ = ["OutOfReachError", "advance", "follow", "own_rates", "rates_of", "setting_of"]
 
 NEAR = 20_000
 """Steps of a few microseconds that are taken one by one even where a scheduler can be set to an iteration at once."""
@@ -63,6 +63,17 @@ def rates_of(scheduler: Any) -> list[float]:
     """The ``lr`` of every group of a scheduler's optimizer."""
     groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
     return [setting_of(group, "lr") for group in groups]
+
+
+def own_rates(scheduler: Any) -> str:
+    """The class of a scheduler that gives groups the rates of its own arguments, whatever they say; empty of others.
+
+    >>> own_rates(lr_scheduler.OneCycleLR(torch.optim.SGD([torch.ones(1)]), max_lr=0.1, total_steps=10))
+    'OneCycleLR'
+    """
+    scheduler = bare_scheduler(scheduler)
+    own = isinstance(scheduler, lr_scheduler.OneCycleLR | lr_scheduler.CyclicLR)
+    return type(scheduler).__name__ if own else ""
 
 
 LOOKS = 240

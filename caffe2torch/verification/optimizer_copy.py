@@ -32,6 +32,7 @@ __all__ = [
     "step",
     "together",
     "user_hooks",
+    "without_capturable",
 ]
 
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -100,6 +101,20 @@ def step(optimizer: torch.optim.Optimizer) -> None:
         return
     with torch.no_grad():
         bare(optimizer)
+
+
+def without_capturable(carrier: OptimizerCopy) -> bool:
+    """Switch ``capturable`` off where it raises, on a CPU, and say whether it was on: a step makes the same without it.
+
+    >>> weight = torch.zeros(1)
+    >>> without_capturable(copy_optimizer(torch.optim.Adam([weight], capturable=True), None, {id(weight): weight}))
+    True
+    """
+    on = [group for group in carrier.optimizer.param_groups if group.get("capturable")]
+    on = [group for group in on if all(p.device.type == "cpu" for p in group["params"])]
+    for group in on:
+        group["capturable"] = False
+    return bool(on)
 
 
 def user_hooks(optimizer: torch.optim.Optimizer) -> int:

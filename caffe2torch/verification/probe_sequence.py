@@ -219,8 +219,8 @@ class Observations:
     of tensors that the optimizer holds and the model does not; ``buffers`` are names of buffers that it holds.
     ``first_change`` is the first iteration at which the scheduler changed a rate, ``None`` where it did not up to
     iteration ``followed`` (0 where there is no scheduler), and ``first_factor`` what it multiplied the rate with.
-    ``hooks`` is how many step hooks of the user's were not run, ``raised`` what a step raised, and ``touched`` names
-    the tensors of the real model that it changed, which have been put back where ``restored``.
+    ``hooks`` is how many step hooks of the user's were not run, ``said`` what else its user should know, ``touched``
+    names the tensors of the real model that it changed, which have been put back where ``restored``.
     ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
     number by itself, and
@@ -229,7 +229,8 @@ class Observations:
     ``precision`` is the spacing of numbers near 1 in what the probe tensors are made of. ``stated`` is what each param
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
-    ``long`` is the window of many steps that a few parameters took part in, if any could. ``gradient_hooks`` are the
+    ``long`` is the window of many steps that a few parameters took part in, if any could, one for each of the ``kinds``
+    of param groups as far as that goes. ``gradient_hooks`` are the
     parameters of which a gradient meets hooks, which were not run either. ``calls`` is how many calls of ``step()``
     made one step here, since the optimizer collects gradients itself.
     """
@@ -244,7 +245,7 @@ class Observations:
     first_factor: float | None = None
     followed: int = 0
     hooks: int = 0
-    raised: str = ""
+    said: tuple[str, ...] = ()
     touched: tuple[str, ...] = ()
     restored: bool = True
     clips: bool = False
@@ -257,6 +258,7 @@ class Observations:
     places: tuple[str, ...] = ()
     metric: str = ""
     long: Window | None = None
+    kinds: int = 0
     gradient_hooks: tuple[str, ...] = ()
     calls: int = 1
 

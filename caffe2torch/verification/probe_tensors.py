@@ -130,16 +130,19 @@ def _backward(optimizer: torch.optim.Optimizer, given: Sequence[tuple[torch.Tens
         tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
 
 
-FEW = 4
+FEW = 8
 """How many parameters take part in the long window: one for each of the param groups' settings, as far as that goes."""
 
 
-def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool) -> dict[int, Movements]:
+def run_long(
+    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool
+) -> tuple[dict[int, Movements], int]:
     """The movements of a few tensors through a window in which the sequences hold their weights; others take no part.
 
+    The second is how many kinds of param groups there are, of each of which a tensor would have to take part.
     This is ``run_window`` for hundreds of steps, at a cost that no audit shows.
     """
-    optimizer, made = _on_a_few(carrier, probed, len(window.sequences), started)
+    optimizer, made, kinds = _on_a_few(carrier, probed, len(window.sequences), started)
     gradients = torch.tensor([sequence.gradients for sequence in window.sequences], dtype=torch.float64).T.contiguous()
     weights = torch.tensor([sequence.weights[0] for sequence in window.sequences], dtype=torch.float64)
     probes = []
@@ -153,16 +156,20 @@ def run_long(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, s
         _update(optimizer, [(tensor, each[step]) for tensor, _, each in probes], carrier.calls)
         for (tensor, weight, _), steps in zip(probes, moved, strict=True):
             steps.append(tensor.detach() - weight)
-    return {
+    movements: dict[int, Movements] = {
         key: tuple(map(tuple, torch.stack(steps).reshape(window.steps, -1).double().cpu().T.tolist()))
         for key, steps in zip(made, moved, strict=True)
     }
+    return movements, kinds
 
 
 def _on_a_few(
     carrier: OptimizerCopy, probed: Sequence[Probed], numbers: int, started: bool
-) -> tuple[torch.optim.Optimizer, dict[int, torch.Tensor]]:
-    """A copy of the optimizer that steps a few tensors, one for each of the groups' settings, and no others."""
+) -> tuple[torch.optim.Optimizer, dict[int, torch.Tensor], int]:
+    """A copy of the optimizer that steps a few tensors, one for each kind of param group, and how many kinds there are.
+
+    Groups are of one kind where they say the same.
+    """
     groups = carrier.optimizer.param_groups
     settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
     kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
@@ -174,7 +181,7 @@ def _on_a_few(
     taking_part = {id(tensor) for tensor in made.values()}
     for group in optimizer.param_groups:
         group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
-    return optimizer, made
+    return optimizer, made, len(kinds)
 
 
 class Collected(NamedTuple):
@@ -192,7 +199,7 @@ def collected_calls(carrier: OptimizerCopy, probed: Sequence[Probed], started: b
     """Whether the optimizer moves parameters only at every so many calls, as one that collects gradients itself."""
 
     def moved(gradients: Sequence[float]) -> list[tuple[float, ...]]:
-        optimizer, made = _on_a_few(carrier, probed, 1, started)
+        optimizer, made, _ = _on_a_few(carrier, probed, 1, started)
         found = []
         for size in gradients:
             for tensor in made.values():

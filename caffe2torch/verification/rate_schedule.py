@@ -154,10 +154,11 @@ def _leaves(solver: SolverSettings, curve: RateCurve) -> str | None:
     return None
 
 
-def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
+def at_another_rate(report: Report, initial: Sequence[float | None], *, by_own: bool = False) -> Report:
     """The report where rows that a scheduler alone put at another rate are right, and the schedule is not.
 
-    Such rows all have the same multiple of Caffe's rate, and groups whose ``initial_lr`` is Caffe's.
+    Such rows all have the same multiple of Caffe's rate, and groups whose ``initial_lr`` is Caffe's; or the scheduler
+    has made that one, too, by its own arguments (``by_own``).
     """
     rows = [row for row in report.all_rows if row.expected.lr and row.observed.lr is not None and len(row.groups) == 1]
     multiples = {float(f"{(row.observed.lr or 0) / (row.expected.lr or 1):.4g}") for row in rows}
@@ -165,7 +166,7 @@ def at_another_rate(report: Report, initial: Sequence[float | None]) -> Report:
     base = [(initial[row.groups[0]], row.expected.lr) for row in rows]
     if len(multiples) != 1 or multiples == {1.0} or not begun:
         return report
-    if any(own is None or not close(own * begun, due) for own, due in base if due is not None):
+    if not by_own and any(own is None or not close(own * begun, due) for own, due in base if due is not None):
         return report
     (multiple,) = multiples
     message = f"at iteration {report.iteration} the scheduler makes every lr {number(multiple)} times Caffe's"

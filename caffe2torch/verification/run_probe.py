@@ -36,6 +36,7 @@ from caffe2torch.verification.optimizer_copy import (
     metric_of,
     runs_foreign_code,
     user_hooks,
+    without_capturable,
 )
 from caffe2torch.verification.probe_sequence import STEPS as PROBE_STEPS
 from caffe2torch.verification.probe_sequence import (
@@ -157,7 +158,7 @@ class _Run:
         self.followed = start
         self.hooks = 0
         self.gradient_hooks: tuple[str, ...] = ()
-        self.raised = ""
+        self.said: list[str] = []
         self.touched: tuple[str, ...] = ()
         self.restored = True
         self.started = False
@@ -169,6 +170,7 @@ class _Run:
         self.by_weights: set[int] = set()
         self.problem = ""
         self.calls = 1
+        self.kinds = 0
         self.stated: tuple[tuple[float, float], ...] = ()
         self.long: Window | None = None
         self.moved_long: dict[int, Movements] = {}
@@ -179,6 +181,11 @@ class _Run:
         """Run the windows one after the other. A copy that takes no step itself carries the scheduler on."""
         small = {id(one.tensor): one.probe_tensor(1) for one in self.probed}
         carrier = copy_optimizer(optimizer, scheduler, small, started=True)
+        if without_capturable(carrier):
+            self.said.append(
+                "capturable=True works on a GPU alone, and the parameters are not on one, where step() raises: it was "
+                "looked at without, which makes the same steps"
+            )
         self.started = self._needs_history(carrier, windows[0])
         if scheduler is not None:
             windows = self._with_first_change(carrier, windows)
@@ -227,10 +234,10 @@ class _Run:
         """Run many steps on a few parameters. An optimizer that breaks off there was still seen in its first ones."""
         long = long_window(window, self.max_iter)
         try:
-            self.moved_long = run_long(carrier, self.probed, long, self.started)
+            self.moved_long, self.kinds = run_long(carrier, self.probed, long, self.started)
             self.long = long
         except Exception as error:
-            self.raised = self.raised or f"steps beyond the first {window.steps} were not looked at: {describe(error)}"
+            self.said.append(f"steps beyond the first {window.steps} were not looked at: {describe(error)}")
 
     def _needs_history(self, carrier: OptimizerCopy, window: Window) -> bool:
         """Whether the optimizer steps only with the history that it was built with, as ``torch.optim.Adagrad``."""
@@ -244,7 +251,7 @@ class _Run:
                 failures += 1
                 found = describe(error)
         if failures == 1:
-            self.raised = f"a step raised once and not again: {found}"
+            self.said.append(f"a step raised once and not again: {found}")
         return failures == 2
 
     def _with_first_change(self, carrier: OptimizerCopy, windows: Sequence[Window]) -> Sequence[Window]:
@@ -259,9 +266,7 @@ class _Run:
             try:
                 ahead.scheduler.step()
             except Exception as error:
-                self.raised = (
-                    self.raised or f"the scheduler raises on its way to iteration {iteration}: {describe(error)}"
-                )
+                self.said.append(f"the scheduler raises on its way to iteration {iteration}: {describe(error)}")
                 break
             self.followed = iteration
             if (now := rates_of(ahead.scheduler)) != rates:
@@ -380,7 +385,8 @@ class _Run:
             followed=self.followed,
             hooks=self.hooks,
             gradient_hooks=self.gradient_hooks,
-            raised=self.raised,
+            said=tuple(self.said),
+            kinds=self.kinds,
             touched=self.touched,
             restored=self.restored,
             clips=self.clips,

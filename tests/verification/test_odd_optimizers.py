@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mistakes import Port, named, vgg, vgg_net
+from mistakes import INPUT, Chain, Port, convolution, named, vgg, vgg_net
 from torch import Tensor, nn
 
 from caffe2torch.auditing import audit
@@ -181,3 +181,87 @@ def test_an_update_rule_that_moves_nothing_is_not_seen() -> None:
     report = audited(lambda model: Still(groups(model), momentum=0.9))
     assert len(report.wrong) == len(report.rows)
     assert check(report, "update rule").result == "not seen"
+
+
+# Settings of torch's own optimizers and schedulers.
+
+ADAM = 'type: "Adam" base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005 max_iter: 1000 lr_policy: "fixed" '
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam])
+def test_capturable_on_a_cpu_is_read_as_without_it_and_said(kind: Any) -> None:
+    reports = [audited(lambda model, on=on: kind(groups(model), capturable=on), ADAM) for on in (True, False)]
+    said = [str(report) for report in reports]
+    assert "warning: capturable=True works on a GPU alone" in said[0]
+    assert reports[0].checks == reports[1].checks
+    assert [row.observed for row in reports[0].rows] == [row.observed for row in reports[1].rows]
+    assert "could not be observed" not in said[0]
+
+
+STEP = SOLVER + 'lr_policy: "step" stepsize: 300 gamma: 0.1'
+CYCLES: dict[str, Callable[[Any], Any]] = {
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, 1000, cycle_momentum=False),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.004, 0.1, 50, cycle_momentum=False),
+}
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_no_group_is_asked_to_mend_the_rate_that_a_scheduler_makes_by_itself(name: str) -> None:
+    report = audited(lambda model: torch.optim.SGD(groups(model), momentum=0.9), STEP, CYCLES[name])
+    assert "StepLR(optimizer, 300, gamma=0.1)" in check(report, "rate schedule").fix
+    assert report.causes
+    for cause in report.causes:
+        assert cause.fix == f"{name} makes the rate of each group, whatever the group says: see rate schedule"
+        assert not cause.code
+
+
+def test_rows_that_a_cycle_puts_at_one_multiple_of_caffes_rates_are_right() -> None:
+    def cycle(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2], 1000, cycle_momentum=False)
+
+    report = audited(lambda model: torch.optim.SGD(groups(model), momentum=0.9), STEP, cycle)
+    assert not report.wrong
+    assert "at iteration 0 the scheduler makes every lr 0.4 times Caffe's" in check(report, "rate schedule").text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"), [(2, ""), (10, "; beyond 5 steps 8 of 10 kinds of param groups were looked at")]
+)
+def test_how_many_kinds_of_groups_took_many_steps_is_said_where_some_did_not(kinds: int, said: str) -> None:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        split = [
+            {**group, "params": [p], "place": number % kinds}
+            for number, (group, p) in enumerate((group, p) for group in groups(model) for p in group["params"])
+        ]
+        return torch.optim.SGD(split if kinds > 2 else groups(model), momentum=0.9)
+
+    net = "".join(convolution(f"conv{k}", f"conv{k - 1}" if k else "data", 3) for k in range(5))
+    model = Chain(**{f"conv{k}": nn.Conv2d(3, 3, 1) for k in range(5)})
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Port(INPUT + net, vgg, groups, FIXED).recipe(Path(folder))
+    rule = check(audit(recipe, model, make(model)), "update rule")
+    assert rule.result == "ok"
+    assert rule.seen == "SGD, momentum 0.9, L2 decay" + said
+
+
+def test_every_step_that_was_not_looked_at_is_said_beside_what_else_happened() -> None:
+    first = [True]
+
+    class Breaking(torch.optim.SGD):
+        """Raises once, and ends after some steps."""
+
+        def step(self, closure: Any = None) -> Any:
+            count = self.__dict__["count"] = self.__dict__.get("count", 0) + 1
+            if first.pop() if first else count > 50:
+                raise RuntimeError("enough")
+            return super().step(closure)
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = Breaking(groups(model), momentum=0.9)
+        optimizer.state[optimizer.param_groups[0]["params"][0]]["kept"] = 1
+        return optimizer
+
+    text = " ".join(str(audited(make)).split())
+    assert "a step raised once and not again: RuntimeError: enough" in text
+    assert "steps beyond the first 5 were not looked at: RuntimeError: enough" in text
