@@ -197,8 +197,9 @@ class Observation:
     """One parameter of the model. ``groups`` has the index of a param group for each time that it holds it.
 
     ``windows`` has the movements of each window, and is empty for a parameter that the optimizer does not hold.
-    ``elementwise`` is False where what happens to a number depends on its neighbours. ``long`` has the movements of the
-    long window, for the few parameters that took part in it.
+    ``elementwise`` is False where what happens to a number depends on its neighbours, and ``scaled_by`` says by whose
+    norm, where it is that of the ``weights``, or of the ``gradient``. ``long`` has the movements of the long window,
+    for the few parameters that took part in it.
     """
 
     parameter: str
@@ -207,6 +208,7 @@ class Observation:
     groups: tuple[int, ...]
     windows: tuple[Movements, ...] = ()
     elementwise: bool = True
+    scaled_by: str = ""
     long: Movements = ()
 
 

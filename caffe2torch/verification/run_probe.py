@@ -106,6 +106,10 @@ def observe(
             run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
+            if "closure" in str(error).lower():
+                run.problem += (
+                    "; such a step evaluates the loss itself, as LBFGS's and SAM's; Caffe's takes one gradient"
+                )
     run.touched, run.restored = watched.put_back()
     return replace(run.observations(model), places=group_places(optimizer), metric=metric)
 
@@ -163,6 +167,7 @@ class _Run:
         self.restored = True
         self.started = False
         self.not_elementwise: set[int] = set()
+        self.scaled_by: dict[int, str] = {}
         self.clips = False
         self.clip: float | None = None
         self.value_clip: float | None = None
@@ -298,6 +303,8 @@ class _Run:
             alone_faintly = moved(faint)
             self.not_elementwise, _ = self._mixed(carrier, faint, alone_faintly)
             self.clips = self.not_elementwise != beyond
+        if self.not_elementwise:
+            self.scaled_by = self._scaled_by(carrier, window)
         if self.clips:
             self.by_weights = self._mixed_by_weights(carrier, window)
             beyond = beyond if not self.by_weights else self.not_elementwise
@@ -318,6 +325,24 @@ class _Run:
                 self.clip_scope = "unknown"
                 self.clip, self.clip_scope = clip_scope(carrier, self.probed, window, self.clip, self.started)
         return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
+
+    def _scaled_by(self, carrier: OptimizerCopy, window: Window) -> dict[int, str]:
+        """By whose norm the first step of a tensor is scaled: twice the weights, or twice the gradients, show it."""
+
+        def moved(weights: float, gradients: float) -> dict[int, torch.Tensor]:
+            pairs = ((0.06, 0.6), (-0.08, 0.8))  # weights so small that their decay hardly matters
+            sequences = tuple(ProbeSequence("scaled", (w * weights,), (g * gradients,)) for w, g in pairs)
+            part = replace(window, steps=1, sequences=sequences)
+            return run_window(carrier, self.probed, part, sequences, started=self.started)
+
+        once, steeper, heavier = moved(1.0, 1.0), moved(1.0, 2.0), moved(2.0, 1.0)
+        found = {}
+        for key in self.not_elementwise:
+            if once[key].any() and torch.allclose(steeper[key], once[key], rtol=0.02, atol=0.0):
+                for name, times in (("weights", 2.0), ("gradient", 1.0)):
+                    if torch.allclose(heavier[key], once[key] * times, rtol=0.02, atol=0.0):
+                        found[key] = name
+        return found
 
     def _mixed_by_weights(self, carrier: OptimizerCopy, window: Window) -> set[int]:
         """The ``id`` of every tensor whose numbers depend on their neighbours' weights, but not on their gradients."""
@@ -371,6 +396,7 @@ class _Run:
                     held[id(parameter)].groups if id(parameter) in held else (),
                     tuple(moved[id(parameter)] for moved in self.moved) if id(parameter) in held else (),
                     elementwise=id(parameter) not in self.not_elementwise,
+                    scaled_by=self.scaled_by.get(id(parameter), ""),
                     long=self.moved_long.get(id(parameter), ()),
                 )
                 for name, parameter in tensors

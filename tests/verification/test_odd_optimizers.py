@@ -265,3 +265,114 @@ def test_every_step_that_was_not_looked_at_is_said_beside_what_else_happened() -
     text = " ".join(str(audited(make)).split())
     assert "a step raised once and not again: RuntimeError: enough" in text
     assert "steps beyond the first 5 were not looked at: RuntimeError: enough" in text
+
+
+# Steps that look at more than one number, or at more than one gradient.
+
+
+class ByNorm(torch.optim.SGD):
+    """LARS: weights, but no biases, step by their own norm over that of the gradient."""
+
+    def scale(self, weights: Tensor, step: Tensor) -> Tensor:
+        return 0.001 * weights.norm() / (step.norm() + 1e-8)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in (p for group in self.param_groups for p in group["params"] if p.dim() > 1):
+            step = p.grad + 0.0005 * p
+            p.grad = step * self.scale(p, step) if p.norm() else step
+        super().step(closure)
+
+
+class ByGradient(ByNorm):
+    def scale(self, _: Tensor, step: Tensor) -> Tensor:
+        return 1 / (step.norm() + 1e-8)
+
+
+class Centred(ByNorm):
+    """Gradient centralization."""
+
+    def scale(self, _: Tensor, step: Tensor) -> Tensor:
+        return 1 - step.mean() / step.where(step != 0, 1.0)
+
+
+class Lamb(torch.optim.Adam):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        every = [p for group in self.param_groups for p in group["params"]]
+        before = [p.clone() for p in every]
+        super().step(closure)
+        for p, old in zip(every, before, strict=True):
+            step = (p - old) / 0.01
+            p.copy_(old + 0.01 * step * (old.norm() / step.norm() if old.norm() and step.norm() else 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda m: ByNorm(groups(m), momentum=0.9),
+            "each parameter's step is scaled by the norm of its weights, as LARS",
+        ),
+        (lambda m: Lamb(groups(m)), "each parameter's step is scaled by the norm of its weights, as LARS and LAMB do"),
+        (lambda m: ByGradient(groups(m), momentum=0.9), "a step is as long whatever the norm of the gradient"),
+        (lambda m: Centred(groups(m), momentum=0.9), "what happens to one number depends on the others"),
+    ],
+)
+def test_a_step_that_a_norm_scales_is_named_by_that_norm(make: Any, said: str) -> None:
+    report = audited(make)
+    assert said in check(report, "update rule").text
+    weights = {row.name for row in report.rows if row.name.endswith("weight")}
+    assert weights <= {row.name for row in report.wrong}
+
+
+def test_parameters_that_no_norm_scales_are_right_beside_those_of_lars() -> None:
+    report = audited(lambda model: ByNorm(groups(model), momentum=0.9))
+    assert {row.name for row in report.wrong} == {"conv1.weight", "conv2.weight", "score.weight"}
+    assert check(report, "update rule").parameters == ("conv1.weight", "conv2.weight", "score.weight")
+
+
+class Sam(torch.optim.SGD):
+    """The first of two calls goes up the gradient, the second comes back and steps."""
+
+    up = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        every = [p for group in self.param_groups for p in group["params"]]
+        norm = torch.stack([p.grad.norm() for p in every]).norm()
+        for p in every:
+            if self.up:
+                self.state[p]["way"] = p.grad * (0.05 / (norm + 1e-12))
+            p.add_(self.state[p]["way"], alpha=1 if self.up else -1)
+        self.up = not self.up
+        if self.up:
+            super().step(closure)
+
+
+class ClosureSam(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        if closure is None:
+            raise RuntimeError("SAM needs a closure")
+        return super().step(closure)
+
+
+def test_the_two_passes_of_sam_are_named() -> None:
+    report = audited(lambda model: Sam(groups(model), momentum=0.9))
+    assert (
+        "every second call of step() takes back what the one before did, as in SAM's"
+        in check(report, "update rule").text
+    )
+    assert len(report.wrong) == len(report.rows)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda model: ClosureSam(groups(model), momentum=0.9), lambda model: torch.optim.LBFGS(model.parameters())]
+)
+def test_a_step_that_needs_a_closure_is_not_judged_and_the_reason_is_said(make: Any) -> None:
+    report = audited(make)
+    assert not report.ok
+    assert check(report, "update rule").result == "not seen"
+    assert "such a step evaluates the loss itself, as LBFGS's and SAM's; Caffe's takes one gradient" in " ".join(
+        str(report).split()
+    )
