@@ -12,6 +12,7 @@ from typing import Any
 from caffe2torch.errors import NetError, SourceLocation
 from caffe2torch.net.layer_rules import BlobRule, Node
 from caffe2torch.net.layer_types import layer_type, misspelt_type
+from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.net.porting_notes import Notes
 from caffe2torch.net.shape_arithmetic import MAX_COUNT, MisfitError, agree, product
 from caffe2torch.net.upgrade import UpgradedLayer
@@ -249,7 +250,7 @@ def _assumed(notes: Notes, node: Node, layer: UpgradedLayer) -> tuple[BlobRule, 
         notes.warn(layer.where, known + f"its {count} param blocks are taken for {count} blobs of unknown shape")
     elif node.type != "Python" and _SOUNDS_LEARNED.search(node.type):
         notes.warn(layer.where, known + none + ", though its name suggests some")
-    elif node.bottoms and node.top_names and "Loss" not in node.type:
+    elif node.bottoms and node.top_names and not is_loss(node):
         notes.info(layer.where, known + none)
     return (BlobRule("unknown", None, default=None),) * count
 

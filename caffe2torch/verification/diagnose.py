@@ -150,7 +150,7 @@ class Judge:
             return Effective(0.0, None), self._unmoved(rates, seen) if rates and multipliers.lr_mult else (), None
         observed = self._observed(all_expected[0], seen, stepped)
         if not seen.elementwise:
-            return Effective(None, None), (Fault(FaultKind.RULE, _among_others(seen)), _unreadable()), None
+            return Effective(None, None), (Fault(FaultKind.RULE, _among_others(own, seen)), _unreadable()), None
         if not rates:
             said = f"it is trained at lr {number(observed.lr)}; Caffe freezes it"
             return observed, (Fault(FaultKind.TRAINED, said),), None
@@ -194,8 +194,8 @@ class Judge:
         return (Fault(FaultKind.LR, f"no step moves it; Caffe trains it at lr {number(rates[0])}"),)
 
 
-def _among_others(seen: Observation) -> str:
-    """What makes a number move otherwise among others."""
+def _among_others(rule: Rule, seen: Observation) -> str:
+    """What makes a number move otherwise among others, where the rule lets none."""
     first, second, *later = seen.windows[0][0]  # of ``gradient at 0``
     if first and close(second, -first, 1e-3) and max(map(abs, later)) < 1e-3 * abs(first):
         return (
@@ -203,7 +203,7 @@ def _among_others(seen: Observation) -> str:
         )
     if seen.scaled_by == "weights":
         return "each parameter's step is scaled by the norm of its weights, as LARS and LAMB do; Caffe scales none"
-    if seen.scaled_by == "gradient":
+    if seen.scaled_by == "gradient" and rule.linear:
         return "a step is as long whatever the norm of the gradient; in Caffe it is not"
     return "what happens to one number depends on the others; in Caffe it does not"
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from caffe2torch import read_recipe
 from caffe2torch.models.net_loss import LossTerm, loss_terms
+from caffe2torch.net.loss_settings import is_loss
 from caffe2torch.recipe import Layer, TrainingRecipe
 
 TOLERANCE = 1e-6  # of the largest element
@@ -51,7 +52,7 @@ class LossCase:
             elif name.startswith("param_"):
                 known[f"pdiff_{name.removeprefix('param_')}"] = torch.from_numpy(array.copy()).requires_grad_()
         for layer in self.recipe.layers:
-            if "Loss" in layer.type or not layer.bottoms:
+            if is_loss(layer) or not layer.bottoms:
                 continue
             values[layer.tops[0]] = value = self._forward(layer, values[layer.bottoms[0]], known)
             if layer.bottoms == layer.tops:

@@ -376,3 +376,18 @@ def test_a_step_that_needs_a_closure_is_not_judged_and_the_reason_is_said(make: 
     assert "such a step evaluates the loss itself, as LBFGS's and SAM's; Caffe's takes one gradient" in " ".join(
         str(report).split()
     )
+
+
+def test_that_a_step_is_as_long_whatever_its_gradient_is_no_difference_from_an_adaptive_solver() -> None:
+    class Shared(torch.optim.Adam):
+        """One second moment for all numbers of a parameter."""
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad /= p.grad.norm() + 1e-8
+            super().step(closure)
+
+    said = check(audited(lambda model: Shared(groups(model)), ADAM), "update rule").text
+    assert "what happens to one number depends on the others" in said

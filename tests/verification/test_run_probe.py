@@ -214,7 +214,7 @@ def test_norms_over_a_tensor_are_found_out(model: SmallNet) -> None:
     seen = observe(model, NormScaled(model.parameters(), 0.1), SGD)
     assert not any(p.elementwise for p in seen.parameters)
     report = report_of(model, NormScaled(model.parameters(), 0.1))
-    assert "depends on the others" in report.checks[0].text
+    assert "a step is as long whatever the norm of the gradient" in report.checks[0].text
     assert all("cannot be read" in row.reason for row in report.wrong)
     assert len(report.wrong) == 10
 
