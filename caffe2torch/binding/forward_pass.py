@@ -239,7 +239,7 @@ def candidate_inputs(model: nn.Module, recipe: NetRecipe, input_shapes: InputSha
     required, accepted, more = _arguments(model)
     stated = net_inputs(recipe)
     if input_shapes is not None:
-        yield _stated(input_shapes, accepted, [one.name for one in stated])
+        yield _stated(input_shapes, accepted, stated)
         return
     layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | nn.Embedding | nn.RNNBase)]
     if layers and isinstance(layers[0], nn.Embedding) and len(stated) == 1:
@@ -247,16 +247,18 @@ def candidate_inputs(model: nn.Module, recipe: NetRecipe, input_shapes: InputSha
     choices = _choices(stated, required, accepted, more)
     seen: list[list[NetInput]] = []
     for inputs in choices:
+        named = set(required) <= {one.name for one in inputs} <= set(accepted)
         for sized in _sized(inputs, (None, *_channels(layers))):
             if all(one.shape and None not in one.shape for one in sized) and sized not in seen:
                 seen.append(sized)
-                yield _feed(sized, accepted)
+                yield _feed(sized, named=named)
     for shape, dtype in _typical(layers):
         image = NetInput("", shape, learned=True, indices=dtype == torch.int64)
         for inputs in choices or [[image] * max(1, len(required))]:
+            named = set(required) <= {one.name for one in inputs} <= set(accepted)
             sides = [one if one.learned else replace(one, shape=_filled(one, None)) for one in inputs]
             yield _feed(
-                [replace(image, name=one.name) if one.learned or not one.shape else one for one in sides], accepted
+                [replace(image, name=one.name) if one.learned or not one.shape else one for one in sides], named=named
             )
 
 
@@ -285,18 +287,15 @@ def _sized(inputs: Sequence[NetInput], channels: Sequence[int | None]) -> Iterat
         yield list(inputs)
 
 
-def _feed(inputs: Sequence[NetInput], accepted: Sequence[str]) -> Feed:
-    """A tensor for each input: by name, where several are called like arguments."""
+def _feed(inputs: Sequence[NetInput], *, named: bool) -> Feed:
+    """A tensor for each input."""
     tensors = [
         torch.empty(
             [size or 1 for size in one.shape or ()], dtype=torch.int64 if one.indices else torch.float32, device="meta"
         )
         for one in inputs
     ]
-    names = [one.name for one in inputs]
-    if len(inputs) > 1 and set(names) <= set(accepted):
-        return [], dict(zip(names, tensors, strict=True))
-    return tensors, {}
+    return ([], {one.name: tensor for one, tensor in zip(inputs, tensors, strict=True)}) if named else (tensors, {})
 
 
 def check_input_shapes(input_shapes: Any) -> None:
@@ -310,17 +309,21 @@ def check_input_shapes(input_shapes: Any) -> None:
         )
 
 
-def _stated(input_shapes: InputShapes, accepted: list[str], inputs: list[str]) -> Feed:
+def _stated(input_shapes: InputShapes, accepted: list[str], inputs: Sequence[NetInput]) -> Feed:
     if not isinstance(input_shapes, Mapping):
-        return [torch.empty(tuple(shape), device="meta") for shape in input_shapes], {}
+        lists = (inputs, [one for one in inputs if one.learned], [NetInput("")] * len(input_shapes))
+        fitting = next(some for some in lists if len(some) == len(input_shapes))
+        return _feed(
+            [replace(one, shape=tuple(shape)) for one, shape in zip(fitting, input_shapes, strict=True)], named=False
+        )
+    known = {one.name: one for one in inputs}
     for name in input_shapes:
-        if name not in accepted and name not in inputs:
-            takes, has = ", ".join(accepted) or "nothing", ", ".join(inputs) or "no inputs"
+        if name not in accepted and name not in known:
+            takes, has = ", ".join(accepted) or "nothing", ", ".join(known) or "no inputs"
             raise ModelError(f"no input is called {name!r}", hint=f"forward takes {takes}; the net has {has}")
-    if all(name in accepted for name in input_shapes):
-        return [], {name: torch.empty(tuple(shape), device="meta") for name, shape in input_shapes.items()}
-    ordered = sorted(input_shapes, key=lambda name: inputs.index(name) if name in inputs else len(inputs))
-    return [torch.empty(tuple(input_shapes[name]), device="meta") for name in ordered], {}
+    names = [*(name for name in known if name in input_shapes), *(name for name in input_shapes if name not in known)]
+    made = [replace(known.get(name, NetInput(name)), shape=tuple(input_shapes[name])) for name in names]
+    return _feed(made, named=set(names) <= set(accepted))
 
 
 def _arguments(model: nn.Module) -> tuple[list[str], list[str], bool]:

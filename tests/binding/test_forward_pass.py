@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -240,3 +241,34 @@ def test_the_check_of_the_model_has_its_sizes_with_and_without_regions() -> None
     for port, size in ((Detector, "3x8x8, 5"), (OneRegion, "3x8x8")):
         check = check_model(recipe, bind(recipe, port()))
         assert f"sizes at {size}" in check.seen
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [{"rois": (4, 5), "data": (2, 3, 8, 8)}, {"data": (2, 3, 8, 8), "rois": (4, 5)}, [(2, 3, 8, 8), (4, 5)]],
+    ids=["names in another order", "names", "in order"],
+)
+@pytest.mark.parametrize("port", [Detector, RegionsFirst])
+def test_shapes_that_the_user_states_go_to_the_nets_inputs(port: type[nn.Module], shapes: Any) -> None:
+    if port is RegionsFirst and isinstance(shapes, list):
+        shapes = shapes[::-1]
+    recipe = recipe_of(IMAGE, blob("rois", 9, 5), DETECTOR)
+    binding = bind(recipe, port(), input_shapes=shapes)
+    assert "one forward pass on the meta device" in messages(binding.notes)
+    if not isinstance(shapes, list):
+        assert "sizes at 3x8x8, 5" in check_model(recipe, binding).seen
+
+
+def test_words_that_the_user_gives_a_shape_are_whole_numbers() -> None:
+    text = layer("Embed", "e", "words", "", "embed_param { num_output: 4 input_dim: 9 bias_term: false }")
+    recipe = recipe_of(blob("words", 3, 2), text + linear("ip", "e", 5, "axis: 2"))
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5))
+    assert "the meta device with (7, 2)" in messages(bind(recipe, model, input_shapes=[(7, 2)]).notes)
+
+
+def test_an_argument_that_is_called_like_an_input_by_chance_is_not_all_that_is_given() -> None:
+    class Named(Old):
+        def forward(self, x: Tensor, data: Tensor | None = None) -> Tensor:
+            return super().forward(x if data is None else data)
+
+    assert "the meta device with (2, 3, 8, 8)" in messages(bound(Named()).notes)
