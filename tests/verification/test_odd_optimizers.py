@@ -391,3 +391,20 @@ def test_that_a_step_is_as_long_whatever_its_gradient_is_no_difference_from_an_a
 
     said = check(audited(lambda model: Shared(groups(model)), ADAM), "update rule").text
     assert "what happens to one number depends on the others" in said
+
+
+def test_a_step_that_ends_while_its_calls_are_counted_is_judged_by_its_first_ones() -> None:
+    class Ending(torch.optim.SGD):
+        """Moves nothing at its second step, and ends after some."""
+
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            if self.calls > 50:
+                raise RuntimeError("enough")
+            return None if self.calls == 2 else super().step(closure)
+
+    report = audited(lambda model: Ending(groups(model), momentum=0.9))
+    assert "could not be observed" not in str(report)
+    assert "does not step as Caffe's SGD does" in check(report, "update rule").text
