@@ -15,7 +15,7 @@ from places import REPOSITORY
 
 from caffe2torch import build_model, read_recipe, translate
 from caffe2torch.models.build_net import CaffeNet
-from caffe2torch.models.program import is_input
+from caffe2torch.net.data_tops import is_input
 from caffe2torch.recipe import Shape
 
 SHARED = REPOSITORY.parent / "shared"
