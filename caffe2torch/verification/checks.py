@@ -106,11 +106,10 @@ def _update_rule(solver: SolverSettings, judged: Mapping[str, Judgement], observ
 
 def _not_long(observations: Observations) -> str:
     """How many kinds of param groups the long window left out, if any."""
-    long, first = observations.long, observations.windows[0]
-    looked_at = sum(bool(seen.long) for seen in observations.parameters)
-    if long is None or looked_at >= observations.kinds:
+    looked_at, kinds = observations.kinds
+    if looked_at == kinds:
         return ""
-    return f"; beyond {first.steps} steps {looked_at} of {observations.kinds} kinds of param groups were looked at"
+    return f"; beyond {observations.windows[0].steps} steps {looked_at} of {kinds} kinds of param groups were looked at"
 
 
 def _as_stock(solver: SolverSettings, judged: Mapping[str, Judgement]) -> SolverSettings | None:

@@ -98,7 +98,7 @@ class Judge:
 
     def judge(self, multipliers: Multipliers, seen: Observation) -> Judgement:
         """Hold what was seen of a parameter that the optimizer holds against what Caffe would do."""
-        key = (multipliers, seen.windows, seen.requires_grad, seen.elementwise)
+        key = (multipliers, seen.windows, seen.requires_grad, seen.elementwise, seen.scaled_by)
         if key not in self._judged:
             up = self.ascends(multipliers, seen)
             rule = replace(self.rule, divisor=-self.rule.divisor) if up else self.rule

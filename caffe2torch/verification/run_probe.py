@@ -175,7 +175,7 @@ class _Run:
         self.by_weights: set[int] = set()
         self.problem = ""
         self.calls = 1
-        self.kinds = 0
+        self.kinds = (0, 0)
         self.stated: tuple[tuple[float, float], ...] = ()
         self.long: Window | None = None
         self.moved_long: dict[int, Movements] = {}
@@ -242,7 +242,8 @@ class _Run:
         """Run many steps on a few parameters. An optimizer that breaks off there was still seen in its first ones."""
         long = long_window(window, self.max_iter)
         try:
-            self.moved_long, self.kinds = run_long(carrier, self.probed, long, self.started)
+            self.moved_long, kinds = run_long(carrier, self.probed, long, self.started)
+            self.kinds = len(self.moved_long), kinds
             self.long = long
         except Exception as error:
             self.said.append(f"steps beyond the first {window.steps} were not looked at: {describe(error)}")
