@@ -231,10 +231,10 @@ class Observations:
     ``precision`` is the spacing of numbers near 1 in what the probe tensors are made of. ``stated`` is what each param
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
-    ``long`` is the window of many steps that a few parameters took part in, if any could; ``kinds`` is of how many kinds
-    of param groups one did, and how many there are. ``gradient_hooks`` are the parameters of which a gradient meets
-    hooks, which were not run either. ``calls`` is how many calls of ``step()`` made one step here, since the optimizer
-    collects gradients itself.
+    ``long`` is the window of many steps that a few parameters took part in, if any could; ``kinds`` is of how many
+    kinds of param groups one did, and how many there are. ``gradient_hooks`` are the parameters of which a gradient
+    meets hooks, which were not run either. ``calls`` is how many calls of ``step()`` made one step here, since the
+    optimizer collects gradients itself.
     """
 
     windows: tuple[Window, ...]
