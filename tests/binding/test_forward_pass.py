@@ -272,3 +272,38 @@ def test_an_argument_that_is_called_like_an_input_by_chance_is_not_all_that_is_g
             return super().forward(x if data is None else data)
 
     assert "the meta device with (2, 3, 8, 8)" in messages(bound(Named()).notes)
+
+
+class Recurrent(nn.Module):
+    """It knows no sequence indicators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(4, 5)
+        self.p = nn.LSTM(6, 4)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.q(self.p(frames)[0])
+
+
+class Continued(Recurrent):
+    def forward(self, x: Tensor, goes_on: Tensor) -> Tensor:  # type: ignore[override]
+        assert goes_on.shape == x.shape[:2]
+        return super().forward(x * goes_on.unsqueeze(2))
+
+
+class ContinuedIfSaid(Continued):
+    def forward(self, x: Tensor, goes_on: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x.new_ones(x.shape[:2]) if goes_on is None else goes_on)
+
+
+@pytest.mark.parametrize(
+    ("port", "shapes"),
+    [(Recurrent, "(4, 2, 6)"), (Continued, "(4, 2, 6), (4, 2)"), (ContinuedIfSaid, "(4, 2, 6)")],
+)
+def test_a_port_may_do_without_the_indicators_of_an_lstm(port: type[nn.Module], shapes: str) -> None:
+    text = layer("LSTM", "a", "frames cont", "", "recurrent_param { num_output: 4 }") + linear("b", "a", 5, "axis: 2")
+    recipe = recipe_of(blob("frames", 4, 2, 6), blob("cont", 4, 2), text)
+    binding = bind(recipe, port(), unclaimed={"p.bias_hh_l0": (0.0, 0.0)})
+    assert messages(binding.notes).endswith(f"one forward pass on the meta device with {shapes}")
+    assert names(binding)["b/0"] == "q.weight"
