@@ -103,12 +103,14 @@ class Matching:
         pairs: The pairs.
         ties: Sets of units that nothing distinguishes, or that one thing pairs otherwise than another; net and model
             side; they are paired in one of the ways that fit.
+        leading: Those of the ties that need a decision: the others follow.
         by_name: Units of the net that only a name distinguished.
         sizes: How strictly sizes were compared.
     """
 
     pairs: dict[int, int]
     ties: tuple[Tie, ...] = ()
+    leading: tuple[Tie, ...] = ()
     by_name: frozenset[int] = frozenset()
     sizes: Sizes = Sizes.STRICT
 
@@ -166,10 +168,15 @@ def match_rest(
         same_ends=same_ends,
         same_order=same_order,
     )
+
+    def back(tie: Tie) -> Tie:
+        return tuple(ones[one] for one in tie[0]), tuple(others[other] for other in tie[1])
+
     return found and replace(
         found,
         pairs={ones[one]: others[other] for one, other in found.pairs.items()},
-        ties=tuple((tuple(ones[a] for a in tie[0]), tuple(others[b] for b in tie[1])) for tie in found.ties),
+        ties=tuple(map(back, found.ties)),
+        leading=tuple(map(back, found.leading)),
         by_name=frozenset(ones[one] for one in found.by_name),
     )
 
@@ -251,13 +258,15 @@ class _Isomorphism:
         disputed = any(self._ties()) and self._by_marks_and_order(
             hints, marks(*(graph.wiring for graph in self.graphs))
         )
-        tied = {one for ones, _ in self._ties() for one in ones}
         ties = tuple(self._ties())
+        tied = {one for ones, _ in ties for one in ones}
+        undecided = self.colours
         for hint in hints:
             for one in sorted(tied & hint.keys()):
                 self._pick(one, hint[one])
         if not disputed:
-            ties = tuple(self._ties())
+            ties, undecided = tuple(self._ties()), self.colours
+        leading = self._leading(ties, undecided)
         by_name = frozenset(tied.difference(*(ones for ones, _ in ties)))
         if disputed:
             self._take_order()
@@ -267,7 +276,21 @@ class _Isomorphism:
         mine, theirs = self._unit_colours()
         where = {colour: number for number, colour in enumerate(theirs)}
         pairs = {number: where[colour] for number, colour in enumerate(mine) if self.graphs[0].uses[number]}
-        return Matching(pairs, ties, by_name, self.sizes)
+        return Matching(pairs, ties, leading, by_name, self.sizes)
+
+    def _leading(self, ties: Sequence[Tie], undecided: list[Colours]) -> tuple[Tie, ...]:
+        """The ties that need a decision, if nothing but these colours is known."""
+        if len(ties) < 2:
+            return tuple(ties)
+        decided, self.colours = self.colours, undecided
+        leading: dict[Tie, None] = {}
+        while (open_tie := next(self._ties(), None)) is not None:
+            one = open_tie[0][0]
+            leading.update((tie, None) for tie in ties if one in tie[0])
+            if not any(self._pick(one, other) for other in open_tie[1]):
+                break
+        self.colours = decided
+        return tuple(leading)
 
     def _by_marks_and_order(self, hints: Sequence[Pairs], marks: Marks) -> bool:
         """Distinguish by marks and by the order in concatenations; whether that order is disputed."""
