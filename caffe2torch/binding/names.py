@@ -42,6 +42,7 @@ __all__ = [
     "normalised",
     "read_blobs",
     "read_names",
+    "renumbered",
     "resolve_names",
     "toml_line",
 ]
@@ -115,9 +116,49 @@ def _agreeing(net: Sequence[set[str]], model: Sequence[set[str]]) -> dict[int, i
     for units in (net, model):
         count = Counter(name for names in units for name in names)
         sides.append({name: number for number, names in enumerate(units) for name in names if count[name] == 1})
-    pairs = {(number, sides[1][name]) for name, number in sides[0].items() if name in sides[1]}
+    moved = renumbered(*sides)
+    certain = (sides[0].keys() & sides[1].keys()) - moved.keys() - set(moved.values())
+    pairs = {(sides[0][name], sides[1][name]) for name in certain}
     ones, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
     return {one: other for one, other in sorted(pairs) if ones[one] == others[other] == 1}
+
+
+def renumbered(net: Iterable[str], model: Iterable[str]) -> dict[str, str]:
+    """Names of the net to those of the model where these may be numbered from another start.
+
+    Names that differ in their numbers alone are one series. Its equal names are not certain where they leave names over
+    on both sides, and adding one number to all of them leaves none over on one.
+
+    >>> renumbered(["conv1", "conv2", "conv3", "fc6"], ["conv0", "conv1", "conv2", "fc6"])
+    {'conv1': 'conv0', 'conv2': 'conv1', 'conv3': 'conv2'}
+    >>> renumbered(["conv1", "conv2", "conv3"], ["conv0", "conv1", "conv2", "conv3"])
+    {}
+    """
+    sides: list[dict[str, dict[tuple[int, ...], str]]] = [{}, {}]
+    for series, names in zip(sides, (net, model), strict=True):
+        for name in names:
+            numbers = tuple(map(int, _DIGITS.findall(name)))
+            if numbers:
+                series.setdefault(_DIGITS.sub("#", name), {})[numbers] = name
+    found: dict[str, str] = {}
+    for stem in sides[0].keys() & sides[1].keys():
+        ours, theirs = sides[0][stem], sides[1][stem]
+        equal, fewer = ours.keys() & theirs.keys(), min(len(ours), len(theirs))
+        if not 0 < len(equal) < fewer:
+            continue
+        more, less = (ours, theirs) if len(ours) > fewer else (theirs, ours)
+        first = min(less)
+        ways = [[b - a for a, b in zip(first, other, strict=True)] for other in more]
+        for steps in sorted(ways, key=lambda steps: sum(map(abs, steps))):
+            moved = {one: tuple(a + step for a, step in zip(one, steps, strict=True)) for one in less}
+            if all(one in more for one in moved.values()):
+                pairs = {less[one]: more[target] for one, target in moved.items()}
+                found.update(pairs if less is ours else {target: name for name, target in pairs.items()})
+                break
+    return dict(sorted(found.items()))
+
+
+_DIGITS = re.compile(r"\d{1,9}")
 
 
 def _prefixes(paths: Iterable[Sequence[str]]) -> list[list[str]]:

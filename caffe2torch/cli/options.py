@@ -18,6 +18,8 @@ from caffe2torch.verification.report import FaultKind
 if TYPE_CHECKING:
     from torch import nn
 
+    from caffe2torch.binding.bind import UnclaimedMultipliers
+
 __all__ = [
     "InputPath",
     "accept_options",
@@ -70,13 +72,29 @@ def definition(text: str) -> tuple[str, str]:
     return name, value
 
 
-def multipliers(text: str) -> tuple[float, float]:
-    """``lr_mult=N,decay_mult=N``."""
+def multipliers(text: str) -> tuple[str, tuple[float, float]]:
+    """``[PATTERN:]lr_mult=N,decay_mult=N``; without a pattern it is about every parameter."""
+    pattern, colon, pair = text.rpartition(":")
     try:
-        given = dict(part.split("=") for part in text.split(","))
-        return float(given.pop("lr_mult")), float(given.pop("decay_mult"))
+        given = dict(part.split("=") for part in pair.split(","))
+        return pattern if colon else _EVERY, (float(given.pop("lr_mult")), float(given.pop("decay_mult")))
     except (KeyError, ValueError):
-        raise click.BadParameter(f"{text!r} is not of the form lr_mult=1,decay_mult=1") from None
+        raise click.BadParameter(
+            f"{text!r} is not of the form lr_mult=1,decay_mult=1 or PATTERN:lr_mult=1,decay_mult=1"
+        ) from None
+
+
+_EVERY = ".*"
+
+
+def _unclaimed(
+    ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, tuple[float, float]], ...]
+) -> UnclaimedMultipliers | None:
+    """What ``bind`` takes: a pair for all parameters, or one for each pattern, the one for all others at the end."""
+    pairs = dict(value)
+    if pairs.keys() <= {_EVERY}:
+        return pairs.get(_EVERY)
+    return dict(sorted(pairs.items(), key=lambda item: item[0] == _EVERY))
 
 
 class InputPath(click.Path):
@@ -170,7 +188,12 @@ def model_options(function: Callable[..., object]) -> Callable[..., object]:
             "--finetune", multiple=True, type=assignment, metavar="LAYER=FACTOR", help="A further factor on lr_mult."
         ),
         click.option(
-            "--unclaimed", type=multipliers, metavar="lr_mult=N,decay_mult=N", help="For parameters without a blob."
+            "--unclaimed",
+            multiple=True,
+            type=multipliers,
+            callback=_unclaimed,
+            metavar="[PATTERN:]lr_mult=N,decay_mult=N",
+            help="For parameters without a blob: all, or those whose names match.",
         ),
         click.option("--skip", multiple=True, metavar="LAYER", help="A layer that the model does without."),
         click.option("--reshaped", multiple=True, metavar="LAYER", help="A layer of another shape in the model."),
