@@ -12,9 +12,11 @@ from math import isfinite
 
 from torch import nn
 
+from caffe2torch.binding.attempt import Attempt
+from caffe2torch.binding.ends import without_ends
 from caffe2torch.binding.forward_pass import InputShapes, check_input_shapes
 from caffe2torch.binding.matching import find_counterparts
-from caffe2torch.binding.messages import Leftovers, binding_error, binding_notes, tie_error
+from caffe2torch.binding.messages import binding_error, binding_notes, tie_error
 from caffe2torch.binding.model_graph import ModelGraph, model_graph
 from caffe2torch.binding.names import StatedNames, check_names, read_blobs, resolve_names
 from caffe2torch.binding.net_graph import net_graph
@@ -88,26 +90,38 @@ def bind(
     stated = resolve_names(recipe, names or {}, [part for unit in graph.units for part in unit.parts], tensors)
     skipped, other_shape = read_blobs(recipe, skip, "skip"), read_blobs(recipe, reshaped, "reshaped")
     check_names(recipe, stated, net.units, tensors, other_shape)
-    findings = find_counterparts(net, graph, stated.modules | _implied(recipe, graph, stated), skipped, other_shape)
+    modules = stated.modules | _implied(recipe, graph, stated)
     named = {number: tensors[name] for number, name in stated.tensors.items()}
-    assignment = assign(net, findings, named, skipped, other_shape)
-    bound = assignment.bound
-    left = [(name, *graph.parameters[name]) for name in graph.parameters if name not in bound]
-    given = _multipliers(unclaimed, {name: trains for name, _, trains in left}, sorted(bound))
-    undecided = None if assignment.clashes else tie_error(net, graph, findings, assignment)
+
+    def attempted(ends: frozenset[int] = frozenset()) -> Attempt:
+        findings = find_counterparts(net, graph, modules, skipped | ends, other_shape)
+        assignment = assign(net, findings, named, skipped | ends, other_shape)
+        left = {name: one for name, one in graph.parameters.items() if name not in assignment.bound}
+        given = _multipliers(unclaimed, {name: trains for name, (_, trains) in left.items()}, sorted(assignment.bound))
+        return Attempt(
+            net,
+            graph,
+            findings,
+            assignment,
+            [number for number in range(len(recipe.blobs)) if number not in assignment.blobs],
+            left,
+            given,
+            tuple(dict.fromkeys(recipe.blobs[number].layer for number in sorted(ends))),
+        )
+
+    attempt = attempted()
+    undecided = None if attempt.assignment.clashes else tie_error(attempt)
     if undecided is not None:
         raise undecided
-    left_over = Leftovers(
-        [number for number in range(len(recipe.blobs)) if number not in assignment.blobs],
-        {name: shape for name, shape, trains in left if trains and name not in given},
-    )
-    if assignment.clashes or assignment.misfits or left_over.blobs or left_over.parameters:
-        raise binding_error(net, graph, findings, assignment, left_over)
+    if not attempt.complete:
+        raise binding_error(without_ends(attempt, attempted))
     return Binding(
         graph.name,
-        tuple(_bound_blob(recipe, number, assignment) for number in range(len(recipe.blobs))),
-        tuple(Unclaimed(name, shape, *given.get(name, (None, None))) for name, shape, _ in left),
-        tuple(binding_notes(net, graph, findings, assignment, [name for name, _, trains in left if not trains])),
+        tuple(_bound_blob(recipe, number, attempt.assignment) for number in range(len(recipe.blobs))),
+        tuple(
+            Unclaimed(name, shape, *attempt.given.get(name, (None, None))) for name, (shape, _) in attempt.left.items()
+        ),
+        tuple(binding_notes(attempt)),
         None if graph.wiring is None else graph.wiring.computation,
     )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from caffe2torch.binding.advice import Advice, kept_fixed, written
+from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import differences, distance, of_kind
 from caffe2torch.binding.graph import Unit
-from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import names_of, toml_line
-from caffe2torch.binding.net_graph import NetGraph, layers_with_blobs
+from caffe2torch.binding.net_graph import layers_with_blobs
+from caffe2torch.binding.patterns import quoted
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind
-from caffe2torch.binding.tensor_matching import Assignment, Findings
+from caffe2torch.binding.tensor_matching import Assignment
 from caffe2torch.wording import shape_text
 
 __all__ = ["draft"]
@@ -18,28 +21,35 @@ __all__ = ["draft"]
 _CANDIDATES = 5  # modules that a draft offers for a layer
 
 
-def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> str:
+def draft(attempt: Attempt, advice: Sequence[Advice]) -> str:
     """A names file: certain layers as they are, for each other its candidates as comments, the best first.
 
-    Candidates are modules that hold nothing bound yet and, where the model's wiring was seen, that it reaches; they
-    stand in the order of the differences to the layer, then of their place among those without any, then of names.
-    No module is the first candidate of two layers, and a layer for which none is left has none.
+    Candidates are modules that hold nothing bound yet and that the forward pass reaches, or had not reached when it
+    ended early; they stand in the order of the differences to the layer, then of their place among those without any,
+    then of names. No module is the first candidate of two layers, and a layer for which none is left has none. Where
+    there is advice about a layer's blobs, its lines stand in their place.
     """
-    recipe, bound = net.recipe, assignment.bound
+    model, findings, assignment, recipe = attempt.model, attempt.findings, attempt.assignment, attempt.recipe
     reached = model.units if model.wiring is None else model.wiring.units
-    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in bound for one in unit.tensors)]
+    later = attempt.free if model.wiring is not None and model.ended else []
+    free = [unit for unit in reached if unit.tensors and not any(str(one.key) in attempt.bound for one in unit.tensors)]
+    seen = {tensor.key for unit in reached for tensor in unit.tensors}
+    not_reached = [unit for unit in later if not any(tensor.key in seen for tensor in unit.tensors)]
+    free += not_reached
     places: dict[str, Unit] = {}  # a layer that does not fit where it stands has its place as first candidate
     misfits: dict[str, dict[str, None]] = {}
     for misfit, one in assignment.misfits:
         blob = recipe.blobs[misfit.blob]
         places[blob.layer] = one.module
-        what = (
-            f"that the model has no such blob: --skip {blob.name!r}"
-            if misfit.tensor is None
-            else f"that its shape differs: --reshaped {blob.layer!r}"
-        )
+        if misfit.tensor is None:
+            what = f"that the model has no such blob: --skip {quoted(blob.name)}"
+        elif kept_fixed(blob, misfit):
+            what = f"that the model keeps it fixed, in a buffer: --skip {quoted(blob.name)}"
+        else:
+            what = f"that its shape differs: --reshaped {quoted(blob.layer)}"
         misfits.setdefault(blob.layer, {})[what] = None
     tied = {part: others for units, others in findings.ties for one in units for part in one.parts}
+    advised = _advised(attempt, advice)
     certain = names_of(
         Binding(
             model.name,
@@ -50,18 +60,20 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
             ),
         )
     )
-    layers, parts = layers_with_blobs(recipe), {part for unit in net.units for part in unit.parts}
+    layers, parts = layers_with_blobs(recipe), {part for unit in attempt.net.units for part in unit.parts}
     settled: dict[str, list[str]] = {}
     for layer, _, numbers in layers:
         shared = [f"# {clash.text}" for clash in assignment.clashes if layer in clash.layers]
         keys = [key for key in (layer, *(recipe.blobs[number].name for number in numbers)) if key in certain]
-        if shared or keys:
+        if layer in advised:
+            settled[layer] = advised[layer]
+        elif shared or keys:
             settled[layer] = shared or [toml_line(key, certain[key]) for key in keys]
         elif all(number in assignment.blobs for number in numbers) and layer not in places and layer not in tied:
             settled[layer] = ["# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers)))]
         elif layer not in parts:
             settled[layer] = ["# its blobs are those of another layer"]
-    unbound = [unit for unit in net.units if not settled.keys() >= set(unit.parts)]
+    unbound = [unit for unit in attempt.net.units if not settled.keys() >= set(unit.parts)]
     offers: dict[str, list[Unit]] = {}
     for unit in unbound:
         ranked = _ranked(unit, of_kind(unit, free), unbound, findings.conflicting.get(unit.name, ()))
@@ -71,6 +83,7 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
     lines = [
         f"# {recipe.net_name or 'net'} to {model.name}: what is certain is filled in.",
         "# For each other layer remove the '#' before its module, or leave the layer out with --skip.",
+        *_in_full(attempt, advice),
     ]
     for layer, layer_type, numbers in layers:
         blobs = [recipe.blobs[number] for number in numbers]
@@ -84,14 +97,35 @@ def draft(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assi
         if unit.name in chosen:
             for module in list(dict.fromkeys((chosen[unit.name], *offered)))[:_CANDIDATES]:
                 same = f"the same sizes{', in another place' if unit.name in findings.elsewhere else ''}"
-                lines.append(f"# {toml_line(layer, module.name)}  # {'; '.join(differences(unit, module)) or same}")
+                what = "; ".join(differences(unit, module)) or same
+                beyond = "; forward did not reach it" if module in not_reached else ""
+                lines.append(f"# {toml_line(layer, module.name)}  # {what}{beyond}")
         elif offered:
             fewer = " or ".join(module.name for module in offered[:_CANDIDATES])
-            lines.append(f"# too few modules: --skip {layer!r}, or a layer above that is offered {fewer}")
+            lines.append(f"# too few modules: --skip {quoted(layer)}, or a layer above that is offered {fewer}")
         else:
-            lines.append(f"# no module of this kind is left: --skip {layer!r}")
+            lines.append(f"# no module of this kind is left: --skip {quoted(layer)}")
         lines += [f"# and say {what}" for what in misfits.get(layer, ())]
     return "\n".join(lines) + "\n"
+
+
+def _advised(attempt: Attempt, advice: Sequence[Advice]) -> dict[str, list[str]]:
+    """For layers whose blobs there is advice about, what to write: lines to remove the '#' from, and what to skip."""
+    lines: dict[str, list[str]] = {}
+    layer_of = {blob.name: blob.layer for blob in attempt.recipe.blobs}
+    for one in advice:
+        if one.settles:
+            for key, place in one.names.items():
+                lines.setdefault(layer_of.get(key, key), []).append(f"# {toml_line(key, place)}  # {one.text}")
+            for key in one.skip:
+                lines.setdefault(layer_of.get(key, key), []).append(f"# {one.text}: --skip {quoted(key)}")
+    return lines
+
+
+def _in_full(attempt: Attempt, advice: Sequence[Advice]) -> list[str]:
+    """The options that are too long for a message."""
+    options = [replace(one, names={}) for one in advice]
+    return [f"# {whole}" for one in options if (whole := written(attempt, [one], whole=True)) != written(attempt, [one])]
 
 
 def _distinct(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from os.path import commonprefix
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from caffe2torch.binding.advice import Advice, advice_for, misfit_advice, written
+from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences
 from caffe2torch.binding.draft import draft
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.isomorphism import explain
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
-from caffe2torch.binding.names import toml_line
+from caffe2torch.binding.names import renumbered, toml_line
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Assignment, Findings
@@ -21,10 +20,9 @@ from caffe2torch.errors import BindingError
 from caffe2torch.recipe import NetRecipe, Note, Severity
 from caffe2torch.wording import listed, shape_text
 
-__all__ = ["IncompleteBindingError", "Leftovers", "binding_error", "binding_notes", "tie_error"]
+__all__ = ["IncompleteBindingError", "binding_error", "binding_notes", "tie_error"]
 
 _MOST = 6  # lines of one kind; who needs more has seen what is wrong
-_LONGEST = 400  # characters of a pattern
 
 
 class IncompleteBindingError(BindingError):
@@ -33,67 +31,44 @@ class IncompleteBindingError(BindingError):
     draft: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Leftovers:
-    """Blobs (indices) that nothing was found for, and trained parameters (with shapes) that nothing was found for."""
-
-    blobs: Sequence[int]
-    parameters: Mapping[str, tuple[int, ...]]
-
-
-def binding_error(
-    net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment, left: Leftovers
-) -> BindingError:
+def binding_error(attempt: Attempt) -> BindingError:
     """The error for a binding that leaves something out: all that is wrong in one message, the first place first."""
-    bound, recipe = assignment.bound, net.recipe
-    refused = {one.module.name for _, one in assignment.misfits}
-    contested = {str(misfit.tensor.key) for misfit, _ in assignment.misfits if misfit.tensor is not None}
-    layers = {name for clash in assignment.clashes for name in clash.layers}
-    modules = {name for clash in assignment.clashes for name in clash.modules}
-    free = [unit for unit in model.units if not any(tensor.key in bound for tensor in unit.tensors)]
-    idle = [
-        unit
-        for unit in free
-        if unit.name not in refused | modules and any(tensor.key in left.parameters for tensor in unit.tensors)
-    ]
+    net, model, findings, assignment = attempt.net, attempt.model, attempt.findings, attempt.assignment
+    recipe, left = net.recipe, attempt.parameters
     bad = dict.fromkeys(misfit.blob for misfit, _ in assignment.misfits)
-    missing = {number for number in left.blobs if number not in bad}
-    units = [
-        unit
-        for unit in net.units
-        if layers.isdisjoint(unit.parts) and any(tensor.key in missing for tensor in unit.tensors)
-    ]
-    known = {tensor.key for unit in free for tensor in unit.tensors} | contested
-    stray = [name for name in left.parameters if name not in known]
     lines = [
+        *_missing_ends(attempt),
         *_explanation(net, model, findings),
         *listed(assignment.clashes, _MOST, lambda clash: clash.text),
         *listed(_misfit_lines(recipe, assignment), _MOST),
-        *listed(units, _MOST, lambda unit: _unbound_line(unit, findings, free)),
-        *listed(
-            stray, _MOST, lambda name: f"{name} ({shape_text(left.parameters[name])}) of the model belongs to no layer"
-        ),
-        *listed(idle, _MOST, lambda unit: _idle_line(unit, model)),
+        *listed(_unbound_lines(attempt), _MOST),
+        *listed(attempt.stray, _MOST, lambda name: f"{name} ({shape_text(left[name])}) of the model belongs to no layer"),
+        *listed(attempt.idle, _MOST, lambda unit: _idle_line(unit, model)),
         *listed(_second_biases(model.units, left), _MOST),
     ]
-    shared = (number for number, blob in enumerate(recipe.blobs) if blob.layer in layers)
-    first = next(iter((*bad, *sorted(missing), *shared)), None)
+    without = {name for clash in assignment.clashes for name in clash.layers} | set(attempt.ends)
+    apart = (number for number, blob in enumerate(recipe.blobs) if blob.layer in without)
+    first = next(iter((*bad, *sorted(attempt.missing), *apart)), None)
     other = _other_outputs(recipe, assignment)
     only = other if len(other) == len({recipe.blobs[number].layer for number in bad}) else {}
-    outputs = "" if units or idle or stray or assignment.clashes else next(iter(only.values()), "")
+    nothing_else = not (attempt.unbound or attempt.idle or attempt.stray or assignment.clashes or attempt.ends)
+    outputs = next(iter(only.values()), "") if nothing_else else ""
+    units, clashes = len(attempt.unbound) + len(attempt.ends), len(assignment.clashes)
+    advice = advice_for(attempt)
     error = IncompleteBindingError(
-        _headline(recipe, model.name, outputs, len(bad), len(units), len(left.parameters), len(assignment.clashes)),
+        _headline(recipe, model.name, outputs, len(bad), units, len(left), clashes),
         where=None if first is None else recipe.blobs[first].where,
         found="\n    ".join(lines),
-        hint="; ".join(
-            (
-                *_back_in(net, assignment, idle),
-                _hint(recipe, findings, assignment, units, free, model, left=bool(idle or stray)),
-            )
-        ),
+        hint=written(attempt, advice),
     )
-    error.draft = draft(net, model, findings, assignment)
+    error.draft = draft(attempt, advice)
     return error
+
+
+def _missing_ends(attempt: Attempt) -> Iterator[str]:
+    if attempt.ends:
+        layers = ", ".join(listed(attempt.ends, _MOST, repr))
+        yield f"the net has more ends than the model: {layers} lead to no other"
 
 
 def _idle_line(unit: Unit, model: ModelGraph) -> str:
@@ -135,9 +110,10 @@ def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterab
     ]
 
 
-def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment) -> BindingError | None:
+def tie_error(attempt: Attempt) -> BindingError | None:
     """The error for units that nothing distinguishes and that learn otherwise; ``None`` if there are none."""
-    recipe, ties = net.recipe, [(units, modules) for units, modules in findings.ties if _differ(net.recipe, units)]
+    recipe = attempt.recipe
+    ties = [(units, modules) for units, modules in attempt.findings.ties if _differ(recipe, units)]
     if not ties:
         return None
     units, modules = ties[0]
@@ -147,15 +123,14 @@ def tie_error(net: NetGraph, model: ModelGraph, findings: Findings, assignment: 
         "  or  ".join(toml_line(units[0].name, module.name) for module in modules[:2]) for units, modules in ties
     ]
     more = f"; {len(ties) - 1} more such choices" if len(ties) > 1 else ""
+    decide = Advice(f"decide in a names file: {', '.join(listed(decisions, _MOST))}")
     error = IncompleteBindingError(
         f"layers {layers} could be modules {places} in any order, and their (lr_mult, decay_mult) differ{more}",
         where=recipe.blobs[int(units[0].tensors[0].key)].where,
         found="; ".join(f"{unit.name!r}: {_multipliers(recipe, unit)}" for unit in units),
-        hint="; ".join(
-            (f"decide in a names file: {', '.join(listed(decisions, _MOST))}", *_misfit_advice(recipe, assignment))
-        ),
+        hint=written(attempt, [decide, *misfit_advice(attempt)]),
     )
-    error.draft = draft(net, model, findings, assignment)
+    error.draft = draft(attempt, [decide])
     return error
 
 
@@ -194,129 +169,48 @@ def _misfit_lines(recipe: NetRecipe, assignment: Assignment) -> list[str]:
     ]
 
 
-def _unbound_line(unit: Unit, findings: Findings, free: Sequence[Unit]) -> str:
-    layers = "layer " + " with ".join(repr(part) for part in unit.parts)
-    if unit.name in findings.conflicting:
-        places = findings.conflicting[unit.name]
+def _unbound_lines(attempt: Attempt) -> list[str]:
+    moved = renumbered(
+        [part for unit in attempt.unbound for part in unit.parts],
+        [part for unit in attempt.free for part in unit.parts],
+    )
+    return [_unbound_line(unit, attempt, moved) for unit in attempt.unbound]
+
+
+def _unbound_line(unit: Unit, attempt: Attempt, moved: Mapping[str, str]) -> str:
+    layers, conflicting = "layer " + " with ".join(repr(part) for part in unit.parts), attempt.findings.conflicting
+    if unit.name in conflicting:
+        places = conflicting[unit.name]
         if len(places) > 3:
             return f"{layers} could be one of {len(places)} modules, {places[0]} to {places[-1]}"
         if len(places) > 1:
             return f"{layers} could be {' or '.join(places)}"
-        rivals = [name for name, others in findings.conflicting.items() if others == places and name != unit.name]
+        rivals = [name for name, others in conflicting.items() if others == places and name != unit.name]
         return f"{layers} could be {places[0]}" + (f", as could {' or '.join(map(repr, rivals))}" if rivals else "")
-    near = closest(unit, free)
+    if unit.name in moved:
+        return f"{layers} could be {moved[unit.name]}, if the modules are numbered from another start"
+    near = closest(unit, attempt.free)
     if near is None:
         return f"{layers} has no counterpart"
     what = "; ".join(differences(unit, near)) or "the same sizes, in other surroundings"
     return f"{layers} has no counterpart; closest is {near.name}: {what}"
 
 
-def _hint(
-    recipe: NetRecipe,
-    findings: Findings,
-    assignment: Assignment,
-    units: Sequence[Unit],
-    free: Sequence[Unit],
-    model: ModelGraph,
-    *,
-    left: bool,
-) -> str:
-    advice = [*_sharing_advice(assignment), *_misfit_advice(recipe, assignment)]
-    contested = [unit for unit in units if unit.name in findings.conflicting]
-    unmatched = [
-        unit
-        for unit in units
-        if unit.name in findings.elsewhere or (unit not in contested and closest(unit, free) is None)
-    ]
-    others = [unit for unit in units if unit not in unmatched]
-    if others:
-        unit = (contested or others)[0]
-        near = closest(unit, free)
-        place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
-        alone = next((unit for unit in others if unit not in contested), others[0])
-        either = "" if unmatched else f", or leave them out ({_options('skip', [alone.name], recipe)})"
-        advice.append(f"bind layers in a names file ({toml_line(unit.name, place)}){either}")
-    if unmatched:
-        options = _options("skip", [part for unit in unmatched for part in unit.parts], recipe)
-        advice.append(f"leave out layers that the model has no module for ({options})")
-    if left:
-        advice.append("say how parameters without a layer learn (unclaimed, --unclaimed lr_mult=1,decay_mult=1)")
-    if model.wiring is None:
-        advice.append("or wrap the model so that forward takes tensors alone and can be followed")
-    return "; ".join(advice) or "bind other modules in a names file, or change the model"
-
-
-def _back_in(net: NetGraph, assignment: Assignment, idle: Sequence[Unit]) -> Iterator[str]:
-    """What to say of modules that could be a layer that is skipped."""
-    skipped = {number for number, one in assignment.blobs.items() if one.evidence is Evidence.SKIPPED}
-    for unit in net.units:
-        if all(tensor.key in skipped for tensor in unit.tensors):
-            near = next((module for module in idle if not differences(unit, module)), None)
-            if near is not None:
-                yield f"do not skip {unit.name!r}, which module {near.name} could be"
-
-
-def _sharing_advice(assignment: Assignment) -> Iterator[str]:
-    pairs = [pair for clash in assignment.clashes for pair in clash.ties]
-    if pairs:
-        lines = listed([f"{_expression(other)} = {_expression(one)}" for one, other in pairs], _MOST)
-        yield f"tie them: {', '.join(lines)} (or call one module in both places)"
-    yield from dict.fromkeys(clash.advice for clash in assignment.clashes if clash.advice)
-
-
-def _expression(name: str) -> str:
-    """A parameter's name as Python reads it from the model."""
-    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))
-
-
-def _misfit_advice(recipe: NetRecipe, assignment: Assignment) -> list[str]:
-    """What to say about blobs that do not fit: all of them at once, so that following it takes one run."""
-    layers = list(dict.fromkeys(recipe.blobs[one.blob].layer for one, _ in assignment.misfits if one.tensor))
-    lacking = [recipe.blobs[one.blob].name for one, _ in assignment.misfits if one.tensor is None]
-    advice = []
-    if layers:
-        options = _options("reshaped", layers, recipe)
-        advice.append(f"keep a layer's own multipliers though its shape differs ({options})")
-    if lacking:
-        what = "a blob that the model has not" if len(lacking) == 1 else "blobs that the model has not"
-        advice.append(f"do without {what} ({_options('skip', lacking, recipe)})")
-    return advice
-
-
-def _options(argument: str, names: Sequence[str], recipe: NetRecipe) -> str:
-    """How to give these layers or blobs to ``argument``: each by itself, many as one pattern.
-
-    The pattern is what they begin and end with, if that is true of no other; else they stand in it one by one.
-    """
-    keys = list(dict.fromkeys(names))
-    if len(keys) <= _MOST // 2:
-        return f"{argument}={keys}, {' '.join(f'--{argument} {key!r}' for key in keys)}"
-    start, end = commonprefix(keys), commonprefix([key[::-1] for key in keys])[::-1]  # noqa: RUF071  # no paths
-    every = {name for blob in recipe.blobs for name in (blob.layer, blob.name)}
-    short = f"{re.escape(start)}.*{re.escape(end)}"
-    if {name for name in every if re.fullmatch(short, name)} != set(keys):
-        short = "|".join(map(re.escape, keys))
-    if len(short) > _LONGEST:
-        return f"{argument}, {' '.join(listed([f'--{argument} {key!r}' for key in keys], _MOST // 2))}"
-    return f"{argument}, --{argument} '{short}'"
-
-
-def _second_biases(modules: Sequence[Unit], left: Leftovers) -> list[str]:
+def _second_biases(modules: Sequence[Unit], left: Collection[str]) -> list[str]:
     names = [tensor.key for module in modules for tensor in module.tensors if tensor.role == "second bias"]
     return [
         f"{name}: Caffe's recurrent layers have one bias where torch adds two; zero and freeze this one"
         for name in names
-        if name in left.parameters
+        if name in left
     ]
 
 
 # What a person should know about a binding that holds: by which evidence, and what torch has otherwise.
 
 
-def binding_notes(
-    net: NetGraph, model: ModelGraph, findings: Findings, assignment: Assignment, frozen: Sequence[str]
-) -> Iterator[Note]:
+def binding_notes(attempt: Attempt) -> Iterator[Note]:
     """How layers were bound, what is interchangeable, which blobs have no tensor, which tensors no blob."""
+    net, model, findings, assignment = attempt.net, attempt.model, attempt.findings, attempt.assignment
     yield Note(None, Severity.INFO, _summary(net.recipe, assignment, model))
     if model.wiring is None:
         text = f"the model's wiring could not be seen, names alone decided ({model.traced})"
@@ -342,6 +236,7 @@ def binding_notes(
     ]
     if empty:
         yield Note(None, Severity.INFO, f"no blob holds the running statistics of {_some(empty)}")
+    frozen = [name for name, (_, trains) in attempt.left.items() if not trains]
     if frozen:
         yield Note(None, Severity.INFO, f"no blob stands for {_some(frozen)}, which require no gradient")
 

@@ -88,7 +88,7 @@ _EVERY = ".*"
 
 
 def _unclaimed(
-    ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, tuple[float, float]], ...]
+    _ctx: click.Context, _param: click.Parameter, value: tuple[tuple[str, tuple[float, float]], ...]
 ) -> UnclaimedMultipliers | None:
     """What ``bind`` takes: a pair for all parameters, or one for each pattern, the one for all others at the end."""
     pairs = dict(value)

@@ -1,0 +1,54 @@
+"""Heads that a port does without: layers that lead only to ends of the net that the model does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations, islice
+
+from caffe2torch.binding.attempt import Attempt
+from caffe2torch.binding.graph import Wiring
+from caffe2torch.binding.isomorphism import without_tails
+
+__all__ = ["without_ends"]
+
+_MOST_TRIED = 12
+
+
+def without_ends(attempt: Attempt, attempted: Callable[[frozenset[int]], Attempt]) -> Attempt:
+    """The attempt as it is, or one without ends, if every other layer then has a place.
+
+    Args:
+        attempt: One that leaves something over.
+        attempted: The attempt without some blobs (indices).
+    """
+    if attempt.model.wiring is None or attempt.model.ended or not attempt.missing:
+        return attempt
+    for blobs in islice(_without_counterpart(attempt.net.wiring, attempt.model.wiring), _MOST_TRIED):
+        tried = attempted(blobs)
+        if not tried.missing:
+            return tried
+    return attempt
+
+
+def _without_counterpart(net: Wiring, model: Wiring) -> Iterator[frozenset[int]]:
+    """The blobs of as many ends as the net has more than the model, in every combination."""
+    ends = _ends(net)
+    more = len(ends) - len(_ends(model))
+    if more <= 0:
+        return
+    for left_out in combinations(ends, more):
+        kept = set[int]().union(*(ends[end] for end in ends if end not in left_out))
+        only = set[int]().union(*(ends[end] for end in left_out)) - kept
+        yield frozenset(int(tensor.key) for unit in only for tensor in net.units[unit].tensors)
+
+
+def _ends(wiring: Wiring) -> dict[int, set[int]]:
+    """Units (indices) that no other one reads, each with all units that it depends on."""
+    nodes = without_tails(wiring).nodes
+    behind: list[set[int]] = []
+    read = {source for node in nodes for source in node.inputs}
+    for node in nodes:
+        behind.append(set[int]().union(*(behind[source] for source in node.inputs)))
+        if node.unit is not None:
+            behind[-1].add(node.unit)
+    return {node.unit: behind[n] for n, node in enumerate(nodes) if n not in read and node.unit is not None}
