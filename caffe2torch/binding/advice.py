@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences
 from caffe2torch.binding.graph import TensorReference, Unit, UnitKind
-from caffe2torch.binding.layout import stored
+from caffe2torch.binding.layout import DIRECTIONS, stored
 from caffe2torch.binding.names import renumbered, toml_line
 from caffe2torch.binding.patterns import pattern, quoted
 from caffe2torch.binding.plan import Evidence
@@ -17,7 +18,7 @@ from caffe2torch.binding.tensor_matching import Misfit
 from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import listed
 
-__all__ = ["Advice", "advice_for", "misfit_advice", "written"]
+__all__ = ["Advice", "advice_for", "kept_fixed", "misfit_advice", "second_biases", "written"]
 
 _MOST = 6  # things of a kind that are named one by one
 _LONGEST = 400  # characters of a pattern in a message
@@ -34,8 +35,10 @@ class Advice:
         skip: Layers and blobs to leave out.
         reshaped: Layers that have another shape in the model.
         unclaimed: Parameters without a blob, with the ``(lr_mult, decay_mult)`` to give them; ``None``: any.
+        placed: Parameters that then have a place.
         otherwise: Layers that could be left out instead.
-        settles: Whether these layers need no other advice.
+        settles: Whether these layers need no other candidates.
+        certain: Whether the names leave no choice.
     """
 
     text: str
@@ -43,15 +46,18 @@ class Advice:
     skip: Sequence[str] = ()
     reshaped: Sequence[str] = ()
     unclaimed: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    placed: Sequence[str] = ()
     otherwise: Sequence[str] = ()
     settles: bool = False
+    certain: bool = False
 
 
 def advice_for(attempt: Attempt) -> list[Advice]:
     """All there is to do, so that following it takes one run."""
     recipe, findings = attempt.recipe, attempt.findings
-    special = [*_computed_weights(attempt), *_beside_frozen(attempt), *_stacked(attempt), *_renumbered(attempt), *_statistics(attempt)]
-    settled = {name for one in special if one.settles for name in (*one.names, *one.skip)}
+    kinds = (_computed_weights, _beside_frozen, _stacked, _renumbered, _statistics)
+    special = [one for kind in kinds for one in kind(attempt)]
+    settled = {name for one in special for name in (*one.names, *one.skip)}
     found = [*_skipped_that_fit(attempt), *_tied(attempt), *_missing_ends(attempt), *special]
     found += misfit_advice(attempt, settled)
     units = [unit for unit in attempt.unbound if not _covered(recipe, unit, settled)]
@@ -61,9 +67,13 @@ def advice_for(attempt: Attempt) -> list[Advice]:
         for unit in units
         if unit.name in findings.elsewhere or (unit not in contested and closest(unit, attempt.free) is None)
     ]
+    first = next(iter(contested), None)
+    if first is not None and len(findings.conflicting[first.name]) == 1:  # where one is, its rivals are not
+        places = findings.conflicting[first.name]
+        unmatched += [unit for unit in contested[1:] if findings.conflicting[unit.name] == places]
     others = [unit for unit in units if unit not in unmatched]
     if others:
-        unit = (contested or others)[0]
+        unit = first or others[0]
         near = closest(unit, attempt.free)
         place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
         alone = next((unit for unit in others if unit not in contested), others[0])
@@ -98,7 +108,7 @@ def written(attempt: Attempt, advice: Iterable[Advice], *, whole: bool = False) 
             text += ":" + "".join(f"\n      {line}" for line in lines)
         parts.append(text)
     text = parts[0]
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in itertools.pairwise(parts):
         text += ("\n    " if "\n" in before else "; ") + part
     return text
 
@@ -109,6 +119,8 @@ def written(attempt: Attempt, advice: Iterable[Advice], *, whole: bool = False) 
 def _computed_weights(attempt: Attempt) -> Iterator[Advice]:
     """Weights that a module computes of other parameters: a direction and a length, or what is frozen and a change."""
     recipe, parameters = attempt.recipe, attempt.model.parameters
+    names: dict[str, str] = {}
+    rest: dict[str, tuple[float, float] | None] = {}
     for misfit, one in attempt.assignment.misfits:
         blob, place = recipe.blobs[misfit.blob], one.module.name
         if misfit.tensor is not None or blob.role != "weight" or not place:
@@ -116,24 +128,25 @@ def _computed_weights(attempt: Attempt) -> Iterator[Advice]:
         inside = {
             name: tensor
             for name, tensor in attempt.model.tensors.items()
-            if name.startswith(f"{place}.") and name in parameters and name not in attempt.bound
+            if name.startswith(f"{place}.") and name in attempt.left and parameters[name][1]
         }
-        trained = [name for name in inside if parameters[name][1]]
-        pair = (blob.lr_mult, blob.decay_mult)
-        carrier = _carrier(recipe, blob, {name: inside[name] for name in trained})
+        carrier = _carrier(recipe, blob, inside)
         if carrier is not None:
-            names = {blob.name: carrier, **_rest_of_layer(attempt, blob, {name: inside[name] for name in trained})}
-            rest = {name: pair for name in trained if name not in names.values()}
-            what = f", and give the rest of it the multipliers of {blob.name!r}" if rest else ""
-            yield Advice(f"bind what the weight of {blob.layer!r} is computed from{what}", names, unclaimed=rest, settles=True)
-        elif trained:
-            yield Advice(
-                f"{' and '.join(listed(trained, _MOST))} learn in place of {blob.name!r}: leave that out and give them "
-                "its multipliers, if that is what you mean",
-                skip=[blob.name],
-                unclaimed=dict.fromkeys(trained, pair),
-                settles=True,
+            own = {blob.name: carrier, **_rest_of_layer(attempt, blob, inside)}
+            names |= own
+            rest |= {name: (blob.lr_mult, blob.decay_mult) for name in inside if name not in own.values()}
+        elif inside:
+            learning = " and ".join(listed([*inside], _MOST))
+            text = (
+                f"{learning} learn in place of {blob.name!r}: leave that out and give them its multipliers, if that is "
+                "what you mean"
             )
+            pair = (blob.lr_mult, blob.decay_mult)
+            yield Advice(text, skip=[blob.name], unclaimed=dict.fromkeys(inside, pair), settles=True)
+    if names:
+        what = "bind in a names file what a weight is computed from"
+        more = ", and give the rest of it the weight's own multipliers" if rest else ""
+        yield Advice(what + more, names, unclaimed=rest, settles=True, certain=True)
 
 
 def _beside_frozen(attempt: Attempt) -> Iterator[Advice]:
@@ -153,20 +166,16 @@ def _beside_frozen(attempt: Attempt) -> Iterator[Advice]:
         part = place if shared or not around else around
         beside = [one for one in attempt.parameters if one.startswith(f"{part}.")]
         if beside:
-            yield Advice(
-                f"{' and '.join(listed(beside, _MOST))} learn beside the frozen weight of {blob.layer!r}: give them its "
-                "multipliers, if that is what you mean",
-                unclaimed=dict.fromkeys(beside, (blob.lr_mult, blob.decay_mult)),
+            text = (
+                f"{' and '.join(listed(beside, _MOST))} learn beside the frozen weight of {blob.layer!r}: give them "
+                "its multipliers, if that is what you mean"
             )
-
-
-_CARRIERS = (".weight_v", ".weight_orig", ".weight.original1", ".weight.original")
-"""How torch calls what has the direction of a computed weight."""
+            yield Advice(text, unclaimed=dict.fromkeys(beside, (blob.lr_mult, blob.decay_mult)))
 
 
 def _carrier(recipe: NetRecipe, blob: LearnableBlob, tensors: Mapping[str, TensorReference]) -> str | None:
     fitting = [name for name, tensor in tensors.items() if stored(recipe, blob, tensor) is not None]
-    known = [name for end in _CARRIERS for name in fitting if name.endswith(end)]
+    known = [name for end in DIRECTIONS for name in fitting if name.endswith(end)]
     return next(iter(known or (fitting if len(fitting) == 1 else [])), None)
 
 
@@ -223,7 +232,8 @@ def _stacked(attempt: Attempt) -> Iterator[Advice]:
                 else:
                     return
         if len(layers) > 1:
-            yield Advice(f"{module.name} holds {count} layers: bind them blob by blob in a names file", names, skip, settles=True)
+            text = f"{module.name} holds {count} layers: bind them blob by blob in a names file"
+            yield Advice(text, names, skip, settles=True, certain=len(layers) == count)
 
 
 def _renumbered(attempt: Attempt) -> Iterator[Advice]:
@@ -236,23 +246,26 @@ def _renumbered(attempt: Attempt) -> Iterator[Advice]:
         if not differences(layers[layer], modules[module])
     }
     if moved:
-        yield Advice("the modules may be numbered from another start: if so, bind them so in a names file", moved, settles=True)
+        yield Advice("the modules may be numbered from another start: if so, bind them so in a names file", moved)
 
 
 def _statistics(attempt: Attempt) -> Iterator[Advice]:
-    """A normalization without statistics (GroupNorm, LayerNorm, InstanceNorm) in the place of a BatchNorm and a Scale."""
+    """GroupNorm, LayerNorm or InstanceNorm, which keep no statistics, in the place of a BatchNorm with its Scale."""
     free = [unit for unit in attempt.free if unit.kind is UnitKind.SCALE]
-    skip, modules = [], []
+    skip: list[str] = []
+    modules: list[Unit] = []
     for unit in attempt.unbound:
         own = [part for part in unit.parts if _roles(attempt.recipe, part) <= {"mean", "variance", "factor"}]
         near = next((module for module in free if not differences(unit, _as_norm(module))), None)
         if unit.kind is UnitKind.NORM and own and len(own) < len(unit.parts) and near is not None:
             free.remove(near)
+            modules.append(near)
             skip += own
-            modules.append(near.name)
     if skip:
-        what = " and ".join(listed(modules, 2))
-        yield Advice(f"leave out statistics that {what} of the model keep none of: scale and shift remain", skip=skip, settles=True)
+        names = " and ".join(listed([module.name for module in modules], 2))
+        text = f"leave out statistics, of which {names} keep none, and keep scale and shift"
+        placed = [str(tensor.key) for module in modules for tensor in module.tensors]
+        yield Advice(text, skip=skip, placed=placed, settles=True)
 
 
 def _as_norm(module: Unit) -> Unit:
@@ -327,32 +340,35 @@ def _expression(name: str) -> str:
 
 def _missing_ends(attempt: Attempt) -> Iterator[Advice]:
     if attempt.ends:
-        yield Advice("leave out layers that lead only to ends that the model does not have", skip=attempt.ends, settles=True)
+        text = "leave out layers that lead only to ends that the model does not have"
+        yield Advice(text, skip=attempt.ends, settles=True)
 
 
 def _without_a_layer(attempt: Attempt, advice: Sequence[Advice]) -> Iterator[Advice]:
     """All parameters that no blob will stand for, once the advice is followed, in one option."""
-    places = {place for one in advice if len(one.names) > 1 for place in one.names.values()}
-    fitted = {misfit.tensor.key for misfit, _ in attempt.assignment.misfits if misfit.tensor is not None}
+    places = {place for one in advice for place in (*one.placed, *(one.names.values() if not one.otherwise else ()))}
+    places |= {str(misfit.tensor.key) for misfit, _ in attempt.assignment.misfits if misfit.tensor is not None}
     given = {name: pair for one in advice for name, pair in one.unclaimed.items()}
+    seconds = second_biases(attempt)
     for name in attempt.parameters:
-        if name not in fitted and name not in places and name.rpartition(".")[0] not in places:
-            given.setdefault(name, _NO_SECOND if _is_second_bias(attempt, name) else None)
+        if name not in places and name.rpartition(".")[0] not in places:
+            given.setdefault(name, _FROZEN if name in seconds else None)
     if given:
         yield Advice("say how parameters without a layer learn", unclaimed=given)
 
 
-_NO_SECOND = (0.0, 0.0)
-"""Of the bias that torch's recurrent layers add to the one that Caffe's have: zero and frozen."""
+_FROZEN = (0.0, 0.0)
 
 
-def _is_second_bias(attempt: Attempt, name: str) -> bool:
-    return re.search(r"(^|\.)bias_hh(_l\d+(_reverse)?)?$", name) is not None and any(
-        tensor.key == name
+def second_biases(attempt: Attempt) -> list[str]:
+    """What torch's recurrent layers add to the one bias that Caffe's have, as far as it is left over."""
+    return [
+        str(tensor.key)
         for unit in attempt.model.units
         if unit.kind is UnitKind.RECURRENT
         for tensor in unit.tensors
-    )
+        if tensor.key in attempt.parameters and re.search(r"(^|\.)bias_hh(_l\d+(_reverse)?)?$", str(tensor.key))
+    ]
 
 
 # How it is typed.
@@ -363,11 +379,11 @@ def _options(argument: str, names: Sequence[str], attempt: Attempt, *, whole: bo
     layers = {name for unit in attempt.net.units for name in unit.parts}
     left = [blob for number, blob in enumerate(attempt.recipe.blobs) if not _is_skipped(attempt, number)]
     of_blobs = [*layers, *(blob.name for blob in left)]
+    distinct = list(dict.fromkeys(names))
     for keys, every in (
-        ([name for name in names if name in layers], [*{blob.layer for blob in left}, *names]),
-        ([name for name in names if name not in layers], of_blobs),
+        ([name for name in distinct if name in layers], [*{blob.layer for blob in left}, *distinct]),
+        ([name for name in distinct if name not in layers], of_blobs),
     ):
-        keys = list(dict.fromkeys(keys))
         if 0 < len(keys) <= _MOST // 2:
             yield f"{argument}={keys}, {' '.join(f'--{argument} {quoted(key)}' for key in keys)}"
         elif keys:
@@ -397,7 +413,7 @@ def _multipliers(
     every = [name for name, (_, trains) in attempt.model.parameters.items() if trains and name not in attempt.bound]
     pairs: dict[tuple[float, float], list[str]] = {}
     for name in named:
-        pairs.setdefault(unclaimed[name] or _NO_SECOND, []).append(name)
+        pairs.setdefault(unclaimed[name] or _FROZEN, []).append(name)
     patterns = {}
     for pair, names in pairs.items():
         keys = sorted(names, key=every.index)
@@ -405,8 +421,9 @@ def _multipliers(
     if max(map(len, patterns)) > _LONGEST and not whole:
         yield "--unclaimed, which the draft of a names file has in full"
         return
-    mapping = [f"{key!r}: ({_number(lr)}, {_number(decay)})" for key, (lr, decay) in patterns.items()]
-    typed = [quoted(f"{key}:lr_mult={_number(lr)},decay_mult={_number(decay)}") for key, (lr, decay) in patterns.items()]
+    texts = {key: (_number(lr), _number(decay)) for key, (lr, decay) in patterns.items()}
+    mapping = [f"{key!r}: ({lr}, {decay})" for key, (lr, decay) in texts.items()]
+    typed = [quoted(f"{key}:lr_mult={lr},decay_mult={decay}") for key, (lr, decay) in texts.items()]
     if len(named) < len(unclaimed):
         mapping.append("'.*': (1, 1)")
         typed.append("lr_mult=1,decay_mult=1")

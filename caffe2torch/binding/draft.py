@@ -73,6 +73,9 @@ def draft(attempt: Attempt, advice: Sequence[Advice]) -> str:
             settled[layer] = ["# it needs no module: " + "; ".join(dict.fromkeys(_why(assignment, numbers)))]
         elif layer not in parts:
             settled[layer] = ["# its blobs are those of another layer"]
+    for unit in attempt.net.units:
+        for layer in unit.parts if not advised.keys().isdisjoint(unit.parts) else ():
+            settled.setdefault(layer, ["# found by its place, once the rest is left out"])
     unbound = [unit for unit in attempt.net.units if not settled.keys() >= set(unit.parts)]
     offers: dict[str, list[Unit]] = {}
     for unit in unbound:
@@ -110,22 +113,25 @@ def draft(attempt: Attempt, advice: Sequence[Advice]) -> str:
 
 
 def _advised(attempt: Attempt, advice: Sequence[Advice]) -> dict[str, list[str]]:
-    """For layers whose blobs there is advice about, what to write: lines to remove the '#' from, and what to skip."""
+    """For layers whose blobs there is advice about what to write, and what to skip."""
     lines: dict[str, list[str]] = {}
     layer_of = {blob.name: blob.layer for blob in attempt.recipe.blobs}
     for one in advice:
-        if one.settles:
-            for key, place in one.names.items():
-                lines.setdefault(layer_of.get(key, key), []).append(f"# {toml_line(key, place)}  # {one.text}")
-            for key in one.skip:
-                lines.setdefault(layer_of.get(key, key), []).append(f"# {one.text}: --skip {quoted(key)}")
+        if not one.settles:
+            continue
+        mark = "" if one.certain else "# "
+        typed = [(key, f"{mark}{toml_line(key, place)}") for key, place in one.names.items()]
+        typed += [(key, f"# --skip {quoted(key)}") for key in one.skip]
+        for key, line in typed:
+            lines.setdefault(layer_of.get(key, key), [f"# {one.text}:"]).append(line)
     return lines
 
 
 def _in_full(attempt: Attempt, advice: Sequence[Advice]) -> list[str]:
     """The options that are too long for a message."""
     options = [replace(one, names={}) for one in advice]
-    return [f"# {whole}" for one in options if (whole := written(attempt, [one], whole=True)) != written(attempt, [one])]
+    both = [(written(attempt, [one], whole=True), written(attempt, [one])) for one in options]
+    return [f"# {whole}" for whole, short in both if whole != short]
 
 
 def _distinct(

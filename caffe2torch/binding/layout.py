@@ -25,7 +25,18 @@ from caffe2torch.binding.graph import TensorReference
 from caffe2torch.binding.plan import BoundBlob, Storage
 from caffe2torch.recipe import LearnableBlob, NetRecipe, Shape
 
-__all__ = ["Fit", "Layout", "blob_transposed", "caffe_shape", "fit", "layout_of", "second_bias", "stored", "to_torch"]
+__all__ = [
+    "DIRECTIONS",
+    "Fit",
+    "Layout",
+    "blob_transposed",
+    "caffe_shape",
+    "fit",
+    "layout_of",
+    "second_bias",
+    "stored",
+    "to_torch",
+]
 
 
 class Layout(StrEnum):
@@ -90,13 +101,19 @@ def blob_transposed(recipe: NetRecipe, blob: LearnableBlob) -> bool:
     return any(layer.name == blob.layer and bool(layer.settings.get("transpose")) for layer in recipe.layers)
 
 
+DIRECTIONS = (".weight_v", ".weight_orig", ".weight.original1", ".weight.original")
+"""How ``weight_norm``, ``spectral_norm`` and parametrizations call what has the shape of the weight they compute."""
+
+
 def stored(recipe: NetRecipe, blob: LearnableBlob, tensor: TensorReference) -> tuple[Storage, Fit] | None:
     """How a tensor of the model stores a blob, ``None`` if it cannot.
 
     A fully connected layer's weight may stand transposed in a module that is not torch's own. Where sizes do not show
-    whether it does, that is left undecided.
+    whether it does, that is left undecided; and so it is where torch computes the weight from the tensor.
     """
     usual = fit(blob.shape, tensor.sizes, transpose=blob_transposed(recipe, blob))
+    if str(tensor.key).endswith(DIRECTIONS):
+        return None if usual is None else (Storage.UNDECIDED, usual)
     if tensor.transposed is False or blob.layer_type != "InnerProduct" or blob.role != "weight":
         return None if usual is None else (Storage.USUAL, usual)
     turned = fit(blob.shape, tensor.sizes, transpose=not blob_transposed(recipe, blob))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from caffe2torch.binding.advice import Advice, advice_for, misfit_advice, written
+from caffe2torch.binding.advice import Advice, advice_for, misfit_advice, second_biases, written
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences
 from caffe2torch.binding.draft import draft
@@ -31,6 +31,10 @@ class IncompleteBindingError(BindingError):
     draft: str = ""
 
 
+_NO_LAYER = " of the model belongs to no layer"
+_SECOND_BIAS = ": Caffe's recurrent layers have one bias where torch adds two; zero and freeze this one"
+
+
 def binding_error(attempt: Attempt) -> BindingError:
     """The error for a binding that leaves something out: all that is wrong in one message, the first place first."""
     net, model, findings, assignment = attempt.net, attempt.model, attempt.findings, attempt.assignment
@@ -42,9 +46,9 @@ def binding_error(attempt: Attempt) -> BindingError:
         *listed(assignment.clashes, _MOST, lambda clash: clash.text),
         *listed(_misfit_lines(recipe, assignment), _MOST),
         *listed(_unbound_lines(attempt), _MOST),
-        *listed(attempt.stray, _MOST, lambda name: f"{name} ({shape_text(left[name])}) of the model belongs to no layer"),
+        *listed(attempt.stray, _MOST, lambda name: f"{name} ({shape_text(left[name])}){_NO_LAYER}"),
         *listed(attempt.idle, _MOST, lambda unit: _idle_line(unit, model)),
-        *listed(_second_biases(model.units, left), _MOST),
+        *listed(second_biases(attempt), _MOST, lambda name: f"{name}{_SECOND_BIAS}"),
     ]
     without = {name for clash in assignment.clashes for name in clash.layers} | set(attempt.ends)
     apart = (number for number, blob in enumerate(recipe.blobs) if blob.layer in without)
@@ -67,8 +71,9 @@ def binding_error(attempt: Attempt) -> BindingError:
 
 def _missing_ends(attempt: Attempt) -> Iterator[str]:
     if attempt.ends:
-        layers = ", ".join(listed(attempt.ends, _MOST, repr))
-        yield f"the net has more ends than the model: {layers} lead to no other"
+        layers, one = ", ".join(listed(attempt.ends, _MOST, repr)), len(attempt.ends) == 1
+        which = f"layer {layers} has no counterpart: it leads" if one else f"layers {layers} have none: they lead"
+        yield f"{which} only to ends of the net that the model does not have"
 
 
 def _idle_line(unit: Unit, model: ModelGraph) -> str:
@@ -194,15 +199,6 @@ def _unbound_line(unit: Unit, attempt: Attempt, moved: Mapping[str, str]) -> str
         return f"{layers} has no counterpart"
     what = "; ".join(differences(unit, near)) or "the same sizes, in other surroundings"
     return f"{layers} has no counterpart; closest is {near.name}: {what}"
-
-
-def _second_biases(modules: Sequence[Unit], left: Collection[str]) -> list[str]:
-    names = [tensor.key for module in modules for tensor in module.tensors if tensor.role == "second bias"]
-    return [
-        f"{name}: Caffe's recurrent layers have one bias where torch adds two; zero and freeze this one"
-        for name in names
-        if name in left
-    ]
 
 
 # What a person should know about a binding that holds: by which evidence, and what torch has otherwise.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from caffe2torch.binding.graph import TensorReference, Unit, UnitKind
-from caffe2torch.binding.layout import Fit, fit, stored
+from caffe2torch.binding.layout import DIRECTIONS, Fit, fit, stored
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence, Storage, users
 from caffe2torch.recipe import LearnableBlob, NetRecipe
@@ -188,6 +188,8 @@ def _stored(
 
 
 def _remark(blob: LearnableBlob, tensor: TensorReference, storage: Storage, found: Fit) -> str:
+    if str(tensor.key).endswith(DIRECTIONS):
+        return "the weight is computed from it: loading weights needs a decision"
     if storage is Storage.UNDECIDED:
         return "its numbers stand in another order, or may: loading weights needs a decision"
     if storage is Storage.TRANSPOSED:

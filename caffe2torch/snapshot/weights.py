@@ -110,8 +110,8 @@ def _own_layers(binding: Binding, new_layers: Collection[str]) -> dict[str, None
     undecided = [blob for blob in unknown if blob.layer not in new]
     if undecided:
         raise BindingError(
-            f"the numbers of {undecided[0].name} may stand in another order in the model, and weights must not be "
-            "guessed",
+            f"the numbers of {undecided[0].name} may stand in another order in the model, or its weight be computed "
+            "from others, and weights must not be guessed",
             where=undecided[0].where,
             hint=f"load the others, with new_layers=[{undecided[0].layer!r}], and copy this one yourself",
         )
