@@ -262,8 +262,7 @@ def _statistics(attempt: Attempt) -> Iterator[Advice]:
             modules.append(near)
             skip += own
     if skip:
-        names = " and ".join(listed([module.name for module in modules], 2))
-        text = f"leave out statistics, of which {names} keep none, and keep scale and shift"
+        text = "leave out statistics, of which norms of the model keep none, and keep scale and shift"
         placed = [str(tensor.key) for module in modules for tensor in module.tensors]
         yield Advice(text, skip=skip, placed=placed, settles=True)
 

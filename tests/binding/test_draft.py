@@ -134,3 +134,64 @@ def test_the_first_candidates_of_a_draft_are_no_module_twice_and_bind_with_what_
     skip = re.findall(r"--skip '(m\d)', or a layer above", draft)
     assert len(skip) == 3 - middle
     assert names(bind(recipe, model, given, skip=skip))["score/0"] == "head.weight"
+
+
+EARLY = """
+from torch import nn
+
+class Port(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.e = nn.Linear(384, 101)
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        raise RuntimeError("the rest needs a compiled operation")
+"""
+
+
+def test_a_draft_offers_what_a_forward_pass_that_ended_early_had_not_reached() -> None:
+    namespace: dict[str, type] = {}
+    exec(EARLY, namespace)
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe_of(IMAGE, NET), namespace["Port"]())
+    draft = caught.value.draft
+    assert tomllib.loads(draft) == {"stem": "a"}
+    first = {section.split()[0]: section.splitlines()[1] for section in draft.split("\n\n# ")[2:]}
+    assert first["mid/a"] == '# "mid/a" = "b"  # the same sizes'
+    assert first["mid/b"] == '# "mid/b" = "c"  # the same sizes; forward did not reach it'
+    assert first["tail"] == '# tail = "d"  # the same sizes; forward did not reach it'
+    assert first["score"] == '# score = "e"  # the same sizes; forward did not reach it'
+    chosen = tomllib.loads("\n".join(line.removeprefix("# ") for line in first.values()))
+    assert names(bind(recipe_of(IMAGE, NET), namespace["Port"](), {"stem": "a", **chosen}))["score/0"] == "e.weight"
+
+
+NORMED = """
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+def make():
+    def conv(*sizes):
+        return weight_norm(nn.Conv2d(*sizes, padding=1))
+    return nn.Sequential(conv(3, 4, 3), conv(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 9))
+"""
+
+
+def test_a_hint_and_its_draft_are_followed_on_the_command_line_in_one_round(folder: Path) -> None:
+    text = IMAGE + conv("one", "data", params="param { lr_mult: 3 decay_mult: 4 }")
+    text += conv("two", "one", params="param { lr_mult: 5 decay_mult: 6 }") + conv("three", "two")
+    (folder / "net.prototxt").write_text(text + linear("score", "three", 5))
+    (folder / "port.py").write_text(NORMED)
+    draft = folder / "names.toml"
+    status, output = run(folder, "translate", "--write-names", str(draft))
+    assert status == 2
+    typed = [(option, value) for option, value in re.findall(r"(--reshaped|--unclaimed) '(.*?)'", output)]
+    assert [value for option, value in typed if option == "--unclaimed"] == [
+        "0.parametrizations.weight.original0:lr_mult=3,decay_mult=4",
+        "1.parametrizations.weight.original0:lr_mult=5,decay_mult=6",
+    ]
+    options = [word for pair in typed for word in pair]
+    status, output = run(folder, "translate", "--names", str(draft), *options)
+    assert status == 0, output
