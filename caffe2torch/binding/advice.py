@@ -411,8 +411,9 @@ def _multipliers(
         return
     every = [name for name, (_, trains) in attempt.model.parameters.items() if trains and name not in attempt.bound]
     pairs: dict[tuple[float, float], list[str]] = {}
-    for name in named:
-        pairs.setdefault(unclaimed[name] or _FROZEN, []).append(name)
+    for name, pair in unclaimed.items():
+        if pair is not None:
+            pairs.setdefault(pair, []).append(name)
     patterns = {}
     for pair, names in pairs.items():
         keys = sorted(names, key=every.index)
