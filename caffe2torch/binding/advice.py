@@ -1,63 +1,33 @@
-"""What to do where net and model do not bind, in words and as it is typed."""
+"""What to do where net and model do not bind."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences
-from caffe2torch.binding.graph import TensorReference, Unit, UnitKind
-from caffe2torch.binding.layout import DIRECTIONS, stored
-from caffe2torch.binding.names import renumbered, toml_line
-from caffe2torch.binding.patterns import pattern, quoted
+from caffe2torch.binding.graph import Unit, UnitKind
+from caffe2torch.binding.habits import HABITS
+from caffe2torch.binding.names import toml_line
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Misfit
+from caffe2torch.binding.typed import Advice
 from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import listed
 
-__all__ = ["Advice", "advice_for", "kept_fixed", "misfit_advice", "second_biases", "written"]
+__all__ = ["advice_for", "kept_fixed", "misfit_advice", "second_biases"]
 
 _MOST = 6  # things of a kind that are named one by one
-_LONGEST = 400  # characters of a pattern in a message
-_MOST_LINES = 24  # of a names file in a message
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One thing to do.
-
-    Attributes:
-        text: What it is good for.
-        names: Lines for a names file: layers to modules, or blobs to tensors.
-        skip: Layers and blobs to leave out.
-        reshaped: Layers that have another shape in the model.
-        unclaimed: Parameters without a blob, with the ``(lr_mult, decay_mult)`` to give them; ``None``: any.
-        placed: Parameters that then have a place.
-        otherwise: Layers that could be left out instead.
-        settles: Whether these layers need no other candidates.
-        certain: Whether the names leave no choice.
-    """
-
-    text: str
-    names: Mapping[str, str] = field(default_factory=dict)
-    skip: Sequence[str] = ()
-    reshaped: Sequence[str] = ()
-    unclaimed: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
-    placed: Sequence[str] = ()
-    otherwise: Sequence[str] = ()
-    settles: bool = False
-    certain: bool = False
 
 
 def advice_for(attempt: Attempt) -> list[Advice]:
     """All there is to do, so that following it takes one run."""
     recipe, findings = attempt.recipe, attempt.findings
-    kinds = (_computed_weights, _beside_frozen, _stacked, _renumbered, _statistics)
-    special = [one for kind in kinds for one in kind(attempt)]
-    settled = {name for one in special for name in (*one.names, *one.skip)}
+    special = [one for habit in HABITS for one in habit(attempt)]
+    settled = {name for one in special for name in (*one.names, *one.skip, *one.about)}
     found = [*_skipped_that_fit(attempt), *_tied(attempt), *_missing_ends(attempt), *special]
     found += misfit_advice(attempt, settled)
     units = [unit for unit in attempt.unbound if not _covered(recipe, unit, settled)]
@@ -67,18 +37,9 @@ def advice_for(attempt: Attempt) -> list[Advice]:
         for unit in units
         if unit.name in findings.elsewhere or (unit not in contested and closest(unit, attempt.free) is None)
     ]
-    first = next(iter(contested), None)
-    if first is not None and len(findings.conflicting[first.name]) == 1:  # where one is, its rivals are not
-        places = findings.conflicting[first.name]
-        unmatched += [unit for unit in contested[1:] if findings.conflicting[unit.name] == places]
     others = [unit for unit in units if unit not in unmatched]
     if others:
-        unit = first or others[0]
-        near = closest(unit, attempt.free)
-        place = findings.conflicting.get(unit.name, (near.name if near is not None else "MODULE",))[0]
-        alone = next((unit for unit in others if unit not in contested), others[0])
-        either = () if unmatched else (alone.name,)
-        found.append(Advice("bind layers in a names file", names={unit.name: place}, otherwise=either))
+        found += _by_hand(attempt, others, alone=not unmatched)
     if unmatched:
         parts = [part for unit in unmatched for part in unit.parts]
         found.append(Advice("leave out layers that the model has no module for", skip=parts))
@@ -88,191 +49,31 @@ def advice_for(attempt: Attempt) -> list[Advice]:
     return found or [Advice("bind other modules in a names file, or change the model")]
 
 
-def written(attempt: Attempt, advice: Iterable[Advice], *, whole: bool = False) -> str:
-    """Advice as a hint: what it is good for, and what to type; ``whole`` writes what is too long for a message."""
-    parts = []
-    for one in advice:
-        skip = _options("skip", one.skip, attempt, whole=whole)
-        options = [*skip, *_options("reshaped", one.reshaped, attempt, whole=whole)]
-        options += _multipliers(one.unclaimed, attempt, whole=whole)
-        lines = [toml_line(*item) for item in one.names.items()]
-        if len(lines) == 1:
-            options.insert(0, lines[0])
-            lines = []
-        text = f"{one.text} ({'; '.join(options)})" if options else one.text
-        if one.otherwise:
-            text += f", or leave them out ({'; '.join(_options('skip', one.otherwise, attempt))})"
-        if len(lines) > _MOST_LINES and not whole:
-            text += f": {len(lines)} lines, which the draft of a names file has"
-        elif lines:
-            text += ":" + "".join(f"\n      {line}" for line in lines)
-        parts.append(text)
-    text = parts[0]
-    for before, part in itertools.pairwise(parts):
-        text += ("\n    " if "\n" in before else "; ") + part
-    return text
+def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterator[Advice]:
+    """Layers that only a names file can bind: those that one module fits, and the first that several fit."""
+    fitting = {unit.name: _fitting(attempt, unit) for unit in units}
+    wanted = Counter(place for places in fitting.values() if len(places) == 1 for place in places)
+    single = {name: places[0] for name, places in fitting.items() if len(places) == 1 and wanted[places[0]] == 1}
+    if single:
+        yield Advice("bind layers in a names file", names=single, otherwise=[*single] if alone else ())
+    undecided = next((name for name in fitting if name not in single and fitting[name]), None)
+    if undecided is not None:
+        places = fitting[undecided]
+        rivals = [name for name in fitting if fitting[name] == places] if len(places) == 1 else [undecided]
+        ways = [toml_line(layer, place) for layer in rivals for place in places]
+        rest = ", and leave out the other" if len(rivals) > 1 else ""
+        yield Advice(f"decide in a names file: {'  or  '.join(listed(ways, _MOST // 2))}{rest}", placed=places)
+    elif not single:
+        near = closest(units[0], attempt.free)
+        place = near.name if near is not None else "MODULE"
+        otherwise = (units[0].name,) if alone else ()
+        yield Advice("bind layers in a names file", names={units[0].name: place}, otherwise=otherwise)
 
 
-# Kinds of advice, each for something that ports do.
-
-
-def _computed_weights(attempt: Attempt) -> Iterator[Advice]:
-    """Weights that a module computes of other parameters: a direction and a length, or what is frozen and a change."""
-    recipe, parameters = attempt.recipe, attempt.model.parameters
-    names: dict[str, str] = {}
-    rest: dict[str, tuple[float, float] | None] = {}
-    for misfit, one in attempt.assignment.misfits:
-        blob, place = recipe.blobs[misfit.blob], one.module.name
-        if misfit.tensor is not None or blob.role != "weight" or not place:
-            continue
-        inside = {
-            name: tensor
-            for name, tensor in attempt.model.tensors.items()
-            if name.startswith(f"{place}.") and name in attempt.left and parameters[name][1]
-        }
-        carrier = _carrier(recipe, blob, inside)
-        if carrier is not None:
-            own = {blob.name: carrier, **_rest_of_layer(attempt, blob, inside)}
-            names |= own
-            rest |= {name: (blob.lr_mult, blob.decay_mult) for name in inside if name not in own.values()}
-        elif inside:
-            learning = " and ".join(listed([*inside], _MOST))
-            text = (
-                f"{learning} learn in place of {blob.name!r}: leave that out and give them its multipliers, if that is "
-                "what you mean"
-            )
-            pair = (blob.lr_mult, blob.decay_mult)
-            yield Advice(text, skip=[blob.name], unclaimed=dict.fromkeys(inside, pair), settles=True)
-    if names:
-        what = "bind in a names file what a weight is computed from"
-        more = ", and give the rest of it the weight's own multipliers" if rest else ""
-        yield Advice(what + more, names, unclaimed=rest, settles=True, certain=True)
-
-
-def _beside_frozen(attempt: Attempt) -> Iterator[Advice]:
-    """What learns beside a frozen weight, in its module or in the part of the model that is made around it."""
-    parameters = attempt.model.parameters
-    bound = {
-        str(one.tensor.key): attempt.recipe.blobs[number]
-        for number, one in attempt.assignment.blobs.items()
-        if one.tensor is not None
-    }
-    for name, blob in bound.items():
-        if blob.role != "weight" or blob.lr_mult == 0 or parameters.get(name, ((), True))[1]:
-            continue
-        place = name.rpartition(".")[0]
-        around = place.rpartition(".")[0]
-        shared = any(key.startswith(f"{around}.") and one.layer != blob.layer for key, one in bound.items())
-        part = place if shared or not around else around
-        beside = [one for one in attempt.parameters if one.startswith(f"{part}.")]
-        if beside:
-            text = (
-                f"{' and '.join(listed(beside, _MOST))} learn beside the frozen weight of {blob.layer!r}: give them "
-                "its multipliers, if that is what you mean"
-            )
-            yield Advice(text, unclaimed=dict.fromkeys(beside, (blob.lr_mult, blob.decay_mult)))
-
-
-def _carrier(recipe: NetRecipe, blob: LearnableBlob, tensors: Mapping[str, TensorReference]) -> str | None:
-    fitting = [name for name, tensor in tensors.items() if stored(recipe, blob, tensor) is not None]
-    known = [name for end in DIRECTIONS for name in fitting if name.endswith(end)]
-    return next(iter(known or (fitting if len(fitting) == 1 else [])), None)
-
-
-def _rest_of_layer(attempt: Attempt, blob: LearnableBlob, inside: Mapping[str, TensorReference]) -> dict[str, str]:
-    """The other blobs of a layer one of whose blobs is named: where they are bound already, or a bias that fits."""
-    names = {}
-    for number, other in enumerate(attempt.recipe.blobs):
-        if other.layer != blob.layer or other is blob:
-            continue
-        assigned = attempt.assignment.blobs.get(number)
-        biases = [
-            name
-            for name, tensor in inside.items()
-            if name.endswith("bias") and stored(attempt.recipe, other, tensor) is not None
-        ]
-        if assigned is not None and assigned.tensor is not None:
-            names[other.name] = str(assigned.tensor.key)
-        elif assigned is None and other.role == "bias" and len(biases) == 1:
-            names[other.name] = biases[0]
-    return names
-
-
-_OF_RECURRENT = {"input_weight": "weight_ih", "bias": "bias_ih", "hidden_weight": "weight_hh"}
-
-
-def _stacked(attempt: Attempt) -> Iterator[Advice]:
-    """Several recurrent layers of Caffe's that are one module of torch's with ``num_layers``."""
-    recipe, tensors = attempt.recipe, attempt.model.tensors
-    for module in attempt.model.units:
-        count = sum(re.fullmatch(r"(.*\.)?weight_ih_l\d+", str(tensor.key)) is not None for tensor in module.tensors)
-        own = {str(tensor.key) for tensor in module.tensors}
-        if module.kind is not UnitKind.RECURRENT or count < 2 or any(name.endswith("_reverse") for name in own):
-            continue
-        layers = [
-            unit
-            for unit in attempt.net.units
-            if unit.kind is UnitKind.RECURRENT
-            and {tensor.role for tensor in unit.tensors} <= _OF_RECURRENT.keys()
-            and all(
-                number not in attempt.assignment.blobs
-                or (attempt.assignment.blobs[number].tensor or tensor).key in (*own, tensor.key)
-                for tensor in unit.tensors
-                for number in [int(tensor.key)]
-            )
-        ]
-        names, skip, start = {}, [], f"{module.parts[0]}." if module.parts[0] else ""
-        for place, unit in enumerate(layers[:count]):
-            for one in unit.tensors:
-                blob, name = recipe.blobs[int(one.key)], f"{start}{_OF_RECURRENT[one.role]}_l{place}"
-                if name not in tensors:
-                    skip.append(blob.name)
-                elif stored(recipe, blob, tensors[name]) is not None:
-                    names[blob.name] = name
-                else:
-                    return
-        if len(layers) > 1:
-            text = f"{module.name} holds {count} layers: bind them blob by blob in a names file"
-            yield Advice(text, names, skip, settles=True, certain=len(layers) == count)
-
-
-def _renumbered(attempt: Attempt) -> Iterator[Advice]:
-    """Layers and modules whose numbers begin otherwise."""
-    modules = {part: unit for unit in attempt.free for part in unit.parts}
-    layers = {part: unit for unit in attempt.unbound for part in unit.parts}
-    moved = {
-        layer: module
-        for layer, module in renumbered(layers, modules).items()
-        if not differences(layers[layer], modules[module])
-    }
-    if moved:
-        yield Advice("the modules may be numbered from another start: if so, bind them so in a names file", moved)
-
-
-def _statistics(attempt: Attempt) -> Iterator[Advice]:
-    """GroupNorm, LayerNorm or InstanceNorm, which keep no statistics, in the place of a BatchNorm with its Scale."""
-    free = [unit for unit in attempt.free if unit.kind is UnitKind.SCALE]
-    skip: list[str] = []
-    modules: list[Unit] = []
-    for unit in attempt.unbound:
-        own = [part for part in unit.parts if _roles(attempt.recipe, part) <= {"mean", "variance", "factor"}]
-        near = next((module for module in free if not differences(unit, _as_norm(module))), None)
-        if unit.kind is UnitKind.NORM and own and len(own) < len(unit.parts) and near is not None:
-            free.remove(near)
-            modules.append(near)
-            skip += own
-    if skip:
-        text = "leave out statistics, of which norms of the model keep none, and keep scale and shift"
-        placed = [str(tensor.key) for module in modules for tensor in module.tensors]
-        yield Advice(text, skip=skip, placed=placed, settles=True)
-
-
-def _as_norm(module: Unit) -> Unit:
-    return Unit(module.name, module.parts, UnitKind.NORM, module.shape, module.tensors, module.groups)
-
-
-def _roles(recipe: NetRecipe, layer: str) -> set[str]:
-    return {blob.role for blob in recipe.blobs if blob.layer == layer}
+def _fitting(attempt: Attempt, unit: Unit) -> Sequence[str]:
+    """The modules that a layer could be: those that its surroundings leave, else all that it fits."""
+    free = [module.name for module in attempt.free if not differences(unit, module)]
+    return attempt.findings.conflicting.get(unit.name) or free
 
 
 def misfit_advice(attempt: Attempt, settled: Iterable[str] = ()) -> Iterator[Advice]:
@@ -368,71 +169,6 @@ def second_biases(attempt: Attempt) -> list[str]:
         for tensor in unit.tensors
         if tensor.key in attempt.parameters and re.search(r"(^|\.)bias_hh(_l\d+(_reverse)?)?$", str(tensor.key))
     ]
-
-
-# How it is typed.
-
-
-def _options(argument: str, names: Sequence[str], attempt: Attempt, *, whole: bool = False) -> Iterator[str]:
-    """How to give these layers and blobs to ``argument``: each by itself, many as one pattern."""
-    layers = {name for unit in attempt.net.units for name in unit.parts}
-    left = [blob for number, blob in enumerate(attempt.recipe.blobs) if not _is_skipped(attempt, number)]
-    of_blobs = [*layers, *(blob.name for blob in left)]
-    distinct = list(dict.fromkeys(names))
-    for keys, every in (
-        ([name for name in distinct if name in layers], [*{blob.layer for blob in left}, *distinct]),
-        ([name for name in distinct if name not in layers], of_blobs),
-    ):
-        if 0 < len(keys) <= _MOST // 2:
-            yield f"{argument}={keys}, {' '.join(f'--{argument} {quoted(key)}' for key in keys)}"
-        elif keys:
-            short = pattern(keys, every)
-            yield (
-                f"{argument}={[short]}, --{argument} {quoted(short)}"
-                if len(short) <= _LONGEST or whole
-                else f"--{argument} for {len(keys)} of them, which the draft of a names file has in full"
-            )
-
-
-def _is_skipped(attempt: Attempt, number: int) -> bool:
-    one = attempt.assignment.blobs.get(number)
-    return one is not None and one.evidence is Evidence.SKIPPED
-
-
-def _multipliers(
-    unclaimed: Mapping[str, tuple[float, float] | None], attempt: Attempt, *, whole: bool
-) -> Iterator[str]:
-    """How to give parameters multipliers: one option for each pair, and one for all that may have any."""
-    named = {name for name, pair in unclaimed.items() if pair is not None}
-    if not unclaimed:
-        return
-    if not named:
-        yield "unclaimed, --unclaimed lr_mult=1,decay_mult=1"
-        return
-    every = [name for name, (_, trains) in attempt.model.parameters.items() if trains and name not in attempt.bound]
-    pairs: dict[tuple[float, float], list[str]] = {}
-    for name, pair in unclaimed.items():
-        if pair is not None:
-            pairs.setdefault(pair, []).append(name)
-    patterns = {}
-    for pair, names in pairs.items():
-        keys = sorted(names, key=every.index)
-        patterns.update(dict.fromkeys(keys if len(keys) <= _MOST // 2 else [pattern(keys, every)], pair))
-    if max(map(len, patterns)) > _LONGEST and not whole:
-        yield "--unclaimed, which the draft of a names file has in full"
-        return
-    texts = {key: (_number(lr), _number(decay)) for key, (lr, decay) in patterns.items()}
-    mapping = [f"{key!r}: ({lr}, {decay})" for key, (lr, decay) in texts.items()]
-    typed = [quoted(f"{key}:lr_mult={lr},decay_mult={decay}") for key, (lr, decay) in texts.items()]
-    if len(named) < len(unclaimed):
-        mapping.append("'.*': (1, 1)")
-        typed.append("lr_mult=1,decay_mult=1")
-    yield f"unclaimed={{{', '.join(mapping)}}}, {' '.join(f'--unclaimed {one}' for one in typed)}"
-
-
-def _number(value: float) -> str:
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 def _covered(recipe: NetRecipe, unit: Unit, settled: set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from caffe2torch.binding.advice import Advice, kept_fixed, written
+from caffe2torch.binding.advice import kept_fixed
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import differences, distance, of_kind
 from caffe2torch.binding.graph import Unit
@@ -14,6 +14,7 @@ from caffe2torch.binding.net_graph import layers_with_blobs
 from caffe2torch.binding.patterns import quoted
 from caffe2torch.binding.plan import Binding, BoundBlob, Kind
 from caffe2torch.binding.tensor_matching import Assignment
+from caffe2torch.binding.typed import Advice, written
 from caffe2torch.wording import shape_text
 
 __all__ = ["draft"]

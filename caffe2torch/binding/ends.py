@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, islice
 
 from caffe2torch.binding.attempt import Attempt
+from caffe2torch.binding.closest import differences
 from caffe2torch.binding.graph import Wiring
 from caffe2torch.binding.isomorphism import without_tails
 
@@ -15,7 +16,7 @@ _MOST_TRIED = 12
 
 
 def without_ends(attempt: Attempt, attempted: Callable[[frozenset[int]], Attempt]) -> Attempt:
-    """The attempt as it is, or one without ends, if every other layer then has a place.
+    """The attempt as it is, or one without ends, if every other layer then has a place and no other ends would do.
 
     Args:
         attempt: One that leaves something over.
@@ -23,11 +24,21 @@ def without_ends(attempt: Attempt, attempted: Callable[[frozenset[int]], Attempt
     """
     if attempt.model.wiring is None or attempt.model.ended or not attempt.missing:
         return attempt
-    for blobs in islice(_without_counterpart(attempt.net.wiring, attempt.model.wiring), _MOST_TRIED):
-        tried = attempted(blobs)
-        if not tried.missing:
-            return tried
-    return attempt
+    ways = islice(_without_counterpart(attempt.net.wiring, attempt.model.wiring), _MOST_TRIED)
+    tried = sorted(filter(_explains, map(attempted, ways)), key=_rest)
+    if not tried or (len(tried) > 1 and _rest(tried[0]) == _rest(tried[1])):
+        return attempt
+    return tried[0]
+
+
+def _explains(attempt: Attempt) -> bool:
+    """Whether all that is kept has a place, and no module is left that could be one of the layers that are not."""
+    gone = [unit for unit in attempt.net.units if not set(attempt.ends).isdisjoint(unit.parts)]
+    return not attempt.missing and all(differences(unit, module) for unit in gone for module in attempt.idle)
+
+
+def _rest(attempt: Attempt) -> tuple[int, int]:
+    return len(attempt.parameters), len(attempt.assignment.misfits)
 
 
 def _without_counterpart(net: Wiring, model: Wiring) -> Iterator[frozenset[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from caffe2torch.binding.advice import Advice, advice_for, misfit_advice, second_biases, written
+from caffe2torch.binding.advice import advice_for, misfit_advice, second_biases
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences
 from caffe2torch.binding.draft import draft
@@ -16,6 +16,7 @@ from caffe2torch.binding.names import renumbered, toml_line
 from caffe2torch.binding.net_graph import NetGraph
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Assignment, Findings
+from caffe2torch.binding.typed import Advice, written
 from caffe2torch.errors import BindingError
 from caffe2torch.recipe import NetRecipe, Note, Severity
 from caffe2torch.wording import listed, shape_text

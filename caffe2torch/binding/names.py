@@ -92,7 +92,8 @@ def name_hints(net: Sequence[Unit], model: Sequence[Unit]) -> tuple[dict[int, in
     """Pairs of units (indices) by equal names, and by names that are equal after ``normalised``.
 
     A name counts where exactly one unit on each side bears it. The leading segments that all modules share, or that
-    one part of the model has (``backbone.``), are left out for the second if more names are equal without them.
+    one part of the model has (``backbone.``), are left out for the second if more names are equal without them; where
+    that is true of two parts alike (``student.``, ``teacher.``), neither is certain.
     """
     spelled = {module_name(part) for unit in net for part in unit.parts}
     exact = [{module_name(part) for part in unit.parts} | (set(unit.parts) - spelled) for unit in net]
@@ -108,7 +109,9 @@ def name_hints(net: Sequence[Unit], model: Sequence[Unit]) -> tuple[dict[int, in
             for part, path in segments.items()
         }
         found.append(_agreeing(ours, [{short[part] for part in unit.parts} - {""} for unit in model]))
-    return equal, max(found, key=len, default={})
+    most = max(map(len, found), default=0)
+    best = {pair for pairs in found if len(pairs) == most for pair in pairs.items()}
+    return equal, _one_to_one(best)
 
 
 def _agreeing(net: Sequence[set[str]], model: Sequence[set[str]]) -> dict[int, int]:
@@ -119,6 +122,11 @@ def _agreeing(net: Sequence[set[str]], model: Sequence[set[str]]) -> dict[int, i
     moved = renumbered(*sides)
     certain = (sides[0].keys() & sides[1].keys()) - moved.keys() - set(moved.values())
     pairs = {(sides[0][name], sides[1][name]) for name in certain}
+    return _one_to_one(pairs)
+
+
+def _one_to_one(pairs: Collection[tuple[int, int]]) -> dict[int, int]:
+    """The pairs that share nothing with another one."""
     ones, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
     return {one: other for one, other in sorted(pairs) if ones[one] == others[other] == 1}
 

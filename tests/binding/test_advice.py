@@ -35,7 +35,7 @@ def own(first: int) -> tuple[float, float]:
 
 def typed(error: IncompleteBindingError) -> Options:
     """All that a hint says to type, read as the command line reads it; alternatives ("or ...") are left out."""
-    hint = re.sub(r", or leave them out \(.*?\)(?=;|$)", "", error.hint or "")
+    hint = re.sub(r",? or leave (it|them) out \(.*?\)(?=;|$)", "", error.hint or "", flags=re.M)
     assert " more" not in hint
     words = [
         (name, shlex.split(text)[0])

@@ -108,9 +108,9 @@ def test_mobilenet_v2_lacks_one_expansion_and_binds_once_that_is_accepted(shared
         "    layer 'conv2_1/expand' has no counterpart\n"
         "    layer 'conv2_1/expand/bn' with 'conv2_1/expand/scale' could be features.0.1, as could 'conv1/bn'\n"
         "    module features.0.1 (batch norm) belongs to no layer\n"
-        '  hint: bind layers in a names file ("conv1/bn" = "features.0.1"); leave out layers that the model has no '
-        "module for (skip=['conv2_1/expand', 'conv2_1/expand/bn', 'conv2_1/expand/scale'], --skip 'conv2_1/expand' "
-        "--skip 'conv2_1/expand/bn' --skip 'conv2_1/expand/scale')"
+        '  hint: decide in a names file: "conv1/bn" = "features.0.1"  or  "conv2_1/expand/bn" = "features.0.1", and '
+        "leave out the other; leave out layers that the model has no module for (skip=['conv2_1/expand'], "
+        "--skip 'conv2_1/expand')"
     )
     binding = bound(folder / "net.prototxt", torchvision("mobilenet_v2"), skip=["conv2_1/expand.*"])
     assert found(binding) == table(folder)
