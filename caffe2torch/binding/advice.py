@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from caffe2torch.binding.attempt import Attempt
-from caffe2torch.binding.closest import closest, differences
+from caffe2torch.binding.closest import closest, differences, distance
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.habits import HABITS
 from caffe2torch.binding.names import toml_line
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Misfit
-from caffe2torch.binding.typed import Advice
+from caffe2torch.binding.typed import Advice, decision
 from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import listed
 
@@ -56,13 +56,13 @@ def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterato
     single = {name: places[0] for name, places in fitting.items() if len(places) == 1 and wanted[places[0]] == 1}
     if single:
         yield Advice("bind layers in a names file", names=single, otherwise=[*single] if alone else ())
-    undecided = next((name for name in fitting if name not in single and fitting[name]), None)
-    if undecided is not None:
-        places = fitting[undecided]
-        rivals = [name for name in fitting if fitting[name] == places] if len(places) == 1 else [undecided]
+    undecided = [name for name in fitting if name not in single and fitting[name]]
+    if undecided:
+        name, places = undecided[0], fitting[undecided[0]]
+        rivals = [one for one in undecided if fitting[one] == places] if len(places) == 1 else [name]
         ways = [toml_line(layer, place) for layer in rivals for place in places]
         rest = ", and leave out the other" if len(rivals) > 1 else ""
-        yield Advice(f"decide in a names file: {'  or  '.join(listed(ways, _MOST // 2))}{rest}", placed=places)
+        yield Advice(decision(ways, len(undecided) - len(rivals) + 1, rest), placed=places)
     elif not single:
         near = closest(units[0], attempt.free)
         place = near.name if near is not None else "MODULE"
@@ -72,8 +72,9 @@ def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterato
 
 def _fitting(attempt: Attempt, unit: Unit) -> Sequence[str]:
     """The modules that a layer could be: those that its surroundings leave, else all that it fits."""
-    free = [module.name for module in attempt.free if not differences(unit, module)]
-    return attempt.findings.conflicting.get(unit.name) or free
+    free = [module for module in attempt.free if not differences(unit, module)]
+    nearest = sorted(free, key=lambda module: distance(unit, module))
+    return attempt.findings.conflicting.get(unit.name) or [module.name for module in nearest]
 
 
 def misfit_advice(attempt: Attempt, settled: Iterable[str] = ()) -> Iterator[Advice]:

@@ -14,7 +14,7 @@ from caffe2torch.binding.closest import differences
 from caffe2torch.binding.graph import TensorReference, Unit, UnitKind, Wiring
 from caffe2torch.binding.layout import DIRECTIONS, stored
 from caffe2torch.binding.names import renumbered, toml_line
-from caffe2torch.binding.typed import Advice
+from caffe2torch.binding.typed import Advice, decision
 from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import listed
 
@@ -31,7 +31,7 @@ def _held_otherwise(attempt: Attempt) -> Iterator[Advice]:
     open_blobs: dict[str, list[str]] = {}
     for misfit, one in attempt.assignment.misfits:
         blob, place = recipe.blobs[misfit.blob], one.module.name
-        if misfit.tensor is not None or not place:
+        if misfit.tensor is not None or not place or one.module.kind is UnitKind.RECURRENT:
             continue
         inside = {
             name: tensor
@@ -54,10 +54,10 @@ def _held_otherwise(attempt: Attempt) -> Iterator[Advice]:
             open_blobs[blob.name] = fitting
     if open_blobs:
         name, places = next(iter(open_blobs.items()))
-        ways = "  or  ".join(listed([toml_line(name, place) for place in places], _MOST // 2))
         placed = [place for places in open_blobs.values() for place in places]
         about = [*open_blobs]
-        yield Advice(f"decide in a names file: {ways}", placed=placed, otherwise=about, about=about)
+        ways = [toml_line(name, place) for place in places]
+        yield Advice(decision(ways, len(open_blobs)), placed=placed, otherwise=about, about=about)
     rest = {name: pair for name, pair in rest.items() if name not in names.values()}
     if names:
         what = (

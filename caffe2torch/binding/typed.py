@@ -11,7 +11,7 @@ from caffe2torch.binding.names import toml_line
 from caffe2torch.binding.patterns import pattern, quoted
 from caffe2torch.binding.plan import Evidence
 
-__all__ = ["Advice", "written"]
+__all__ = ["Advice", "decision", "written"]
 
 _FEW = 3  # names that are given one by one
 _LONGEST = 400  # characters of a pattern in a message
@@ -45,6 +45,17 @@ class Advice:
     about: Sequence[str] = ()
     settles: bool = False
     certain: bool = False
+
+
+def decision(ways: Sequence[str], choices: int, rest: str = "") -> str:
+    """What only a person can know: the first ways to bind one thing, of so many choices that there are.
+
+    >>> decision(['c1 = "2"', 'c1 = "4"'], 3)
+    'decide in a names file: c1 = "2"  or  c1 = "4"; its draft has 2 more such choices'
+    """
+    shown = [*ways[:_FEW], *(["what else its draft offers"] if len(ways) > _FEW else [])]
+    more = f"; its draft has {choices - 1} more such choice{'s' if choices > 2 else ''}" if choices > 1 else ""
+    return f"decide in a names file: {'  or  '.join(shown)}{rest}{more}"
 
 
 def written(attempt: Attempt, advice: Iterable[Advice], *, whole: bool = False) -> str:

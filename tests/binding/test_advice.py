@@ -231,6 +231,39 @@ def test_another_normalization_keeps_the_multipliers_of_the_scale_where_it_has_o
     assert found == expected
 
 
+def test_a_scale_that_a_port_made_a_batch_norm_keeps_its_multipliers() -> None:
+    text, before = IMAGE, "data"
+    for n in (1, 2):
+        text += conv(f"c{n}", before, params=params(10 * n))
+        text += layer("Scale", f"s{n}", f"c{n}", f"c{n}", "scale_param { bias_term: true }", params(10 * n + 2))
+        before = f"c{n}"
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+    )
+    found = learned(followed(text, model)[0])
+    assert (found["1.weight"], found["3.bias"]) == (own(12), own(23))
+
+
+class Affine(nn.Module):
+    """Nothing in its names says which of its parameters is the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.a.view(1, -1, 1, 1), x, self.b.view(1, -1, 1, 1))
+
+
+def test_parameters_of_equal_shapes_that_nothing_names_are_a_decision() -> None:
+    text = IMAGE + conv("c", "data") + layer("Scale", "s", "c", "c", "scale_param { bias_term: true }")
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe_of(text), nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Affine()))
+    assert (caught.value.hint or "").startswith(
+        'decide in a names file: "s/0" = "1.a"  or  "s/0" = "1.b"; its draft has 1 more such choice, or leave them out'
+    )
+
+
 # Recurrent layers.
 
 
@@ -392,3 +425,25 @@ def test_equal_numbers_bind_where_they_leave_nothing_over_on_one_side() -> None:
     assert names(bind(recipe_of(numbered_net()), Numbered(1)))["conv2/0"] == "conv2.weight"
     more = bind(recipe_of(numbered_net()), Numbered(0, count=4), unclaimed=(1, 1))
     assert names(more)["conv2/0"] == "conv2.weight"
+
+
+class Pair(nn.Module):
+    """Two models of equal names, of which one is the net; its forward cannot be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("teacher", "student"):
+            part = nn.Module()
+            for n in (1, 2, 3):
+                part.add_module(f"conv{n}", nn.Conv2d(4, 4, 3, padding=1))
+            self.add_module(name, part)
+
+    def forward(self, mode: str) -> Tensor:
+        raise ValueError(mode)
+
+
+def test_names_that_two_parts_of_a_model_have_alike_bind_neither() -> None:
+    with pytest.raises(IncompleteBindingError, match="3 layers have no certain counterpart") as caught:
+        bind(recipe_of(numbered_net()), Pair())
+    ways = 'conv1 = "teacher.conv1"  or  conv1 = "student.conv1"'
+    assert f"decide in a names file: {ways}" in (caught.value.hint or "")
