@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from caffe2torch.binding.attempt import Attempt
-from caffe2torch.binding.closest import closest, differences, distance
+from caffe2torch.binding.closest import closest, differences, likeness, of_kind
 from caffe2torch.binding.graph import Unit, UnitKind
 from caffe2torch.binding.habits import HABITS
 from caffe2torch.binding.names import toml_line
@@ -31,11 +32,11 @@ def advice_for(attempt: Attempt) -> list[Advice]:
     found = [*_skipped_that_fit(attempt), *_tied(attempt), *_missing_ends(attempt), *special]
     found += misfit_advice(attempt, settled)
     units = [unit for unit in attempt.unbound if not _covered(recipe, unit, settled)]
-    contested = [unit for unit in units if unit.name in findings.conflicting]
     unmatched = [
         unit
         for unit in units
-        if unit.name in findings.elsewhere or (unit not in contested and closest(unit, attempt.free) is None)
+        if unit.name in findings.elsewhere
+        or (unit.name not in findings.conflicting and not of_kind(unit, attempt.free))
     ]
     others = [unit for unit in units if unit not in unmatched]
     if others:
@@ -50,15 +51,19 @@ def advice_for(attempt: Attempt) -> list[Advice]:
 
 
 def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterator[Advice]:
-    """Layers that only a names file can bind: those that one module fits, and the first that several fit."""
+    """Layers that only a names file can bind: those that alone fit one module, and the first of all others."""
     fitting = {unit.name: _fitting(attempt, unit) for unit in units}
-    wanted = Counter(place for places in fitting.values() if len(places) == 1 for place in places)
+    wanted = Counter(itertools.chain.from_iterable(fitting.values()))
     single = {name: places[0] for name, places in fitting.items() if len(places) == 1 and wanted[places[0]] == 1}
     if single:
         yield Advice("bind layers in a names file", names=single, otherwise=[*single] if alone else ())
     undecided = [name for name in fitting if name not in single and fitting[name]]
     if undecided:
         name, places = undecided[0], fitting[undecided[0]]
+        if name not in attempt.findings.conflicting:
+            unit = next(unit for unit in units if unit.name == name)
+            modules = [module for module in attempt.free if module.name in set(places)]
+            places = [one.name for one in sorted(modules, key=lambda module: -likeness(unit, module))]
         rivals = [one for one in undecided if fitting[one] == places] if len(places) == 1 else [name]
         ways = [toml_line(layer, place) for layer in rivals for place in places]
         rest = ", and leave out the other" if len(rivals) > 1 else ""
@@ -72,9 +77,8 @@ def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterato
 
 def _fitting(attempt: Attempt, unit: Unit) -> Sequence[str]:
     """The modules that a layer could be: those that its surroundings leave, else all that it fits."""
-    free = [module for module in attempt.free if not differences(unit, module)]
-    nearest = sorted(free, key=lambda module: distance(unit, module))
-    return attempt.findings.conflicting.get(unit.name) or [module.name for module in nearest]
+    conflicting = attempt.findings.conflicting.get(unit.name)
+    return conflicting or [module.name for module in attempt.free if not differences(unit, module)]
 
 
 def misfit_advice(attempt: Attempt, settled: Iterable[str] = ()) -> Iterator[Advice]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from caffe2torch.binding.advice import kept_fixed
 from caffe2torch.binding.attempt import Attempt
-from caffe2torch.binding.closest import differences, distance, of_kind
+from caffe2torch.binding.closest import differences, likeness, of_kind
 from caffe2torch.binding.graph import Unit
 from caffe2torch.binding.names import names_of, toml_line
 from caffe2torch.binding.net_graph import layers_with_blobs
@@ -20,6 +20,7 @@ from caffe2torch.wording import shape_text
 __all__ = ["draft"]
 
 _CANDIDATES = 5  # modules that a draft offers for a layer
+_COMPARED = 100  # modules whose names are compared with a layer's
 
 
 def draft(attempt: Attempt, advice: Sequence[Advice]) -> str:
@@ -161,9 +162,12 @@ def _ranked(unit: Unit, modules: Sequence[Unit], unbound: Sequence[Unit], claime
     fitting = [module.name for module in modules if not differences(unit, module)]
     away = {name: abs(number - place) for number, name in enumerate(fitting)}
 
+    few = len(modules) <= _COMPARED
+
     def key(module: Unit) -> tuple[bool, int, int, float]:
-        not_claimed, differing, unlike = distance(unit, module, claimed)
-        return not_claimed, differing, away.get(module.name, 0), unlike
+        apart = len(differences(unit, module))
+        unlike = -likeness(unit, module) if few and apart else 0.0
+        return module.name not in claimed, apart, away.get(module.name, 0), unlike
 
     return sorted(modules, key=key)
 

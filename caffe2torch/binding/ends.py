@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import combinations, islice
+from itertools import combinations, groupby, islice
 
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import differences
@@ -22,13 +23,16 @@ def without_ends(attempt: Attempt, attempted: Callable[[frozenset[int]], Attempt
         attempt: One that leaves something over.
         attempted: The attempt without some blobs (indices).
     """
-    if attempt.model.wiring is None or attempt.model.ended or not attempt.missing:
+    model = attempt.model.wiring
+    if model is None or attempt.model.ended or not attempt.missing:
         return attempt
-    ways = islice(_without_counterpart(attempt.net.wiring, attempt.model.wiring), _MOST_TRIED)
-    tried = sorted(filter(_explains, map(attempted, ways)), key=_rest)
-    if not tried or (len(tried) > 1 and _rest(tried[0]) == _rest(tried[1])):
-        return attempt
-    return tried[0]
+    ways = islice(_without_counterpart(attempt.net.wiring, model), _MOST_TRIED)
+    for _, alike in groupby(sorted(ways), key=lambda way: way[0]):
+        tried = sorted(filter(_explains, (attempted(frozenset(blobs)) for _, blobs in alike)), key=_rest)
+        if tried:
+            unique = len(tried) == 1 or _rest(tried[0]) != _rest(tried[1])
+            return tried[0] if unique else attempt
+    return attempt
 
 
 def _explains(attempt: Attempt) -> bool:
@@ -41,16 +45,21 @@ def _rest(attempt: Attempt) -> tuple[int, int]:
     return len(attempt.parameters), len(attempt.assignment.misfits)
 
 
-def _without_counterpart(net: Wiring, model: Wiring) -> Iterator[frozenset[int]]:
-    """The blobs of as many ends as the net has more than the model, in every combination."""
-    ends = _ends(net)
+def _without_counterpart(net: Wiring, model: Wiring) -> Iterator[tuple[int, list[int]]]:
+    """Blobs of as many ends as the net has more than the model, in every way; and how far counts of units then differ.
+
+    Kinds of units that the model has not do not count.
+    """
+    ends, wanted = _ends(net), Counter(unit.kind for unit in model.units)
     more = len(ends) - len(_ends(model))
     if more <= 0:
         return
     for left_out in combinations(ends, more):
         kept = set[int]().union(*(ends[end] for end in ends if end not in left_out))
         only = set[int]().union(*(ends[end] for end in left_out)) - kept
-        yield frozenset(int(tensor.key) for unit in only for tensor in net.units[unit].tensors)
+        found = Counter(net.units[unit].kind for unit in kept)
+        away = sum(abs(found[kind] - count) for kind, count in wanted.items() if kind in found)
+        yield away, sorted(int(tensor.key) for unit in only for tensor in net.units[unit].tensors)
 
 
 def _ends(wiring: Wiring) -> dict[int, set[int]]:

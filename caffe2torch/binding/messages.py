@@ -46,7 +46,7 @@ def binding_error(attempt: Attempt) -> BindingError:
         *_explanation(net, model, findings),
         *listed(assignment.clashes, _MOST, lambda clash: clash.text),
         *listed(_misfit_lines(recipe, assignment), _MOST),
-        *listed(_unbound_lines(attempt), _MOST),
+        *_unbound_lines(attempt),
         *listed(attempt.stray, _MOST, lambda name: f"{name} ({shape_text(left[name])}){_NO_LAYER}"),
         *listed(attempt.idle, _MOST, lambda unit: _idle_line(unit, model)),
         *listed(second_biases(attempt), _MOST, lambda name: f"{name}{_SECOND_BIAS}"),
@@ -180,7 +180,7 @@ def _unbound_lines(attempt: Attempt) -> list[str]:
         [part for unit in attempt.unbound for part in unit.parts],
         [part for unit in attempt.free for part in unit.parts],
     )
-    return [_unbound_line(unit, attempt, moved) for unit in attempt.unbound]
+    return listed(attempt.unbound, _MOST, lambda unit: _unbound_line(unit, attempt, moved))
 
 
 def _unbound_line(unit: Unit, attempt: Attempt, moved: Mapping[str, str]) -> str:
