@@ -11,7 +11,7 @@ from dataclasses import replace
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import closest, differences, likeness, of_kind
 from caffe2torch.binding.graph import Unit, UnitKind
-from caffe2torch.binding.habits import HABITS
+from caffe2torch.binding.habits import HABITS, beside_frozen
 from caffe2torch.binding.names import toml_line
 from caffe2torch.binding.plan import Evidence
 from caffe2torch.binding.tensor_matching import Misfit
@@ -44,6 +44,7 @@ def advice_for(attempt: Attempt) -> list[Advice]:
     if unmatched:
         parts = [part for unit in unmatched for part in unit.parts]
         found.append(Advice("leave out layers that the model has no module for", skip=parts))
+    found += beside_frozen(attempt, {layer: place for one in found for layer, place in one.names.items()})
     found = [*(replace(one, unclaimed={}) for one in found), *_without_a_layer(attempt, found)]
     if attempt.model.wiring is None:
         found.append(Advice("or wrap the model so that forward takes tensors alone and can be followed"))

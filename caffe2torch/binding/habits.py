@@ -7,7 +7,7 @@ are one module, modules that are numbered from another start, and other normaliz
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from caffe2torch.binding.attempt import Attempt
 from caffe2torch.binding.closest import differences
@@ -18,7 +18,7 @@ from caffe2torch.binding.typed import Advice, decision
 from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import listed
 
-__all__ = ["HABITS"]
+__all__ = ["HABITS", "beside_frozen"]
 
 _MOST = 6  # things of a kind that are named one by one
 
@@ -28,6 +28,8 @@ def _held_otherwise(attempt: Attempt) -> Iterator[Advice]:
     recipe, parameters = attempt.recipe, attempt.model.parameters
     names: dict[str, str] = {}
     rest: dict[str, tuple[float, float] | None] = {}
+    replaced: list[str] = []
+    learning: dict[str, tuple[float, float] | None] = {}
     open_blobs: dict[str, list[str]] = {}
     for misfit, one in attempt.assignment.misfits:
         blob, place = recipe.blobs[misfit.blob], one.module.name
@@ -44,14 +46,13 @@ def _held_otherwise(attempt: Attempt) -> Iterator[Advice]:
             names |= {blob.name: carrier, **_rest_of_layer(attempt, blob, inside)}
             rest |= dict.fromkeys(inside, pair) if blob.role == "weight" else {}
         elif inside and blob.role == "weight":
-            learning = " and ".join(listed([*inside], _MOST))
-            text = (
-                f"{learning} learn in place of {blob.name!r}: leave that out and give them its multipliers, if that is "
-                "what you mean"
-            )
-            yield Advice(text, skip=[blob.name], unclaimed=dict.fromkeys(inside, pair), settles=True)
+            replaced.append(blob.name)
+            learning |= dict.fromkeys(inside, pair)
         elif fitting := [name for name in inside if stored(recipe, blob, inside[name]) is not None]:
             open_blobs[blob.name] = fitting
+    if replaced:
+        text = f"{_some(learning)} learn in place of {_some(map(repr, replaced))}: leave that out and give them its"
+        yield Advice(f"{text} multipliers{_A_CHOICE}", skip=[*replaced], unclaimed=learning, settles=True)
     if open_blobs:
         name, places = next(iter(open_blobs.items()))
         placed = [place for places in open_blobs.values() for place in places]
@@ -91,28 +92,46 @@ def _rest_of_layer(attempt: Attempt, blob: LearnableBlob, inside: Mapping[str, T
     return names
 
 
-def _beside_frozen(attempt: Attempt) -> Iterator[Advice]:
-    """What learns beside a frozen weight, in its module or in the part of the model that is made around it."""
+def beside_frozen(attempt: Attempt, named: Mapping[str, str]) -> Iterator[Advice]:
+    """What learns beside a frozen weight, in its module or in the part of the model that is made around it.
+
+    Args:
+        attempt: What was found.
+        named: Layers to modules, as other advice binds them.
+    """
     parameters = attempt.model.parameters
     bound = {
         str(one.tensor.key): attempt.recipe.blobs[number]
         for number, one in attempt.assignment.blobs.items()
         if one.tensor is not None
     }
+    modules = {part: unit for unit in attempt.model.units for part in unit.parts}
+    for blob in attempt.recipe.blobs:
+        place = modules.get(named.get(blob.layer, ""))
+        if place is not None and (tensor := place.role(blob.role)) is not None:
+            bound[str(tensor.key)] = blob
+    layers: dict[str, None] = {}
+    learning: dict[str, tuple[float, float] | None] = {}
     for name, blob in bound.items():
         if blob.role != "weight" or blob.lr_mult == 0 or parameters.get(name, ((), True))[1]:
             continue
-        place = name.rpartition(".")[0]
-        around = place.rpartition(".")[0]
-        shared = any(key.startswith(f"{around}.") and one.layer != blob.layer for key, one in bound.items())
-        part = place if shared or not around else around
-        beside = [one for one in attempt.parameters if one.startswith(f"{part}.")]
-        if beside:
-            text = (
-                f"{' and '.join(listed(beside, _MOST))} learn beside the frozen weight of {blob.layer!r}: give them "
-                "its multipliers, if that is what you mean"
-            )
-            yield Advice(text, unclaimed=dict.fromkeys(beside, (blob.lr_mult, blob.decay_mult)))
+        inner = name.rpartition(".")[0]
+        outer = inner.rpartition(".")[0]
+        shared = any(key.startswith(f"{outer}.") and one.layer != blob.layer for key, one in bound.items())
+        part = inner if shared or not outer else outer
+        if beside := [one for one in attempt.parameters if one.startswith(f"{part}.")]:
+            layers[repr(blob.layer)] = None
+            learning |= dict.fromkeys(beside, (blob.lr_mult, blob.decay_mult))
+    if layers:
+        text = f"{_some(learning)} learn beside the frozen weight of {_some(layers)}: give them its multipliers"
+        yield Advice(f"{text}{_A_CHOICE}", unclaimed=learning)
+
+
+_A_CHOICE = ", if that is what you mean"
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(listed([*names], _MOST))
 
 
 _OF_RECURRENT = {"input_weight": "weight_ih", "bias": "bias_ih", "hidden_weight": "weight_hh"}
@@ -229,7 +248,6 @@ def _roles(recipe: NetRecipe, layer: str) -> set[str]:
 
 HABITS: tuple[Callable[[Attempt], Iterator[Advice]], ...] = (
     _held_otherwise,
-    _beside_frozen,
     _stacked,
     _renumbered,
     _statistics,

@@ -170,6 +170,27 @@ def test_what_learns_beside_a_frozen_weight_gets_its_multipliers() -> None:
     }
 
 
+class AdaptedConvolution(nn.Module):
+    """A frozen convolution, and two that learn beside it."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.base = nn.Conv2d(inputs, 4, 3, padding=1).requires_grad_(False)
+        self.down, self.up = nn.Conv2d(inputs, 2, 3, padding=1, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))  # type: ignore[no-any-return]
+
+
+def test_layers_that_the_hint_binds_give_their_multipliers_to_what_learns_beside_them() -> None:
+    model = Port(second=AdaptedConvolution(4))
+    model.conv1 = AdaptedConvolution(3)  # type: ignore[assignment]
+    found = learned(followed(NET, model)[0])
+    assert found["conv1.down.weight"] == found["conv1.up.weight"] == own(10)
+    assert found["conv2.down.weight"] == found["conv2.up.weight"] == own(20)
+    assert found["conv3.weight"] == own(30)
+
+
 # Batch normalization that a port does otherwise.
 
 
