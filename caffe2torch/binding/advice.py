@@ -64,7 +64,9 @@ def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterato
         if name not in attempt.findings.conflicting:
             unit = next(unit for unit in units if unit.name == name)
             modules = [module for module in attempt.free if module.name in set(places)]
-            places = [one.name for one in sorted(modules, key=lambda module: -likeness(unit, module))]
+            places = [
+                one.name for one in sorted(modules, key=lambda one: (_is_frozen(attempt, one), -likeness(unit, one)))
+            ]
         rivals = [one for one in undecided if fitting[one] == places] if len(places) == 1 else [name]
         ways = [toml_line(layer, place) for layer in rivals for place in places]
         rest = ", and leave out the other" if len(rivals) > 1 else ""
@@ -74,6 +76,11 @@ def _by_hand(attempt: Attempt, units: Sequence[Unit], *, alone: bool) -> Iterato
         place = near.name if near is not None else "MODULE"
         otherwise = (units[0].name,) if alone else ()
         yield Advice("bind layers in a names file", names={units[0].name: place}, otherwise=otherwise)
+
+
+def _is_frozen(attempt: Attempt, module: Unit) -> bool:
+    """Whether nothing of a module requires a gradient, as of a teacher."""
+    return not any(attempt.left.get(str(tensor.key), ((), False))[1] for tensor in module.tensors)
 
 
 def _fitting(attempt: Attempt, unit: Unit) -> Sequence[str]:

@@ -468,3 +468,9 @@ def test_names_that_two_parts_of_a_model_have_alike_bind_neither() -> None:
         bind(recipe_of(numbered_net()), Pair())
     ways = 'conv1 = "teacher.conv1"  or  conv1 = "student.conv1"'
     assert f"decide in a names file: {ways}" in (caught.value.hint or "")
+    model = Pair()
+    for parameter in model.teacher.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(IncompleteBindingError) as caught:
+        bind(recipe_of(numbered_net()), model)
+    assert 'decide in a names file: conv1 = "student.conv1"' in (caught.value.hint or "")
