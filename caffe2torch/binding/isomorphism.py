@@ -103,14 +103,14 @@ class Matching:
         pairs: The pairs.
         ties: Sets of units that nothing distinguishes, or that one thing pairs otherwise than another; net and model
             side; they are paired in one of the ways that fit.
-        leading: Those of the ties that need a decision: the others follow.
+        leads: For each tie the one whose decision decides it, too: one of them, by its number.
         by_name: Units of the net that only a name distinguished.
         sizes: How strictly sizes were compared.
     """
 
     pairs: dict[int, int]
     ties: tuple[Tie, ...] = ()
-    leading: tuple[Tie, ...] = ()
+    leads: tuple[int, ...] = ()
     by_name: frozenset[int] = frozenset()
     sizes: Sizes = Sizes.STRICT
 
@@ -176,7 +176,6 @@ def match_rest(
         found,
         pairs={ones[one]: others[other] for one, other in found.pairs.items()},
         ties=tuple(map(back, found.ties)),
-        leading=tuple(map(back, found.leading)),
         by_name=frozenset(ones[one] for one in found.by_name),
     )
 
@@ -266,7 +265,7 @@ class _Isomorphism:
                 self._pick(one, hint[one])
         if not disputed:
             ties, undecided = tuple(self._ties()), self.colours
-        leading = self._leading(ties, undecided)
+        leads = self._leads(ties, undecided)
         by_name = frozenset(tied.difference(*(ones for ones, _ in ties)))
         if disputed:
             self._take_order()
@@ -276,21 +275,23 @@ class _Isomorphism:
         mine, theirs = self._unit_colours()
         where = {colour: number for number, colour in enumerate(theirs)}
         pairs = {number: where[colour] for number, colour in enumerate(mine) if self.graphs[0].uses[number]}
-        return Matching(pairs, ties, leading, by_name, self.sizes)
+        return Matching(pairs, ties, leads, by_name, self.sizes)
 
-    def _leading(self, ties: Sequence[Tie], undecided: list[Colours]) -> tuple[Tie, ...]:
-        """The ties that need a decision, if nothing but these colours is known."""
-        if len(ties) < 2:
-            return tuple(ties)
+    def _leads(self, ties: Sequence[Tie], undecided: list[Colours]) -> tuple[int, ...]:
+        """For each tie the one whose decision decides it, if nothing but these colours is known."""
         decided, self.colours = self.colours, undecided
-        leading: dict[Tie, None] = {}
-        while (open_tie := next(self._ties(), None)) is not None:
-            one = open_tie[0][0]
-            leading.update((tie, None) for tie in ties if one in tie[0])
-            if not any(self._pick(one, other) for other in open_tie[1]):
-                break
+        leads: dict[int, int] = {}
+        while len(leads) < len(ties):
+            lead = next(number for number in range(len(ties)) if number not in leads)
+            while (tie := next((tie for tie in self._ties() if tie[0][0] in ties[lead][0]), None)) is not None:
+                if not any(self._pick(tie[0][0], other) for other in tie[1]):
+                    break
+            still = {one for ones, _ in self._ties() for one in ones}
+            for number, (ones, _) in enumerate(ties):
+                if number not in leads and (number == lead or still.isdisjoint(ones)):
+                    leads[number] = lead
         self.colours = decided
-        return tuple(leading)
+        return tuple(leads[number] for number in range(len(ties)))
 
     def _by_marks_and_order(self, hints: Sequence[Pairs], marks: Marks) -> bool:
         """Distinguish by marks and by the order in concatenations; whether that order is disputed."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from caffe2torch.binding.branches import MarksOf, branch_marks, joined_otherwise, no_marks
 from caffe2torch.binding.candidates import bits, candidates, possible
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
-from caffe2torch.binding.isomorphism import explain, match_rest, match_whole, without_tails
+from caffe2torch.binding.isomorphism import Matching, explain, match_rest, match_whole, without_tails
 from caffe2torch.binding.layout import fit
 from caffe2torch.binding.model_graph import ModelGraph
 from caffe2torch.binding.names import name_hints
@@ -194,7 +194,7 @@ def _whole(
             findings.warnings.append("names contradicts the wiring of net and model; names was followed")
     if matching is None:
         return None
-    rivals = _note_ties(findings, net, model, matching.ties)
+    rivals = _note_ties(findings, net, model, matching)
     for one, other in matching.pairs.items():
         if one in known:
             evidence = Evidence.NAMED
@@ -209,12 +209,11 @@ def _whole(
     return findings
 
 
-def _note_ties(
-    findings: Findings, net: Wiring, model: Wiring, ties: Iterable[tuple[Sequence[int], Sequence[int]]]
-) -> dict[int, tuple[Unit, ...]]:
+def _note_ties(findings: Findings, net: Wiring, model: Wiring, matching: Matching) -> dict[int, tuple[Unit, ...]]:
     """Add what nothing decided to the findings; returns what each unit could be."""
     could_be: dict[int, tuple[Unit, ...]] = {}
-    for ones, others in ties:
+    findings.leads += [len(findings.ties) + lead for lead in matching.leads]
+    for ones, others in matching.ties:
         modules = tuple(model.units[other] for other in others)
         findings.ties.append((tuple(net.units[one] for one in ones), modules))
         could_be.update(dict.fromkeys(ones, modules))
@@ -286,7 +285,7 @@ def _but_extra(
         return None
     findings = Findings()
     findings.warnings += _misplaced(net, model, rest.pairs, both[0], evidence)
-    rivals = _note_ties(findings, net, model, rest.ties)
+    rivals = _note_ties(findings, net, model, rest)
     for one, other in rest.pairs.items():
         by = evidence.get(one, Evidence.STRUCTURE) if other == pairs[one] else Evidence.STRUCTURE
         findings.found.append(_counterpart(net.units[one], model.units[other], by, rivals.get(one, ())))
@@ -319,7 +318,7 @@ def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, st
     rest = match_rest(net, model, pairs, {one: pairs[one] for one in pairs.keys() & evidence.keys()}, both, marks)
     certain, rivals = rest is not None, dict[int, tuple[Unit, ...]]()
     if rest is not None:
-        pairs, rivals = rest.pairs, _note_ties(findings, net, model, rest.ties)
+        pairs, rivals = rest.pairs, _note_ties(findings, net, model, rest)
     else:
         elsewhere = list(_in_another_order(net, model, pairs, evidence))
         kept = {one: pairs[one] for one in pairs.keys() - elsewhere}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from caffe2torch.binding.advice import advice_for, misfit_advice, second_biases
 from caffe2torch.binding.attempt import Attempt
@@ -118,17 +118,15 @@ def _explanation(net: NetGraph, model: ModelGraph, findings: Findings) -> Iterab
 
 def tie_error(attempt: Attempt) -> BindingError | None:
     """The error for units that nothing distinguishes and that learn otherwise; ``None`` if there are none."""
-    recipe = attempt.recipe
-    ties = [(units, modules) for units, modules in attempt.findings.ties if _differ(recipe, units)]
-    if not ties:
+    recipe, findings = attempt.recipe, attempt.findings
+    differing = [number for number, (units, _) in enumerate(findings.ties) if _differ(recipe, units)]
+    if not differing:
         return None
-    units, modules = ties[0]
-    layers = " and ".join(repr(unit.name) for unit in units[:4])
-    places = " and ".join(module.name for module in modules[:4])
-    decisions = [
-        "  or  ".join(toml_line(units[0].name, module.name) for module in modules[:2]) for units, modules in ties
-    ]
-    more = f"; {len(ties) - 1} more such choices" if len(ties) > 1 else ""
+    units, modules = findings.ties[differing[0]]
+    layers, places = _all_of(units, repr), _all_of(modules)
+    leads = [findings.ties[lead] for lead in dict.fromkeys(findings.leads[number] for number in differing)]
+    decisions = ["  or  ".join(toml_line(units[0].name, one.name) for one in modules[:4]) for units, modules in leads]
+    more = f"; {len(leads) - 1} more such choices" if len(leads) > 1 else ""
     decide = Advice(f"decide in a names file: {', '.join(listed(decisions, _MOST))}")
     error = IncompleteBindingError(
         f"layers {layers} could be modules {places} in any order, and their (lr_mult, decay_mult) differ{more}",
@@ -138,6 +136,10 @@ def tie_error(attempt: Attempt) -> BindingError | None:
     )
     error.draft = draft(attempt, [decide])
     return error
+
+
+def _all_of(units: Sequence[Unit], how: Callable[[str], str] = str) -> str:
+    return " and ".join(listed([how(unit.name) for unit in units], 4))
 
 
 def _differ(recipe: NetRecipe, units: Sequence[Unit]) -> bool:
@@ -217,11 +219,14 @@ def binding_notes(attempt: Attempt) -> Iterator[Note]:
         yield Note(None, Severity.WARNING, text)
     for warning in findings.warnings:
         yield Note(None, Severity.WARNING, warning)
-    for units, others in findings.ties:
-        layers, places = (" and ".join(repr(one.name) for one in side) for side in (units, others))
-        text = f"layers {layers} could be modules {places} in any order; the optimizer is the same"
-        decide = f"loading weights needs a decision in a names file: {toml_line(units[0].name, others[0].name)}"
-        yield Note(net.recipe.blobs[int(units[0].tensors[0].key)].where, Severity.WARNING, f"{text}, {decide}")
+    for number, (units, modules) in enumerate(findings.ties):
+        following = findings.leads.count(number) - 1
+        if following >= 0:
+            text = f"layers {_all_of(units, repr)} could be modules {_all_of(modules)} in any order"
+            text += f", and so could {following} more that follow from them" if following else ""
+            decide = f"loading weights needs a decision in a names file: {toml_line(units[0].name, modules[0].name)}"
+            where = net.recipe.blobs[int(units[0].tensors[0].key)].where
+            yield Note(where, Severity.WARNING, f"{text}; the optimizer is the same, {decide}")
     yield from _remarks(net, assignment)
     bound = assignment.bound
     empty = [

@@ -52,6 +52,7 @@ class Findings:
     Attributes:
         found: The counterparts.
         ties: Units of the net that nothing distinguishes, with the modules that they could be.
+        leads: For each tie the number of the one whose decision decides it, too.
         conflicting: Units of the net for which two claims lead to different modules, with these.
         warnings: What a person should read.
         agree: Whether the wirings are equal as wholes, at least but for sizes.
@@ -63,6 +64,7 @@ class Findings:
 
     found: list[Counterpart] = field(default_factory=list)
     ties: list[tuple[tuple[Unit, ...], tuple[Unit, ...]]] = field(default_factory=list)
+    leads: list[int] = field(default_factory=list)
     conflicting: dict[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     agree: bool = False
