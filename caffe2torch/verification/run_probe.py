@@ -106,7 +106,7 @@ def observe(
             run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
-            if "closure" in str(error).lower():
+            if "closure" in run.problem.lower():
                 run.problem += (
                     "; such a step evaluates the loss itself, as LBFGS's and SAM's; Caffe's takes one gradient"
                 )
