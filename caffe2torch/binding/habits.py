@@ -138,12 +138,13 @@ _OF_RECURRENT = {"input_weight": "weight_ih", "bias": "bias_ih", "hidden_weight"
 
 
 def _stacked(attempt: Attempt) -> Iterator[Advice]:
-    """Several recurrent layers of Caffe's that are one module of torch's with ``num_layers``."""
+    """Several recurrent layers of Caffe's that are one module of torch's, with ``num_layers`` or ``bidirectional``."""
     recipe, tensors = attempt.recipe, attempt.model.tensors
     for module in attempt.model.units:
-        count = sum(re.fullmatch(r"(.*\.)?weight_ih_l\d+", str(tensor.key)) is not None for tensor in module.tensors)
-        own = {str(tensor.key) for tensor in module.tensors}
-        if module.kind is not UnitKind.RECURRENT or count < 2 or any(name.endswith("_reverse") for name in own):
+        own = [str(tensor.key) for tensor in module.tensors]
+        found = [re.fullmatch(r"(?:.*\.)?weight_ih(_l\d+(?:_reverse)?)", name) for name in own]
+        ends = [one[1] for one in found if one is not None]
+        if module.kind is not UnitKind.RECURRENT or len(ends) < 2:
             continue
         layers = [
             unit
@@ -158,9 +159,9 @@ def _stacked(attempt: Attempt) -> Iterator[Advice]:
             )
         ]
         names, skip, start = {}, [], f"{module.parts[0]}." if module.parts[0] else ""
-        for place, unit in enumerate(layers[:count]):
+        for end, unit in zip(ends, layers, strict=False):
             for one in unit.tensors:
-                blob, name = recipe.blobs[int(one.key)], f"{start}{_OF_RECURRENT[one.role]}_l{place}"
+                blob, name = recipe.blobs[int(one.key)], f"{start}{_OF_RECURRENT[one.role]}{end}"
                 if name not in tensors:
                     skip.append(blob.name)
                 elif stored(recipe, blob, tensors[name]) is not None:
@@ -168,8 +169,10 @@ def _stacked(attempt: Attempt) -> Iterator[Advice]:
                 else:
                     return
         if len(layers) > 1:
-            text = f"{module.name} holds {count} layers: bind them blob by blob in a names file"
-            yield Advice(text, names, skip, settles=True, certain=len(layers) == count)
+            text = f"{module.name} holds {len(ends)} layers: bind them blob by blob in a names file"
+            both_ways = any(end.endswith("_reverse") for end in ends)
+            text += ", the layers that read backwards as _reverse" if both_ways else ""
+            yield Advice(text, names, skip, settles=True, certain=len(layers) == len(ends) and not both_ways)
 
 
 def _renumbered(attempt: Attempt) -> Iterator[Advice]:

@@ -320,6 +320,23 @@ def test_layers_that_are_one_stacked_module_bind_blob_by_blob(layers: int, deep:
             assert found[f"cells.bias_hh_l{n}"] == (0, 0)
 
 
+def test_layers_that_are_one_module_which_reads_both_ways_bind_blob_by_blob() -> None:
+    class BothWays(Recurrent):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.cells, self.score = nn.LSTM(6, 8, bidirectional=True), nn.Linear(16, 4)
+
+    text = 'input: "data" input_shape { dim: 5 dim: 2 dim: 6 } input: "cont" input_shape { dim: 5 dim: 2 }\n'
+    for n, name in enumerate(("there", "back")):
+        settings = ("recurrent_param { num_output: 8 }", params(10 * n + 10, 3))
+        text += layer("LSTM", name, "data cont", name, *settings)
+    text += layer("Concat", "j", "there back", "j", "concat_param { axis: 2 }") + linear("score", "j", 4, "axis: 2")
+    found = learned(followed(text, BothWays())[0])
+    for n, end in enumerate(("", "_reverse")):
+        for role, first in (("weight_ih", 10), ("bias_ih", 11), ("weight_hh", 12)):
+            assert found[f"cells.{role}_l0{end}"] == own(10 * n + first)
+
+
 def test_the_draft_for_a_stacked_module_binds_as_it_is() -> None:
     recipe, model = recipe_of(recurrent_net(2)), Recurrent(2)
     with pytest.raises(IncompleteBindingError) as caught:
