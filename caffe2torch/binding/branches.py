@@ -14,7 +14,7 @@ from caffe2torch.binding.names import normalised
 from caffe2torch.binding.net_computation import net_computation
 from caffe2torch.recipe import NetRecipe
 
-__all__ = ["Marks", "MarksOf", "Side", "branch_marks", "joined_otherwise", "no_marks"]
+__all__ = ["Marks", "MarksOf", "Side", "branch_marks", "inputs_joined_otherwise", "joined_otherwise", "no_marks"]
 
 Side = Mapping[str, Hashable]
 """By the name of a layer or a module what is to be seen there."""
@@ -109,10 +109,14 @@ def _paired(net: Sequence[str], model: Sequence[str]) -> dict[str, str]:
 
 
 def _inputs(computation: Computation, number: Mapping[str, int]) -> Side:
-    """The number of the input that a unit reads."""
+    """The numbers of the inputs that a unit reads."""
     return _gathered(
         computation,
-        ((edge.target, number[edge.given]) for edge in computation.edges if edge.given in number),
+        (
+            (edge.target, tuple(number[name] for name in edge.given))
+            for edge in computation.edges
+            if all(name in number for name in edge.given)
+        ),
     )
 
 
@@ -162,7 +166,7 @@ def _factor(operation: Operation) -> Hashable:
     return (settings["factor"], settings["shift"]) if operation.kind == "scaling" else None
 
 
-# Where the model joins branches in another order.
+# Where the model joins branches, or inputs, in another order.
 
 _BY_CHANNEL = (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE)
 
@@ -211,3 +215,18 @@ def _orders(
             value = ids.setdefault((node.op, *sorted(inputs)), len(ids))
         values.append(value)
     return values, orders
+
+
+def inputs_joined_otherwise(recipe: NetRecipe, model: Computation, pairs: Mapping[str, str]) -> list[str]:
+    """The layers that read inputs of the net which the model concatenates in another order, by the inputs' names."""
+    if all(len(edge.given) < 2 for edge in model.edges):
+        return []
+    net = net_computation(recipe)
+    names = _paired(net.input_names, model.input_names)
+    number = {name: place for place, name in enumerate(net.input_names)}
+    mine, theirs = _inputs(net, number), _inputs(model, {other: number[one] for one, other in names.items()})
+    return [
+        layer
+        for layer, module in pairs.items()
+        if names and module in theirs and layer in mine and mine[layer] != theirs[module]
+    ]

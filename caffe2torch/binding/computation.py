@@ -65,15 +65,15 @@ Chain = tuple[Operation, ...]
 class Edge:
     """A value's way from one node of the wiring to the next; ``target`` is ``None`` at an output.
 
-    ``given`` is the input that the value is made from, where ``source`` stands for all inputs and it is one of them;
-    ``channel`` the first that it is of what ``source`` gives.
+    ``given`` are the inputs that the value is made from, in the order in which they are concatenated, where ``source``
+    stands for all of them; ``channel`` is the first that it is of what ``source`` gives.
     """
 
     source: int
     target: int | None
     chain: Chain
     shape: Shape | None
-    given: str = ""
+    given: tuple[str, ...] = ()
     channel: int = 0
 
 

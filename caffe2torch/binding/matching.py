@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from caffe2torch.binding.branches import MarksOf, branch_marks, joined_otherwise, no_marks
+from caffe2torch.binding.branches import MarksOf, branch_marks, inputs_joined_otherwise, joined_otherwise, no_marks
 from caffe2torch.binding.candidates import bits, candidates, possible
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import Matching, explain, match_rest, match_whole, without_tails
@@ -52,9 +52,10 @@ def find_counterparts(
             findings = _by_wiring(net, model.wiring, named, absent, skipped, frozenset(reshaped), marks)
             if not findings.agree:
                 findings.clashes = _clashes(net, model.wiring, absent, skipped, reshaped)
-        findings.reordered = joined_otherwise(
-            net.wiring, model.wiring, {one.layer: one.module.name for one in findings.found}
-        )
+        pairs = {one.layer: one.module.name for one in findings.found}
+        findings.reordered = joined_otherwise(net.wiring, model.wiring, pairs)
+        if seen is not None:
+            findings.reordered += inputs_joined_otherwise(net.recipe, seen, pairs)
         if findings.reordered:
             layers = ", ".join(map(repr, listed(findings.reordered, 6)))
             findings.warnings.append(f"the model concatenates the inputs of {layers} in another order than the net")

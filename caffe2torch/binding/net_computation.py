@@ -35,7 +35,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
     builder = WiringBuilder()
     found = Computation((), ())
     chains: dict[str, Chain] = {}
-    origins: dict[str, str] = {}  # the input that alone a blob is made from
+    origins: dict[str, tuple[str, ...]] = {}  # the inputs that a blob is made from
     channels: dict[str, int] = {}  # the first channel that a blob is of what its node gives
     unread: dict[str, tuple[int, Shape | None]] = {}  # blobs that no layer has taken yet
     shapes: dict[str, Shape | None] = {}
@@ -48,7 +48,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
                 None,
                 chains.get(name, ()),
                 shape,
-                origins.get(name, name) if source == INPUT else "",
+                origins.get(name, (name,)) if source == INPUT else (),
                 channels.get(name, 0),
             )
             for source, name, shape in zip(sources, layer.bottoms, bottoms, strict=True)
@@ -82,15 +82,17 @@ def net_computation(recipe: NetRecipe) -> Computation:
                 chain = (*chain, UNKNOWN)
         count = len(builder.nodes)
         parts = {(one.given, one.channel) for one in given}
-        given_by, channel = parts.pop() if len(parts) == 1 and not new else ("", 0)
+        origin, channel = parts.pop() if len(parts) == 1 and not new else ((), 0)
+        if layer.type == "Concat" and not new and node == INPUT and all(one.given for one in given):
+            origin = tuple(name for one in given for name in one.given)
         for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
             chains[top], shapes[top], unread[top] = chain, shape, (node, shape)
-            origins[top], channels[top] = given_by if layer.bottoms else top, channel
+            origins[top], channels[top] = origin if layer.bottoms else (top,), channel
             if layer.type == "Slice" and shape is not None and len(shape) > 1:
                 channel += shape[1] or 0
     found.edges += [Edge(node, None, chains[name], shape) for name, (node, shape) in unread.items() if node != INPUT]
     found.units, found.nodes = tuple(builder.units), tuple(builder.nodes)
-    read = dict.fromkeys(edge.given for edge in found.edges if edge.given)
+    read = dict.fromkeys(name for edge in found.edges for name in edge.given)
     found.input_names = tuple(dict.fromkeys(name for name in (*origins, *read) if name in read))
     return found
 

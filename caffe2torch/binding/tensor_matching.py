@@ -71,7 +71,7 @@ class Findings:
     absent: frozenset[int] = frozenset()
     clashes: list[Clash] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
-    reordered: Collection[str] = ()
+    reordered: list[str] = field(default_factory=list)
 
 
 _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})

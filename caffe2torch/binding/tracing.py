@@ -73,6 +73,11 @@ _Source = int | frozenset[str]
 _View = tuple[int, tuple[int, ...], tuple[int, ...]]
 """Where in its memory a view is: offset, sizes, strides."""
 
+_Part = tuple[tuple[str, ...], int]
+"""Of which inputs a value is made, in the order of a concatenation, and which channel of its source is its first."""
+
+_WHOLE: _Part = ((), 0)
+
 
 class _Given(NamedTuple):
     """A value that goes into something, as an ``Edge`` has it."""
@@ -80,7 +85,7 @@ class _Given(NamedTuple):
     source: int
     chain: Chain
     shape: tuple[int, ...]
-    given: str
+    given: tuple[str, ...]
     channel: int
 
 
@@ -98,7 +103,7 @@ def trace(
     tracer.computation.input_names = (*_argument_names(model, len(inputs)), *(named or {}))
     for tensor, name in zip(every, tracer.computation.input_names, strict=True):
         tracer.know(tensor, INPUT)
-        tracer.part[_memory(tensor)] = name, 0
+        tracer.part[_memory(tensor)] = (name,), 0
     tracer.computation.training = model.training
     error = None
     try:
@@ -135,7 +140,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.builder = WiringBuilder()
         self.bare = BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
-        self.part: dict[int, tuple[str, int]] = {}  # by memory, of which input and from which channel of a node it is
+        self.part: dict[int, _Part] = {}  # by memory, of which inputs and from which channel of a node it is
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
         self.computation = Computation((), ())
@@ -308,12 +313,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
-        parts = {(one.given, one.channel) for one in entered}
+        new = isinstance(joined, int) and len(self.builder.nodes) > count
+        part = _one_part(entered, concatenated=joined == INPUT and name == "cat") if not new else _WHOLE
         for output in outputs:
             memory = _memory(output)
             if memory not in given:
-                new = isinstance(joined, int) and len(self.builder.nodes) > count
-                self.part[memory] = next(iter(parts)) if len(parts) == 1 and not new else ("", 0)
+                self.part[memory] = part
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
             elif func._schema.is_mutable or memory not in given:
@@ -327,9 +332,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             return None
         return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), *self._part(tensor))
 
-    def _part(self, tensor: Tensor) -> tuple[str, int]:
-        """The input that alone the numbers are made from, and the first channel of what their node gives."""
-        given, channel = self.part.get(_memory(tensor), ("", 0))
+    def _part(self, tensor: Tensor) -> _Part:
+        """The inputs that the numbers are made from, and the first channel of what their node gives."""
+        given, channel = self.part.get(_memory(tensor), _WHOLE)
         if tensor.dim() < 2 or not all(tensor.stride()[:2]) or _whole(tensor):
             return given, channel
         return given, channel + int(tensor.storage_offset() % tensor.stride(0) // tensor.stride(1))
@@ -508,6 +513,15 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(
         size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(to), strict=False)
     )
+
+
+def _one_part(entered: Sequence[_Given], *, concatenated: bool) -> _Part:
+    """What a value that is made of others is a part of."""
+    parts = {(one.given, one.channel) for one in entered}
+    if len(parts) == 1:
+        return next(iter(parts))
+    given = [one.given for one in entered]
+    return (tuple(name for names in given for name in names), 0) if concatenated and all(given) else _WHOLE
 
 
 def _memory(tensor: Tensor) -> int:

@@ -181,3 +181,24 @@ def test_branches_that_learn_otherwise_and_are_open_are_refused() -> None:
     assert bind(recipe, Unnamed())
     with pytest.raises(BindingError, match=r"'a' and 'b' could be modules . and . in any order"):
         bind(other, Unnamed())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_inputs_that_are_concatenated_in_another_order_are_said(swapped: bool) -> None:
+    shape = "input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }"
+    text = f'input: "rgb" {shape} input: "flow" {shape}\n' + layer("Concat", "j", "rgb flow") + conv("a", "j", 4)
+
+    class Port(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, flow: Tensor, rgb: Tensor) -> Tensor:
+            both = [flow / 2, rgb.relu()] if swapped else [rgb, flow]
+            result: Tensor = self.second(self.first(torch.cat(both, 1)))
+            return result
+
+    binding = bind(recipe_of(text, conv("b", "a", 2, 1)), Port())
+    in_doubt = {bound.blob.name for bound in binding.blobs if "loading weights needs a decision" in bound.how}
+    assert in_doubt == ({"a/0"} if swapped else set())
+    assert ("concatenates the inputs of 'a' in another order" in str(binding.notes)) == swapped
