@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from caffe2torch.binding.computation import Computation, Edge, Operation
-from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring
+from caffe2torch.binding.computation import MAIN, UNKNOWN, Computation, Edge, Operation
+from caffe2torch.binding.graph import Node, Op, Unit, UnitKind, Wiring
 from caffe2torch.binding.names import normalised
 from caffe2torch.binding.net_computation import net_computation
 from caffe2torch.recipe import NetRecipe
 
-__all__ = ["Marks", "MarksOf", "Side", "branch_marks", "inputs_joined_otherwise", "joined_otherwise", "no_marks"]
+__all__ = [
+    "Marks",
+    "MarksOf",
+    "Side",
+    "branch_marks",
+    "inputs_joined_otherwise",
+    "joined_otherwise",
+    "no_marks",
+    "unseen",
+]
 
-Side = Mapping[str, Hashable]
-"""By the name of a layer or a module what is to be seen there."""
+Side = Mapping[str, Sequence[Hashable]]
+"""By the name of a layer or a module what is to be seen at each of its uses; ``None`` for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +35,35 @@ class Marks:
 
     Attributes:
         kinds: One pair of sides for each kind of thing that is looked at, the one that proves most first.
-        inputs: The number of the input that a unit reads, where inputs could not be paired by name.
+        inputs: In which order units read inputs and their slices, where these could not be paired.
+        unknown: Where something is computed that could not be read.
+        blind: Whether nothing was seen of the model but its wiring.
     """
 
     kinds: Sequence[tuple[Side, Side]] = ()
     inputs: tuple[Side, Side] = ({}, {})
+    unknown: tuple[Side, Side] = ({}, {})
+    blind: bool = False
 
     @staticmethod
-    def of(unit: Unit, side: Side) -> Hashable:
-        """What is to be seen at a unit, whichever of its parts it is at; ``None`` for nothing."""
-        return tuple(mark for part in unit.parts if (mark := side.get(part)) is not None) or None
+    def at(unit: Unit, use: int, side: Side) -> Hashable:
+        """What is to be seen at a use of a unit, whichever of its parts it is at; ``None`` for nothing."""
+        found = [side[part][use] for part in unit.parts if use < len(side.get(part, ()))]
+        return tuple(mark for mark in found if mark is not None) or None
+
+    def differing(self, one: Unit, other: Unit) -> int:
+        """In how many kinds of things a unit of the net and one of the model differ; what is not known may be equal."""
+        return sum(
+            _every(one, mine) != _every(other, theirs)
+            and not (_every(one, mine) is None and _every(one, self.unknown[0]))
+            and not (_every(other, theirs) is None and _every(other, self.unknown[1]))
+            for mine, theirs in (*self.kinds, self.inputs)
+        )
+
+
+def _every(unit: Unit, side: Side) -> Hashable:
+    """What is to be seen at all uses of a unit."""
+    return tuple(tuple(side[part]) for part in unit.parts if any(one is not None for one in side.get(part, ()))) or None
 
 
 MarksOf = Callable[[Wiring, Wiring], Marks]
@@ -48,29 +76,32 @@ def no_marks(net: Wiring, model: Wiring) -> Marks:
     return Marks()
 
 
+def unseen(net: Wiring, model: Wiring) -> Marks:
+    """Where nothing was seen of the model but its wiring."""
+    del net, model
+    return Marks(blind=True)
+
+
 def branch_marks(recipe: NetRecipe, model: Computation) -> MarksOf:
-    """What is to be seen on both sides: inputs and their slices, windows, poolings, activations, factors.
+    """What is to be seen on both sides: inputs and their slices, windows, poolings, activations, and the rest.
 
     Of a wiring without some units what they let pass is seen at those that are left.
     """
-
     computed = cache(lambda: net_computation(recipe))
 
     def marks(mine: Wiring, theirs: Wiring) -> Marks:
         net = computed()
         sides = _left(net, mine), _left(model, theirs)
         pairs = _paired(net.input_names, model.input_names)
-        number = {name: place for place, name in enumerate(net.input_names)}
-        by_name = _inputs(sides[0], number), _inputs(sides[1], {other: number[one] for one, other in pairs.items()})
-        places = {name: place for place, name in enumerate(model.input_names)}
-        by_place = _inputs(sides[0], number), _inputs(sides[1], places)
-        several = min(len(net.input_names), len(model.input_names)) > 1
-        settings = [(_slices(sides[0]), _slices(sides[1]))]
-        for look in (_window, _pooling, _activation, _factor):
-            settings += zip(_seen(sides[0], look), _seen(sides[1], look), strict=True)
-        if not several:
-            return Marks(settings)
-        return Marks([by_name, *settings]) if pairs else Marks(settings, by_place)
+        number = {name: place for place, name in enumerate(pairs)}
+        kinds = [(_inputs(sides[0], number), _inputs(sides[1], {pairs[name]: place for name, place in number.items()}))]
+        kinds.append((_slices(sides[0]), _slices(sides[1])))
+        for look in _LOOKS:
+            kinds += zip(_seen(sides[0], look), _seen(sides[1], look), strict=True)
+        known = len(pairs) == len(net.input_names)
+        places = ({}, {}) if known else (_places(sides[0]), _places(sides[1]))
+        unknown = [_gathered(side, ((node, seen[:1]) for node, seen, _ in _around(side, _not_known))) for side in sides]
+        return Marks(kinds, places, (unknown[0], unknown[1]))
 
     return marks
 
@@ -94,18 +125,23 @@ def _left(computation: Computation, wiring: Wiring) -> Computation:
 
 
 def _paired(net: Sequence[str], model: Sequence[str]) -> dict[str, str]:
-    """Inputs of the net to inputs of the model, if names pair them all: ``data_rgb`` and ``rgb``."""
-    exact, nearly = set(), set()
-    for one, other in itertools.product(net, model):
-        short, long = sorted((normalised(one), normalised(other)), key=len)
-        if short == long:
-            exact.add((one, other))
-        if short and (long.startswith(short) or long.endswith(short)):
-            nearly.add((one, other))
-    for found in (exact, nearly):
-        if len(found) == len(net) == len(dict(found)) == len({other for _, other in found}):
-            return dict(found)
-    return {}
+    """Inputs of the net to inputs of the model, as far as names pair them: ``data_rgb`` and ``rgb``; then the last."""
+    pairs: dict[str, str] = {}
+    ours, theirs = list(net), list(model)
+    for equal in (True, False):
+        found = [pair for pair in itertools.product(ours, theirs) if _alike(*pair, equal=equal)]
+        ones, others = Counter(one for one, _ in found), Counter(other for _, other in found)
+        pairs |= {one: other for one, other in found if ones[one] == others[other] == 1}
+        ours = [name for name in ours if name not in pairs]
+        theirs = [name for name in theirs if name not in pairs.values()]
+    if len(ours) == len(theirs) == 1:
+        pairs[ours[0]] = theirs[0]
+    return pairs
+
+
+def _alike(one: str, other: str, *, equal: bool) -> bool:
+    short, long = sorted((normalised(one), normalised(other)), key=len)
+    return short == long if equal else bool(short) and (long.startswith(short) or long.endswith(short))
 
 
 def _inputs(computation: Computation, number: Mapping[str, int]) -> Side:
@@ -115,55 +151,141 @@ def _inputs(computation: Computation, number: Mapping[str, int]) -> Side:
         (
             (edge.target, tuple(number[name] for name in edge.given))
             for edge in computation.edges
-            if all(name in number for name in edge.given)
+            if edge.given and all(name in number for name in edge.given)
         ),
     )
 
 
 def _slices(computation: Computation) -> Side:
-    """The first channel that a unit reads of what another gives."""
-    return _gathered(computation, ((edge.target, edge.channel) for edge in computation.edges))
+    """Where a unit's input begins in what another gives, if not at its beginning."""
+    return _gathered(computation, ((edge.target, edge.begins) for edge in computation.edges))
 
 
-def _seen(computation: Computation, look: Callable[[Operation], Hashable]) -> list[Side]:
+def _places(computation: Computation) -> Side:
+    """Which of the inputs and slices that are read, in their order, a unit reads."""
+    order = {name: place for place, name in enumerate(computation.input_names)}
+    read = [
+        (edge.target, (tuple(order[name] for name in edge.given), edge.begins))
+        for edge in computation.edges
+        if edge.given
+    ]
+    rank = {what: place for place, what in enumerate(sorted({what for _, what in read}))}
+    return _gathered(computation, ((node, rank[what]) for node, what in read))
+
+
+Look = Callable[[Operation], Hashable]
+
+
+def _seen(computation: Computation, look: Look) -> list[Side]:
     """What ``look`` sees of the operations of a unit, of those right before it, and of those after it."""
     own = ((node, look(operation)) for node, operation in computation.own.items())
-    edges = [(edge, tuple(filter(None, map(look, edge.chain)))) for edge in computation.edges]
-    before = ((edge.target, seen) for edge, seen in edges)
-    after = ((edge.source, seen) for edge, seen in edges)
+    around = list(_around(computation, look))
+    before, after = ([(node, seen) for node, seen, here in around if here is where] for where in (False, True))
     return [_gathered(computation, marks) for marks in (own, before, after)]
 
 
+def _around(computation: Computation, look: Look) -> Iterator[tuple[int, tuple[Hashable, ...], bool]]:
+    """What is seen on the ways to each node (``False``) and from it (``True``), also beyond a junction next to it."""
+    into: dict[int, list[Edge]] = {}
+    out: dict[int, list[Edge]] = {}
+    for edge in computation.edges:
+        out.setdefault(edge.source, []).append(edge)
+        if edge.target is not None:
+            into.setdefault(edge.target, []).append(edge)
+    junction = [node.op not in (Op.UNIT, Op.INPUT) for node in computation.nodes]
+    for number, node in enumerate(computation.nodes):
+        if node.unit is None:
+            continue
+        for edge in into.get(number, ()):
+            further = into[edge.source] if junction[edge.source] and edge.source in into else []
+            for chain in (edge.chain, *(one.chain + edge.chain for one in further)):
+                yield number, tuple(filter(None, map(look, chain))), False
+        every = out.get(number, [])
+        inner = [edge for edge in every if edge.target is not None] or every
+        for edge in inner:
+            joined = edge.target is not None and junction[edge.target]
+            further = out.get(edge.target or 0, []) if joined else []
+            for chain in (edge.chain, *(edge.chain + one.chain for one in further)):
+                yield number, tuple(filter(None, map(look, chain))), True
+
+
 def _gathered(computation: Computation, marks: Iterable[tuple[int | None, Hashable]]) -> Side:
+    """Marks of nodes by the names of their units, for each use in turn."""
+    at: dict[int, set[Hashable]] = {}
+    for place, mark in marks:
+        if place is not None and mark not in (None, ()):
+            at.setdefault(place, set()).add(mark)
     found: dict[str, list[Hashable]] = {}
-    for node, mark in marks:
-        unit = None if node is None else computation.nodes[node].unit
-        if unit is not None and mark not in (None, ()):
-            found.setdefault(computation.units[unit].name, []).append(mark)
-    return {name: tuple(sorted(marks, key=repr)) for name, marks in found.items()}
+    for number, node in enumerate(computation.nodes):
+        if node.unit is not None:
+            seen = tuple(sorted(at.get(number, ()), key=repr)) or None
+            found.setdefault(computation.units[node.unit].name, []).append(seen)
+    return found
 
 
-# What ports keep of an operation: not how it pads or rounds.
+# What ports keep of an operation.
 
 
 def _window(operation: Operation) -> Hashable:
-    settings = operation.settings
+    """Strides and dilations, but of axes along which it looks at single numbers."""
     if operation.kind != "convolution":
         return None
-    return tuple(settings["kernel"]), tuple(settings["stride"]), tuple(settings["dilation"])
+    axes = zip(*(operation.settings[name] for name in ("kernel", "stride", "dilation")), strict=True)
+    return tuple(axis for axis in axes if axis != (1, 1, 1))
+
+
+def _padding(operation: Operation) -> Hashable:
+    return tuple(operation.settings["padding"]) if operation.kind == "convolution" else None
 
 
 def _pooling(operation: Operation) -> Hashable:
-    return (operation.settings["pooling"], operation.output) if operation.kind == "pooling" else None
+    return operation.settings["pooling"] if operation.kind == "pooling" else None
+
+
+def _pooled_by(operation: Operation) -> Hashable:
+    settings = operation.settings
+    if operation.kind != "pooling" or not settings["kernel"]:
+        return None
+    return tuple(settings["kernel"]), tuple(settings["stride"] or ())
+
+
+def _pooled_to(operation: Operation) -> Hashable:
+    return operation.output if operation.kind == "pooling" else None
 
 
 def _activation(operation: Operation) -> Hashable:
     return operation.settings.get("function") if operation.kind == "activation" else None
 
 
-def _factor(operation: Operation) -> Hashable:
-    settings = operation.settings
-    return (settings["factor"], settings["shift"]) if operation.kind == "scaling" else None
+def _rest(operation: Operation) -> Hashable:
+    return None if operation.kind in (*MAIN, "pooling", "activation", UNKNOWN.kind) else operation.kind
+
+
+def _settings(operation: Operation) -> Hashable:
+    if operation.kind in (*MAIN, "pooling", UNKNOWN.kind):
+        return None
+    return operation.kind, tuple(sorted((name, _rounded(value)) for name, value in operation.settings.items()))
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float | int) else repr(value)
+
+
+def _not_known(operation: Operation) -> Hashable:
+    return operation.kind if operation.kind == UNKNOWN.kind else None
+
+
+_LOOKS: tuple[Look, ...] = (
+    _window,
+    _pooling,
+    _activation,
+    _rest,
+    _pooled_by,
+    _pooled_to,
+    _settings,
+    _padding,
+)
+"""From what ports keep surely to what they may write otherwise."""
 
 
 # Where the model joins branches, or inputs, in another order.
@@ -171,8 +293,10 @@ def _factor(operation: Operation) -> Hashable:
 _BY_CHANNEL = (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE)
 
 
-def joined_otherwise(net: Wiring, model: Wiring, pairs: Mapping[str, str]) -> list[str]:
+def joined_otherwise(net: Wiring, model: Wiring, pairs: Mapping[str, str]) -> dict[str, bool]:
     """The layers that read channels which the model concatenates in another order, with ``pairs`` of their names.
+
+    The value says whether what they give meets such channels, so that it stands in another order, too.
 
     Units without a counterpart are transparent. Nothing is said of a concatenation that only one side has.
     """
@@ -180,17 +304,32 @@ def joined_otherwise(net: Wiring, model: Wiring, pairs: Mapping[str, str]) -> li
     mine, orders = _orders(net, pairs, ids)
     _, others = _orders(model, dict(zip(pairs.values(), pairs.values(), strict=True)), ids)
     differing = {value for value, order in orders.items() if value in others and order.isdisjoint(others[value])}
-    readers: dict[str, None] = {}
-    moved = [False]
-    for number, node in enumerate(net.nodes[1:], start=1):
-        reads = mine[number] in differing or any(moved[source] for source in node.inputs)
-        if node.unit is not None and net.units[node.unit].name in pairs:
-            unit = net.units[node.unit]
-            if any(moved[source] for source in node.inputs):
-                readers[unit.name] = None
-            reads = reads and (unit.kind in _BY_CHANNEL or unit.groups > 1)
-        moved.append(reads)
-    return list(readers)
+    if not differing:
+        return {}
+    moved = [False] * len(net.nodes)
+    for number, node in enumerate(net.nodes):
+        moved[number] = mine[number] in differing or (
+            any(moved[source] for source in node.inputs) and _keeps_channels(net, node, pairs)
+        )
+    for number in range(len(net.nodes) - 1, 0, -1):  # what meets moved channels gives its own in their order
+        node = net.nodes[number]
+        if moved[number] and mine[number] not in differing and _keeps_channels(net, node, pairs):
+            for source in node.inputs:
+                moved[source] = True
+    readers: dict[str, bool] = {}
+    for number, node in enumerate(net.nodes):
+        name = "" if node.unit is None else net.units[node.unit].name
+        if name in pairs and (moved[number] or any(moved[source] for source in node.inputs)):
+            readers[name] = readers.get(name, False) or moved[number]
+    return readers
+
+
+def _keeps_channels(net: Wiring, node: Node, pairs: Mapping[str, str]) -> bool:
+    """Whether a node works channel by channel: a sum, a batch norm, a unit that the model does without."""
+    if node.unit is None:
+        return True
+    unit = net.units[node.unit]
+    return unit.kind in _BY_CHANNEL or unit.groups > 1 or unit.name not in pairs
 
 
 def _orders(
@@ -225,8 +364,6 @@ def inputs_joined_otherwise(recipe: NetRecipe, model: Computation, pairs: Mappin
     names = _paired(net.input_names, model.input_names)
     number = {name: place for place, name in enumerate(net.input_names)}
     mine, theirs = _inputs(net, number), _inputs(model, {other: number[one] for one, other in names.items()})
-    return [
-        layer
-        for layer, module in pairs.items()
-        if names and module in theirs and layer in mine and mine[layer] != theirs[module]
-    ]
+    both = {layer: (set(mine.get(layer, ())), set(theirs.get(module, ()))) for layer, module in pairs.items()}
+    known = {layer: sides for layer, sides in both.items() if all(sides) and None not in sides[0] | sides[1]}
+    return [layer for layer, (ours, others) in known.items() if ours != others]

@@ -80,7 +80,8 @@ def _holds(
     undecided = [one for one, others in trial.items() if len(others) > 1]
     if not undecided:
         pairs = {one: others[0] for one, others in trial.items()}
-        return match_rest(net, model, pairs, pairs, same_ends=same_ends, same_order=ordered) is not None
+        kept = pairs, set(pairs.values())
+        return match_rest(net, model, kept, pairs, same_ends=same_ends, same_order=ordered) is not None
     one = min(undecided, key=lambda one: len(trial[one]))
     return any(
         next(tries, None) is None or _holds(net, model, {**known, one: other}, reshaped, tries, same_ends, ordered)

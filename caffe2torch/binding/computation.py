@@ -18,6 +18,7 @@ from caffe2torch.recipe import Shape, SourceLocation
 __all__ = [
     "MAIN",
     "UNKNOWN",
+    "Begins",
     "Chain",
     "Computation",
     "Edge",
@@ -61,12 +62,17 @@ Chain = tuple[Operation, ...]
 """What was computed in a row."""
 
 
+Begins = tuple[tuple[int, int], ...]
+"""Axes along which a slice does not begin at 0, each with where it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """A value's way from one node of the wiring to the next; ``target`` is ``None`` at an output.
 
     ``given`` are the inputs that the value is made from, in the order in which they are concatenated, where ``source``
-    stands for all of them; ``channel`` is the first that it is of what ``source`` gives.
+    stands for all of them; ``begins`` says where in what ``source`` gives it begins, by axis,
+    if not at its beginning.
     """
 
     source: int
@@ -74,7 +80,7 @@ class Edge:
     chain: Chain
     shape: Shape | None
     given: tuple[str, ...] = ()
-    channel: int = 0
+    begins: Begins = ()
 
 
 @dataclass(slots=True)

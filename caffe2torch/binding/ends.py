@@ -26,6 +26,8 @@ def without_ends(attempt: Attempt, attempted: Callable[[frozenset[int]], Attempt
     model = attempt.model.wiring
     if model is None or attempt.model.ended or not attempt.missing:
         return attempt
+    if all(unit.name in attempt.findings.conflicting for unit in attempt.unbound):
+        return attempt  # every layer has a place, though not one only
     ways = islice(_without_counterpart(attempt.net.wiring, model), _MOST_TRIED)
     for _, alike in groupby(sorted(ways), key=lambda way: way[0]):
         tried = sorted(filter(_explains, (attempted(frozenset(blobs)) for _, blobs in alike)), key=_rest)

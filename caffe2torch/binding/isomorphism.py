@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
@@ -124,6 +124,7 @@ def match_whole(
     *,
     same_ends: bool = False,
     same_order: bool = False,
+    any_size: tuple[Collection[int], Collection[int]] = ((), ()),
 ) -> Matching | None:
     """The counterparts of all units where the two wirings are equal as a whole, else ``None``.
 
@@ -134,12 +135,13 @@ def match_whole(
 
     The wirings may end differently (losses, heads that are added up): junctions that feed no unit are left out where
     they differ, but for ``same_ends``. Sizes are compared strictly, then with axes flattened, at last only as far as
-    both sides have them equally often: the wirings agree then, and which sizes differ is for the caller to check.
+    both sides have them equally often: the wirings agree then, and which sizes differ is for the caller to check. Units
+    of ``any_size`` are compared by the sizes of their kernels at most.
     """
     trimmed = [] if same_ends else [(without_tails(net), without_tails(model))]
     for sizes in Sizes:
         for one, other in ((net, model), *trimmed):
-            found = _Isomorphism(one, other, sizes, named, ordered=same_order).matching(hints, marks)
+            found = _Isomorphism(one, other, sizes, named, any_size, ordered=same_order).matching(hints, marks)
             if found is not None:
                 return found
     return None
@@ -148,16 +150,17 @@ def match_whole(
 def match_rest(
     net: Wiring,
     model: Wiring,
-    pairs: Mapping[int, int],
-    fixed: Mapping[int, int],
-    hints: Sequence[Mapping[int, int]] = (),
+    kept: tuple[Collection[int], Collection[int]],
+    fixed: Pairs,
+    hints: Sequence[Pairs] = (),
     marks: MarksOf = no_marks,
     *,
     same_ends: bool = False,
     same_order: bool = False,
+    any_size: tuple[Collection[int], Collection[int]] = ((), ()),
 ) -> Matching | None:
-    """As ``match_whole`` once units that are in none of ``pairs`` are left out, with the pairs ``fixed``."""
-    ones, others = sorted(pairs), sorted(set(pairs.values()))
+    """As ``match_whole`` once all units but those ``kept`` are left out, with the pairs ``fixed``."""
+    ones, others = sorted(kept[0]), sorted(kept[1])
     mine, theirs = ({unit: place for place, unit in enumerate(units)} for units in (ones, others))
     found = match_whole(
         without_units(net, set(range(len(net.units))) - mine.keys()),
@@ -167,6 +170,7 @@ def match_rest(
         marks,
         same_ends=same_ends,
         same_order=same_order,
+        any_size=([mine[one] for one in any_size[0]], [theirs[other] for other in any_size[1]]),
     )
 
     def back(tie: Tie) -> Tie:
@@ -235,12 +239,30 @@ def without_tails(wiring: Wiring) -> Wiring:
 class _Isomorphism:
     """Two wirings, coloured together, and pairs of units that are taken as equal on the way."""
 
-    def __init__(self, net: Wiring, model: Wiring, sizes: Sizes, named: Pairs, *, ordered: bool) -> None:
+    def __init__(
+        self,
+        net: Wiring,
+        model: Wiring,
+        sizes: Sizes,
+        named: Pairs,
+        any_size: tuple[Collection[int], Collection[int]],
+        *,
+        ordered: bool,
+    ) -> None:
         self.sizes = sizes
         self.graphs = (Graph(net, ordered=ordered), Graph(model, ordered=ordered))
         self.palette = Palette()
         self.picks = 0
         labels = signatures(net.units, model.units, sizes)
+        kernels = [
+            {number: (wiring.units[number].kind, (wiring.units[number].shape or ())[2:]) for number in numbers}
+            for wiring, numbers in zip((net, model), any_size, strict=True)
+        ]
+        if Counter(kernels[0].values()) != Counter(kernels[1].values()):
+            kernels = [{number: (kind, ()) for number, (kind, _) in side.items()} for side in kernels]
+        for label, kernel in zip(labels, kernels, strict=True):
+            for number, look in kernel.items():
+                label[number] = ("any size", look)
         for pick, (one, other) in enumerate(named.items()):
             labels[0][one] = labels[1][other] = ("named", pick)
         self.colours = self._refined(
@@ -294,47 +316,78 @@ class _Isomorphism:
         return tuple(leads[number] for number in range(len(ties)))
 
     def _by_marks_and_order(self, hints: Sequence[Pairs], marks: Marks) -> bool:
-        """Distinguish by marks and by the order in concatenations; whether that order is disputed."""
+        """Distinguish by marks and by the order in concatenations; whether names or marks dispute what that gives.
+
+        Names and the order together outweigh marks: the port has a setting of its own then. Names that are equal, and
+        other candidates that differ in less, dispute.
+        """
+        if marks.blind:
+            return False
+        start = self.graphs, self.colours
+        alike = {one: set(others) for ones, others in self._ties() for one in ones}
+        named = {one: {hint[one] for hint in hints if one in hint} & others for one, others in alike.items()}
+        if all(named.values()) and self._take_order():
+            same = self._same()
+            if all(len(same[one]) == 1 and same[one] <= others for one, others in named.items()):
+                return False
+        self.graphs, self.colours = start
         for kind in marks.kinds:
             self._mark(kind)
+        self._mark_unknown(marks)
+        same = self._same()
+        equal = {one: {hint[one] for hint in hints[:-1] if one in hint} & others for one, others in alike.items()}
+        if any(others.isdisjoint(same[one]) for one, others in equal.items() if others):
+            self.graphs, self.colours = start
+            return True
         before = self.graphs, self.colours
-        open_units = {one: others for ones, others in self._ties() for one in ones}
-        if not open_units or not self._take_order():
+        ties = {one: others for ones, others in self._ties() for one in ones}
+        if not ties or not self._take_order():
             return False
-        mine, theirs = self._unit_colours()
-        for one, others in open_units.items():
-            here = {other for other in others if theirs[other] == mine[one]}
-            hinted = {hint[one] for hint in hints if one in hint}.intersection(others)
-            seen = self._marked_alike(one, others, marks)
-            if (hinted and not hinted & here) or (not hinted and seen and not seen & here):
+        same = self._same()
+        net, model = (graph.wiring.units for graph in self.graphs)
+        for one, others in ties.items():
+            differing = {other: marks.differing(net[one], model[other]) for other in others}
+            least = min(differing[other] for other in same[one])
+            if named[one].isdisjoint(same[one]) if named[one] else least > min(differing.values()):
                 self.graphs, self.colours = before
                 return True
         return False
 
-    def _marked_alike(self, one: int, others: Sequence[int], marks: Marks) -> set[int]:
-        """Units with just the marks of a unit of the net, where those of all did not agree; none if no mark differs."""
+    def _same(self) -> list[set[int]]:
+        """For each unit of the net those of the model that have its colour."""
+        mine, theirs = self._unit_colours()
+        of_colour: dict[int, set[int]] = {}
+        for other, colour in enumerate(theirs):
+            of_colour.setdefault(colour, set()).add(other)
+        return [of_colour.get(colour, set()) for colour in mine]
+
+    def _mark_unknown(self, marks: Marks) -> None:
+        """Distinguish units by whether something unknown is computed there, if nothing that is known differs then."""
+        before = self.colours
+        self._mark(marks.unknown)
         net, model = (graph.wiring.units for graph in self.graphs)
-        found: set[int] = set()
-        for mine, theirs in (*marks.kinds, marks.inputs):
-            mark, seen = marks.of(net[one], mine), {other: marks.of(model[other], theirs) for other in others}
-            alike = {other for other in others if seen[other] == mark is not None}
-            if len(alike) < len(others):
-                found |= alike
-        return found
+        if self.colours is not before and any(
+            marks.differing(net[one], model[other]) for one, others in enumerate(self._same()) for other in others
+        ):
+            self.colours = before
 
     def _mark(self, kind: tuple[Side, Side]) -> None:
-        """Distinguish units by what is to be seen there, in each tie whose two sides show the same."""
-        labels = [list(side) for side in self.colours or ()]
-        for tie in self._ties():
-            seen = [
-                [Marks.of(graph.wiring.units[number], side) for number in numbers]
-                for graph, side, numbers in zip(self.graphs, kind, tie, strict=True)
-            ]
-            if len(set(seen[0])) > 1 and Counter(seen[0]) == Counter(seen[1]):
-                for graph, side, numbers, marks in zip(self.graphs, labels, tie, seen, strict=True):
-                    for number, mark in zip(numbers, marks, strict=True):
-                        for use in graph.uses[number]:
-                            side[use] = self.palette(("seen", side[use], mark))
+        """Distinguish uses of units by what is to be seen there, wherever the same is seen at those of both sides."""
+        colours = self.colours or []
+        alike: list[dict[int, list[int]]] = [{}, {}]
+        seen: list[dict[int, Hashable]] = [{}, {}]
+        for graph, side, found, at, one in zip(self.graphs, kind, alike, seen, colours, strict=True):
+            for number, uses in enumerate(graph.uses):
+                for place, use in enumerate(uses):
+                    found.setdefault(one[use], []).append(use)
+                    at[use] = Marks.at(graph.wiring.units[number], place, side)
+        labels = [list(one) for one in colours]
+        for colour in alike[0]:
+            marks = [Counter(at[use] for use in found.get(colour, ())) for at, found in zip(seen, alike, strict=True)]
+            if len(marks[0]) > 1 and marks[0] == marks[1]:
+                for at, found, label in zip(seen, alike, labels, strict=True):
+                    for use in found[colour]:
+                        label[use] = self.palette(("seen", label[use], at[use]))
         self.colours = self._refined(labels) or self.colours
 
     def _take_order(self) -> bool:

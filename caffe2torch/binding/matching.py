@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from caffe2torch.binding.branches import MarksOf, branch_marks, inputs_joined_otherwise, joined_otherwise, no_marks
+from caffe2torch.binding.branches import (
+    MarksOf,
+    branch_marks,
+    inputs_joined_otherwise,
+    joined_otherwise,
+    no_marks,
+    unseen,
+)
 from caffe2torch.binding.candidates import bits, candidates, possible
 from caffe2torch.binding.graph import Op, Unit, UnitKind, Wiring, without_units
 from caffe2torch.binding.isomorphism import Matching, explain, match_rest, match_whole, without_tails
@@ -43,7 +50,11 @@ def find_counterparts(
     findings, rest = Findings(), list(model.units)
 
     seen = None if model.wiring is None else model.wiring.computation
-    marks = no_marks if seen is None else branch_marks(net.recipe, seen)
+    marks: MarksOf = no_marks
+    if model.wiring is not None and model.traced.startswith("torch.fx"):
+        marks = unseen
+    elif seen is not None:
+        marks = branch_marks(net.recipe, seen)
     absent = _absent(net, model, named) - frozenset(skipped)
     if model.wiring is not None:
         if model.ended:
@@ -55,9 +66,9 @@ def find_counterparts(
         pairs = {one.layer: one.module.name for one in findings.found}
         findings.reordered = joined_otherwise(net.wiring, model.wiring, pairs)
         if seen is not None:
-            findings.reordered += inputs_joined_otherwise(net.recipe, seen, pairs)
+            findings.reordered |= dict.fromkeys(inputs_joined_otherwise(net.recipe, seen, pairs), False)
         if findings.reordered:
-            layers = ", ".join(map(repr, listed(findings.reordered, 6)))
+            layers = ", ".join(map(repr, listed([*findings.reordered], 6)))
             findings.warnings.append(f"the model concatenates the inputs of {layers} in another order than the net")
         used = {tensor.key for unit in model.wiring.units for tensor in unit.tensors}
         rest = [unit for unit in model.units if not any(tensor.key in used for tensor in unit.tensors)]
@@ -273,27 +284,33 @@ def _but_extra(
     pairs = {one: others[0] for one, others in found.items() if len(others) == 1}
     if not all(found.values()):
         return None
-    sure = stated.keys() | other_sizes
-    if len(pairs) < len(found):  # units without a pair are left out, too, though they may tell others apart
+    kept: tuple[Collection[int], Collection[int]] = (pairs, set(pairs.values()))
+    every = {other for others in found.values() for other in others}
+    sure = set(stated)
+    if len(pairs) == len(found) or len(every) == len(found):  # which units are left out is certain
+        kept = found, every
+    else:  # units without a pair are left out, too, though they may tell others apart
         free = found
         if ordered:
             free = candidates(net, model, known, other_sizes, ordered=False)
             free = possible(net, model, known, other_sizes, free, ordered=False)
         sure |= {one for one, others in free.items() if len(others) == 1}
     fixed = {one: other for one, other in pairs.items() if one in sure}
-    rest = match_rest(net, model, pairs, fixed, both, marks)
-    if rest is None or (rest.pairs != pairs and match_rest(net, model, pairs, pairs) is None):
+    loose = other_sizes.intersection(kept[0])
+    sizes = loose - fixed.keys(), {other for one in loose for other in found[one]} - set(fixed.values())
+    rest = match_rest(net, model, kept, fixed, both, marks, any_size=sizes)
+    if rest is None or (rest.pairs != pairs and match_rest(net, model, (pairs, set(pairs.values())), pairs) is None):
         return None
     findings = Findings()
     findings.warnings += _misplaced(net, model, rest.pairs, both[0], evidence)
     rivals = _note_ties(findings, net, model, rest)
     for one, other in rest.pairs.items():
-        by = evidence.get(one, Evidence.STRUCTURE) if other == pairs[one] else Evidence.STRUCTURE
+        by = evidence.get(one, Evidence.STRUCTURE) if other == pairs.get(one) else Evidence.STRUCTURE
         findings.found.append(_counterpart(net.units[one], model.units[other], by, rivals.get(one, ())))
     findings.conflicting = {
         net.units[one].name: tuple(model.units[other].name for other in others)
         for one, others in found.items()
-        if len(others) > 1
+        if len(others) > 1 and one not in rest.pairs
     }
     return findings
 
@@ -313,17 +330,22 @@ def _parts(recipe: NetRecipe, net: Wiring, model: Wiring, named: Mapping[str, st
     parts = match_parts(net, model, known, ordered=False)
     paired = {net.units[one].name: model.units[other].name for one, other in parts.pairs.items()}
     if not joined_otherwise(net, model, paired):
-        parts = match_parts(net, model, parts.pairs)
+        seen, before = marks(net, model), parts.pairs
+        parts = match_parts(net, model, before)
+        for one, other in list(parts.pairs.items()):  # the order alone does not decide where something differs
+            if one not in before and seen.differing(net.units[one], model.units[other]):
+                del parts.pairs[one]
     conflicting = parts.conflicting
     pairs = {one: other for one, other in parts.pairs.items() if one not in conflicting}
-    rest = match_rest(net, model, pairs, {one: pairs[one] for one in pairs.keys() & evidence.keys()}, both, marks)
+    fixed = {one: pairs[one] for one in pairs.keys() & evidence.keys()}
+    rest = match_rest(net, model, (pairs, set(pairs.values())), fixed, both, marks)
     certain, rivals = rest is not None, dict[int, tuple[Unit, ...]]()
     if rest is not None:
         pairs, rivals = rest.pairs, _note_ties(findings, net, model, rest)
     else:
         elsewhere = list(_in_another_order(net, model, pairs, evidence))
         kept = {one: pairs[one] for one in pairs.keys() - elsewhere}
-        certain = match_rest(net, model, kept, kept) is not None
+        certain = match_rest(net, model, (kept, set(kept.values())), kept) is not None
         for one in elsewhere:
             layer, module = net.units[one].name, model.units[pairs[one]].name
             if one in evidence:

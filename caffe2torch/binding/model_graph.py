@@ -208,8 +208,8 @@ def _wiring(
     """How the units feed each other, how that was seen or why it was not, and what ended the pass early.
 
     One forward pass of a copy on the meta device, which takes no memory and no arithmetic, with the net's own input
-    sizes or typical ones. If none goes through: ``torch.fx``, which needs no sizes. At last a forward pass that really
-    computes, of a copy that shares the weights' memory; and if that fails, too, the pass that came furthest.
+    sizes or typical ones. If none goes through: one that really computes, of a copy that shares the weights' memory.
+    At last ``torch.fx``, which needs no sizes and shows the wiring alone; else the pass that came furthest.
     """
     carried = skeleton_wiring(model)
     if carried is not None:
@@ -223,10 +223,10 @@ def _wiring(
         real_feeds = _real(device, candidate_inputs(model, recipe, input_shapes))
         ways: list[tuple[str, Callable[[], tuple[Wiring, str]]]] = [
             ("one forward pass on the meta device", lambda: _run(meta_copy(model), units, feeds, early, settled)),
-            ("torch.fx", lambda: (fx_wiring(_in_mode(meta_copy(model), True), units), "")),
             ("one real forward pass", lambda: _run(real_copy(model), units, real_feeds, early, settled, _REAL_TRIES)),
+            ("torch.fx", lambda: (fx_wiring(_in_mode(meta_copy(model), True), units), "")),
         ]
-        for way, attempt in ways if device.type != "meta" else ways[:-1]:
+        for way, attempt in ways if device.type != "meta" else ways[::2]:
             try:
                 wiring, given = attempt()
             except ModelError:

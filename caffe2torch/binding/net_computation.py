@@ -9,6 +9,7 @@ from typing import Any
 from caffe2torch.binding.computation import (
     MAIN,
     UNKNOWN,
+    Begins,
     Chain,
     Computation,
     Edge,
@@ -36,7 +37,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
     found = Computation((), ())
     chains: dict[str, Chain] = {}
     origins: dict[str, tuple[str, ...]] = {}  # the inputs that a blob is made from
-    channels: dict[str, int] = {}  # the first channel that a blob is of what its node gives
+    begins: dict[str, Begins] = {}  # where in what its node gives a blob begins
     unread: dict[str, tuple[int, Shape | None]] = {}  # blobs that no layer has taken yet
     shapes: dict[str, Shape | None] = {}
     count = 1
@@ -49,7 +50,7 @@ def net_computation(recipe: NetRecipe) -> Computation:
                 chains.get(name, ()),
                 shape,
                 origins.get(name, (name,)) if source == INPUT else (),
-                channels.get(name, 0),
+                begins.get(name, ()),
             )
             for source, name, shape in zip(sources, layer.bottoms, bottoms, strict=True)
         ]
@@ -81,20 +82,31 @@ def net_computation(recipe: NetRecipe) -> Computation:
             elif layer.type == "Eltwise":  # of one value with itself
                 chain = (*chain, UNKNOWN)
         count = len(builder.nodes)
-        parts = {(one.given, one.channel) for one in given}
-        origin, channel = parts.pop() if len(parts) == 1 and not new else ((), 0)
+        parts = {(one.given, one.begins) for one in given}
+        origin, begin = parts.pop() if len(parts) == 1 and not new else ((), ())
+        cut = 0
         if layer.type == "Concat" and not new and node == INPUT and all(one.given for one in given):
             origin = tuple(name for one in given for name in one.given)
         for top, shape in zip(layer.tops, layer.top_shapes, strict=True):
             chains[top], shapes[top], unread[top] = chain, shape, (node, shape)
-            origins[top], channels[top] = origin if layer.bottoms else (top,), channel
-            if layer.type == "Slice" and shape is not None and len(shape) > 1:
-                channel += shape[1] or 0
+            origins[top], begins[top] = origin if layer.bottoms else (top,), begin
+            axis = _cut(layer)
+            if axis is not None and shape is not None and axis < len(shape):
+                begins[top] = (*begin, (axis, cut)) if cut else begin
+                cut += shape[axis] or 0
     found.edges += [Edge(node, None, chains[name], shape) for name, (node, shape) in unread.items() if node != INPUT]
     found.units, found.nodes = tuple(builder.units), tuple(builder.nodes)
     read = dict.fromkeys(name for edge in found.edges for name in edge.given)
     found.input_names = tuple(dict.fromkeys(name for name in (*origins, *read) if name in read))
     return found
+
+
+def _cut(layer: Layer) -> int | None:
+    """The axis along which a Slice cuts."""
+    if layer.type != "Slice":
+        return None
+    axis = layer.settings.get("slice_dim") or layer.settings.get("axis", 1)
+    return axis if isinstance(axis, int) and axis >= 0 else None
 
 
 def _ends(layer: Layer) -> bool:

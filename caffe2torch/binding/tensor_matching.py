@@ -59,7 +59,8 @@ class Findings:
         absent: Blobs (indices) of frozen layers that no module could be.
         clashes: What only one side shares.
         elsewhere: Units of the net whose likeliest module stands elsewhere in the model.
-        reordered: Units of the net whose inputs the model concatenates in another order.
+        reordered: Units of the net whose inputs the model concatenates in another order; and whether their outputs stand
+            in another order, too.
     """
 
     found: list[Counterpart] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Findings:
     absent: frozenset[int] = frozenset()
     clashes: list[Clash] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
-    reordered: list[str] = field(default_factory=list)
+    reordered: dict[str, bool] = field(default_factory=dict)
 
 
 _ALIKE = ({"weight", "scale", "slope"}, {"bias", "shift"})
@@ -253,6 +254,10 @@ def assign(
         found = stored(recipe, recipe.blobs[number], tensor)
         storage = Storage.OTHER if found is None else found[0]
         remark = "" if found is None else _remark(recipe.blobs[number], tensor, *found)
+        whole = next((one for one in findings.found if number in one.blobs), None)
+        if whole is not None and _moved(findings, whole.layer, recipe.blobs[number].role, whole.module):
+            match = _reordered(Match(number, tensor, remark, storage=storage))
+            remark, storage = match.remark, match.storage
         result.blobs[number] = Assigned(tensor, Evidence.NAMED, remark, storage=storage)
     remark = "Caffe does not train it, and the model does without the layer"
     result.blobs.update({number: Assigned(None, Evidence.NOT_NEEDED, remark) for number in findings.absent})
@@ -267,7 +272,7 @@ def assign(
             misfits.append(Misfit(first.blob, first.tensor, reason))
         result.misfits += [(misfit, one) for misfit in misfits]
         for match in matches:
-            moved = one.layer in findings.reordered and _by_input(recipe.blobs[match.blob].role, one.module)
+            moved = _moved(findings, one.layer, recipe.blobs[match.blob].role, one.module)
             _take(recipe, result, _reordered(match) if moved else match, one)
     owner: dict[object, int] = {}
     for number, assigned in sorted(result.blobs.items()):
@@ -280,13 +285,15 @@ def assign(
     return result
 
 
-def _by_input(role: str, module: Unit) -> bool:
-    """Whether a tensor has numbers for each of its layer's inputs."""
-    return role in ("weight", "input_weight") or module.kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE)
+def _moved(findings: Findings, layer: str, role: str, module: Unit) -> bool:
+    """Whether numbers of a layer's tensor stand in another order, as channels do that it reads or meets."""
+    by_channel = module.groups > 1 or module.kind in (UnitKind.NORM, UnitKind.SCALE, UnitKind.SLOPE)
+    every = by_channel or findings.reordered.get(layer, False)
+    return layer in findings.reordered and (every or role in ("weight", "input_weight"))
 
 
 def _reordered(match: Match) -> Match:
-    if match.tensor is None or match.storage is not Storage.USUAL:
+    if match.tensor is None or match.storage not in (Storage.USUAL, Storage.TRANSPOSED):
         return match
     remark = "the model concatenates its inputs in another order: loading weights needs a decision"
     return replace(match, storage=Storage.UNDECIDED, remark="; ".join(filter(None, (match.remark, remark))))

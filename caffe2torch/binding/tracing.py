@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from caffe2torch.binding.computation import (
     MAIN,
     UNKNOWN,
+    Begins,
     Chain,
     Computation,
     Edge,
@@ -73,10 +74,10 @@ _Source = int | frozenset[str]
 _View = tuple[int, tuple[int, ...], tuple[int, ...]]
 """Where in its memory a view is: offset, sizes, strides."""
 
-_Part = tuple[tuple[str, ...], int]
-"""Of which inputs a value is made, in the order of a concatenation, and which channel of its source is its first."""
+_Part = tuple[tuple[str, ...], Begins]
+"""Of which inputs a value is made, in the order of a concatenation, and where in its source it begins."""
 
-_WHOLE: _Part = ((), 0)
+_WHOLE: _Part = ((), ())
 
 
 class _Given(NamedTuple):
@@ -86,7 +87,7 @@ class _Given(NamedTuple):
     chain: Chain
     shape: tuple[int, ...]
     given: tuple[str, ...]
-    channel: int
+    begins: Begins
 
 
 def trace(
@@ -103,7 +104,7 @@ def trace(
     tracer.computation.input_names = (*_argument_names(model, len(inputs)), *(named or {}))
     for tensor, name in zip(every, tracer.computation.input_names, strict=True):
         tracer.know(tensor, INPUT)
-        tracer.part[_memory(tensor)] = (name,), 0
+        tracer.part[_memory(tensor)] = (name,), ()
     tracer.computation.training = model.training
     error = None
     try:
@@ -140,7 +141,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.builder = WiringBuilder()
         self.bare = BareParameters(units, self.builder)
         self.source: dict[int, _Source] = {}
-        self.part: dict[int, _Part] = {}  # by memory, of which inputs and from which channel of a node it is
+        self.part: dict[int, _Part] = {}  # by memory, of which inputs it is, and where in its node's value it begins
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
         self.inside: list[list[_Given]] = []  # what the unit calls now running were given
         self.computation = Computation((), ())
@@ -333,11 +334,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), *self._part(tensor))
 
     def _part(self, tensor: Tensor) -> _Part:
-        """The inputs that the numbers are made from, and the first channel of what their node gives."""
-        given, channel = self.part.get(_memory(tensor), _WHOLE)
-        if tensor.dim() < 2 or not all(tensor.stride()[:2]) or _whole(tensor):
-            return given, channel
-        return given, channel + int(tensor.storage_offset() % tensor.stride(0) // tensor.stride(1))
+        """The inputs that the numbers are made from, and where in what their node gives they begin."""
+        given, begins = self.part.get(_memory(tensor), _WHOLE)
+        if _whole(tensor):
+            return given, begins
+        rest, found = int(tensor.storage_offset()), list[tuple[int, int]]()
+        for axis, stride in sorted(enumerate(tensor.stride()), key=lambda item: -item[1]):
+            if stride and rest >= stride:
+                found.append((axis, int(rest // stride)))
+                rest %= int(stride)
+        return given, (*begins, *sorted(found))
 
     def _arrive(self, node: int, entered: list[_Given], computed: Chain, outputs: list[Tensor], *, new: bool) -> Chain:
         """Note what came to a node outside of modules; returns the chain of what it gives."""
@@ -357,7 +363,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         """Add the edges into a node, by ``before`` where that is known better, and the shape of what it gives."""
         for one in entered:
             chain = one.chain if before is None else before
-            self.computation.edges.append(Edge(one.source, node, chain, one.shape, one.given, one.channel))
+            self.computation.edges.append(Edge(one.source, node, chain, one.shape, one.given, one.begins))
         self.computation.shapes[node] = tuple(outputs[0].shape) if outputs else None
 
     def _note_order(self, factor: Tensor) -> None:
@@ -517,11 +523,11 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 def _one_part(entered: Sequence[_Given], *, concatenated: bool) -> _Part:
     """What a value that is made of others is a part of."""
-    parts = {(one.given, one.channel) for one in entered}
+    parts = {(one.given, one.begins) for one in entered}
     if len(parts) == 1:
         return next(iter(parts))
     given = [one.given for one in entered]
-    return (tuple(name for names in given for name in names), 0) if concatenated and all(given) else _WHOLE
+    return (tuple(name for names in given for name in names), ()) if concatenated and all(given) else _WHOLE
 
 
 def _memory(tensor: Tensor) -> int:

@@ -63,6 +63,7 @@ def problems(case: Case) -> list[str]:
         (20789, "a candidate counts only if the rest can be paired, too"),
         (30022, "what no unit reads tells branches apart"),
         (30120, "what is joined counts once, whatever is left out before it"),
+        (632195, "a layer that could be one of two modules is no end of the net that the model does without"),
     ],
 )
 def test_cases_that_were_not_bound_once(seed: int, law: str) -> None:
