@@ -59,8 +59,8 @@ class Findings:
         absent: Blobs (indices) of frozen layers that no module could be.
         clashes: What only one side shares.
         elsewhere: Units of the net whose likeliest module stands elsewhere in the model.
-        reordered: Units of the net whose inputs the model concatenates in another order; and whether their outputs stand
-            in another order, too.
+        reordered: Units of the net whose inputs the model concatenates in another order; and whether their outputs
+            stand in another order, too.
     """
 
     found: list[Counterpart] = field(default_factory=list)

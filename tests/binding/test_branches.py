@@ -36,12 +36,12 @@ def pyramid(dilations: Sequence[int], join: str = "Concat") -> NetRecipe:
 
 
 class Pyramid(nn.Module):
-    def __init__(self, dilations: Sequence[int], *, add: bool = False) -> None:
+    def __init__(self, dilations: Sequence[int], *, add: bool = False, width: int = 4) -> None:
         super().__init__()
         self.add = add
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=one, dilation=one) for one in dilations)
-        self.head = nn.Conv2d(4 if add else 4 * len(dilations), 2, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(4, width, 3, padding=one, dilation=one) for one in dilations)
+        self.head = nn.Conv2d(width if add else width * len(dilations), 2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         stem = self.stem(image)
@@ -202,3 +202,151 @@ def test_inputs_that_are_concatenated_in_another_order_are_said(swapped: bool) -
     in_doubt = {bound.blob.name for bound in binding.blobs if "loading weights needs a decision" in bound.how}
     assert in_doubt == ({"a/0"} if swapped else set())
     assert ("concatenates the inputs of 'a' in another order" in str(binding.notes)) == swapped
+
+
+def test_branches_of_another_width_are_told_apart_as_ever() -> None:
+    binding = bind(pyramid((1, 2, 4)), Pyramid((4, 1, 2), width=6), reshaped=["d.", "out"])
+    assert [modules_of(binding)[f"d{one}"] for one in (1, 2, 4)] == ["branches.1", "branches.2", "branches.0"]
+
+
+def test_a_layer_more_in_the_model_does_not_keep_branches_from_being_told_apart() -> None:
+    class Port(Pyramid):
+        def __init__(self) -> None:
+            super().__init__((4, 1, 2), add=True)
+            self.extra = nn.Conv2d(2, 3, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            result: Tensor = self.extra(super().forward(image))
+            return result
+
+    binding = bind(pyramid((1, 2, 4), "Eltwise"), Port(), unclaimed=(1, 1))
+    assert [modules_of(binding)[f"d{one}"] for one in (1, 2, 4)] == ["branches.1", "branches.2", "branches.0"]
+
+
+def test_each_use_of_a_shared_layer_counts_by_itself() -> None:
+    shared = 'param { name: "w" } param { name: "b" }'
+    text = conv("s", "data", 4)
+    for name, pool in (("high", "MAX"), ("mean", "AVE")):
+        text += layer(
+            "Pooling", f"{name}_pool", "s", name, f"pooling_param {{ pool: {pool} kernel_size: 2 stride: 2 }}"
+        )
+        text += conv(f"{name}_c", name, 4, params=shared) + conv(f"{name}_out", f"{name}_c", 4)
+    text += layer("Concat", "j", "high_out mean_out") + conv("out", "j", 2, 1)
+
+    class Port(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.s, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.p, self.q, self.o = (
+                nn.Conv2d(n, m, k, padding=k // 2) for n, m, k in ((4, 4, 3), (4, 4, 3), (8, 2, 1))
+            )
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.s(image)
+            mean = self.q(self.c(nn.functional.avg_pool2d(x, 2)))
+            high = self.p(self.c(nn.functional.max_pool2d(x, 2)))
+            result: Tensor = self.o(torch.cat([mean, high], 1))
+            return result
+
+    binding = bind(recipe_of(IMAGE, text), Port())
+    assert {name: modules_of(binding)[name] for name in ("high_out", "mean_out")} == {"high_out": "p", "mean_out": "q"}
+    assert not rivals_of(binding)
+
+
+def test_a_wiring_that_torch_fx_alone_shows_leaves_the_order_undecided() -> None:
+    class Port(Pyramid):
+        def forward(self, image: Tensor) -> Tensor:
+            if not isinstance(image, torch.fx.Proxy):
+                raise ValueError("it does not run")
+            return super().forward(image)
+
+    recipe = recipe_of(
+        IMAGE,
+        conv("a", "data", 4),
+        conv("b", "a", 4),
+        conv("c", "a", 4),
+        layer("Concat", "j", "b c"),
+        conv("o", "j", 2, 1),
+    )
+    assert rivals_of(bind(recipe, Port((1, 1)))) == {"b", "c"}
+    assert not rivals_of(bind(recipe, Pyramid((1, 1))))
+
+
+@pytest.mark.parametrize("how", ["a product", "a condition"])
+def test_what_could_not_be_read_disputes_the_order(how: str) -> None:
+    text = conv("a", "data", 4) + conv("b", "data", 4) + layer("ReLU", "r", "b", "br")
+    recipe = recipe_of(IMAGE, text, layer("Concat", "j", "a br"), conv("out", "j", 2, 1))
+
+    class Port(Streams):
+        def forward(self, image: Tensor) -> Tensor:
+            x, y = self.get_submodule("l")(image), self.get_submodule("r")(image)
+            positive = x * (x > 0) if how == "a product" else torch.where(x > 0, x, 0 * x)
+            result: Tensor = self.head(torch.cat([positive, y], 1))
+            return result
+
+    assert rivals_of(bind(recipe, Port())) == {"a", "b"}
+
+
+def test_names_and_order_together_outweigh_a_setting() -> None:
+    text = conv("l", "data", 4) + layer("ReLU", "rl", "l", "l") + conv("r", "data", 4)
+    recipe = recipe_of(IMAGE, text, layer("Concat", "j", "l r"), conv("head", "j", 2, 1))
+
+    class Port(Streams):
+        def forward(self, image: Tensor) -> Tensor:
+            x, y = self.get_submodule("l")(image), self.get_submodule("r")(image)
+            result: Tensor = self.head(torch.cat([x, y.relu()], 1))
+            return result
+
+    binding = bind(recipe, Port())
+    assert modules_of(binding) == {"l": "l", "r": "r", "head": "head"}
+    assert not rivals_of(binding)
+
+
+def test_one_input_whose_name_is_equal_tells_the_other_one_too() -> None:
+    shape = "input_shape { dim: 2 dim: 3 dim: 8 dim: 8 }"
+    text = f'input: "data" {shape} input: "flow" {shape}\n' + conv("a", "data", 4) + conv("b", "flow", 4)
+    binding = bind(recipe_of(text, layer("Concat", "j", "a b"), conv("out", "j", 2, 1)), Named())
+    assert modules_of(binding) == {"a": "l", "b": "r", "out": "head"}
+
+
+def test_kinds_of_pooling_tell_branches_apart_whatever_their_sizes() -> None:
+    text = conv("s", "data", 4)
+    for name, pool in (("a", "AVE"), ("b", "MAX")):
+        text += layer(
+            "Pooling", f"{name}p", "s", f"{name}p", f"pooling_param {{ pool: {pool} kernel_size: 3 stride: 2 }}"
+        )
+        text += conv(name, f"{name}p", 4)
+    recipe = recipe_of(IMAGE, text, layer("Concat", "j", "a b"), conv("out", "j", 2, 1))
+
+    class Port(Streams):
+        def __init__(self) -> None:
+            super().__init__()
+            self.s, self.l, self.r = (nn.Conv2d(n, 4, 3, padding=1) for n in (3, 4, 4))
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.s(image)
+            high, mean = nn.functional.max_pool2d(x, 3, 2), nn.functional.avg_pool2d(x, 3, 2)  # which round down
+            result: Tensor = self.head(torch.cat([self.r(high), self.l(mean)], 1))
+            return result
+
+    binding = bind(recipe, Port())
+    assert {name: modules_of(binding)[name] for name in "ab"} == {"a": "l", "b": "r"}
+
+
+def test_the_outputs_that_meet_channels_in_another_order_stand_in_another_order_too() -> None:
+    text = conv("a", "data", 4) + conv("b", "data", 5) + layer("Concat", "j", "a b") + conv("d", "data", 9)
+    text += layer("Eltwise", "sum", "j d") + conv("out", "sum", 2, 1)
+
+    class Port(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.d = (nn.Conv2d(3, n, 3, padding=1) for n in (4, 5, 9))
+            self.out = nn.Conv2d(9, 2, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            result: Tensor = self.out(torch.cat([self.b(image), self.a(image)], 1) + self.d(image))
+            return result
+
+    binding = bind(recipe_of(IMAGE, text), Port())
+    in_doubt = {bound.blob.name for bound in binding.blobs if "loading weights needs a decision" in bound.how}
+    assert in_doubt == {"d/0", "d/1", "out/0"}
