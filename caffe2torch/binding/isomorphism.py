@@ -287,33 +287,34 @@ class _Isomorphism:
                 self._pick(one, hint[one])
         if not disputed:
             ties, undecided = tuple(self._ties()), self.colours
-        leads = self._leads(ties, undecided)
         by_name = frozenset(tied.difference(*(ones for ones, _ in ties)))
-        if disputed:
+        decided, self.colours = self.colours, undecided
+        leads = self._decide(ties)
+        if disputed:  # names, and then the order, show the likeliest way
+            self.colours = decided
             self._take_order()
-        while (tie := next(self._ties(), None)) is not None:
-            if not any(self._pick(tie[0][0], other) for other in tie[1]):
+            if self._decide(tuple(self._ties())) is None:
                 return None
+        if leads is None:
+            return None
         mine, theirs = self._unit_colours()
         where = {colour: number for number, colour in enumerate(theirs)}
         pairs = {number: where[colour] for number, colour in enumerate(mine) if self.graphs[0].uses[number]}
-        return Matching(pairs, ties, leads, by_name, self.sizes)
+        return Matching(pairs, ties, tuple(leads[number] for number in range(len(ties))), by_name, self.sizes)
 
-    def _leads(self, ties: Sequence[Tie], undecided: list[Colours]) -> tuple[int, ...]:
-        """For each tie the one whose decision decides it, if nothing but these colours is known."""
-        decided, self.colours = self.colours, undecided
+    def _decide(self, ties: Sequence[Tie]) -> dict[int, int] | None:
+        """Decide ties arbitrarily; for each the one whose decision decides it. ``None`` if none does."""
         leads: dict[int, int] = {}
         while len(leads) < len(ties):
             lead = next(number for number in range(len(ties)) if number not in leads)
             while (tie := next((tie for tie in self._ties() if tie[0][0] in ties[lead][0]), None)) is not None:
                 if not any(self._pick(tie[0][0], other) for other in tie[1]):
-                    break
+                    return None
             still = {one for ones, _ in self._ties() for one in ones}
             for number, (ones, _) in enumerate(ties):
                 if number not in leads and (number == lead or still.isdisjoint(ones)):
                     leads[number] = lead
-        self.colours = decided
-        return tuple(leads[number] for number in range(len(ties)))
+        return leads
 
     def _by_marks_and_order(self, hints: Sequence[Pairs], marks: Marks) -> bool:
         """Distinguish by marks and by the order in concatenations; whether names or marks dispute what that gives.
@@ -382,13 +383,16 @@ class _Isomorphism:
                     found.setdefault(one[use], []).append(use)
                     at[use] = Marks.at(graph.wiring.units[number], place, side)
         labels = [list(one) for one in colours]
+        differ = False
         for colour in alike[0]:
             marks = [Counter(at[use] for use in found.get(colour, ())) for at, found in zip(seen, alike, strict=True)]
             if len(marks[0]) > 1 and marks[0] == marks[1]:
+                differ = True
                 for at, found, label in zip(seen, alike, labels, strict=True):
                     for use in found[colour]:
                         label[use] = self.palette(("seen", label[use], at[use]))
-        self.colours = self._refined(labels) or self.colours
+        if differ:
+            self.colours = self._refined(labels) or self.colours
 
     def _take_order(self) -> bool:
         """Let the order in concatenations count; ``False``, and nothing changed, where it differs."""
