@@ -60,6 +60,12 @@ class ModelGraph:
         used = self.wiring.units if self.wiring is not None else ()
         return {str(tensor.key): tensor for unit in (*self.units, *used) for tensor in unit.tensors}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What a layer can be bound to: modules that hold tensors, and units of parameters, by their first one."""
+        used = self.wiring.units if self.wiring is not None else ()
+        return tuple(dict.fromkeys(part for unit in (*self.units, *used) if unit.tensors for part in unit.parts))
+
 
 def model_graph(model: nn.Module, recipe: NetRecipe, input_shapes: InputShapes | None = None) -> ModelGraph:
     """Collect what binding reads of ``model``, without changing it.

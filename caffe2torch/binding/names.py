@@ -29,7 +29,7 @@ from caffe2torch.binding.layout import stored
 from caffe2torch.binding.plan import Binding, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.recipe import NetRecipe
+from caffe2torch.recipe import LearnableBlob, NetRecipe
 from caffe2torch.wording import did_you_mean, listed, matches, shape_text
 
 __all__ = [
@@ -233,21 +233,37 @@ def _advice(key: str, value: object) -> str:
 
 
 def names_of(binding: Binding) -> dict[str, str]:
-    """The ``names`` that lead to this very binding: layers where a module decides, blobs where it does not."""
+    """The ``names`` that lead to this very binding: layers where a module decides, blobs where it does not.
+
+    A module decides where all that it holds itself is one layer's, or a BatchNorm's and its Scale's.
+    """
     modules: dict[str, set[str]] = {}
+    held: dict[str, list[LearnableBlob | None]] = {}  # by module; None: what no blob stands for
     for bound in binding.blobs:
         if bound.name is not None:
-            modules.setdefault(bound.blob.layer, set()).add(bound.name.rpartition(".")[0])
+            path = bound.name.rpartition(".")[0]
+            modules.setdefault(bound.blob.layer, set()).add(path)
+            held.setdefault(path, []).append(bound.blob)
+    for one in binding.unclaimed:
+        held.setdefault(one.name.rpartition(".")[0], []).append(None)
     names: dict[str, str] = {}
     for bound in binding.blobs:
         if bound.name is None or bound.kind is Kind.NONE:
             continue
         paths = modules[bound.blob.layer]
-        if len(paths) == 1 and next(iter(paths)):
-            names[bound.blob.layer] = next(iter(paths))
+        path = next(iter(paths))
+        if len(paths) == 1 and path and _one_unit(held[path]):
+            names[bound.blob.layer] = path
         else:
             names[bound.blob.name] = bound.name
     return names
+
+
+def _one_unit(blobs: Sequence[LearnableBlob | None]) -> bool:
+    known = [blob for blob in blobs if blob is not None]
+    layers = {blob.layer: blob.layer_type for blob in known}
+    single = len(layers) == 1 or sorted(layers.values()) == ["BatchNorm", "Scale"]
+    return single and len({blob.role for blob in known}) == len(blobs)
 
 
 # What the user states by name: layers to modules, blobs to tensors, layers to do without.

@@ -39,7 +39,7 @@ from caffe2torch.binding.computation import (
 )
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, moves, read_call, read_operation
-from caffe2torch.binding.uses import BareParameters, in_order, opaque_modules
+from caffe2torch.binding.uses import BareParameters, in_order, opaque_modules, roles_given
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
 __all__ = ["REST", "trace"]
@@ -139,7 +139,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = WiringBuilder()
-        self.bare = BareParameters(units, self.builder)
+        tensors = dict(named_tensors(model))
+        self.bare = BareParameters(units, self.builder, {name: tuple(one.shape) for name, one in tensors.items()})
         self.source: dict[int, _Source] = {}
         self.part: dict[int, _Part] = {}  # by memory, of which inputs it is, and where in its node's value it begins
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
@@ -155,7 +156,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.number: dict[tuple[object, ...], int] = {}
         self.hooks: list[RemovableHandle] = []
         self.transposed: dict[str, bool] = {}  # by parameter, as products used it
-        self.parameters = {name: tensor for name, tensor in named_tensors(model) if name in self.bare}
+        self.parameters = {name: tensor for name, tensor in tensors.items() if name in self.bare}
+        self.named = {_memory(tensor): (name, tensor.numel()) for name, tensor in tensors.items()}
+        self.function = ""  # the function that runs, where its operations do not show which it is
+        self.normalization: tuple[str, dict[str, str]] | None = None  # what the running unit normalizes with
         for name, tensor in self.parameters.items():
             self.know(tensor, frozenset({name}))
         for module, unit in opaque_modules(model, units):
@@ -231,6 +235,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
             self._note_order(inputs[-1])
         if self.inside and not self.composite:
+            if roles := self._roles(func, args, kwargs or {}):
+                self.normalization = self.function or func.overloadpacket.__name__, roles
             if moves(func) and isinstance(source := self.source.get(_memory(inputs[0])), frozenset):
                 self.know(_tensors(result)[0], source)  # a parameter in another type or order
             outputs = inputs[:1] if func._schema.is_mutable else _tensors(result)
@@ -292,6 +298,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         parameters = frozenset[str]().union(*(source for source in known if not isinstance(source, int)))
         if not known:
             return
+        roles = self._roles(func, args, kwargs)
         count = len(self.builder.nodes)
         chain: Chain = ()
         computed = self._computed(func, args, kwargs, inputs, outputs) or ()
@@ -304,11 +311,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             joined: _Source = parameters
             if not moves(func) or any(_memory(one) in self.altered for one in inputs):
                 self.altered.update(map(_memory, outputs))
-        elif parameters:
+        elif parameters or roles:
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
                 name, groups = "conv_transpose" if args[6] else name, args[8]
-            joined = self.bare.apply(name, parameters, values, groups, self.transposed)
+            chains = [operation for one in entered for operation in one.chain]
+            normalized = name == "mul" and any(operation.kind == "batch norm" for operation in chains)
+            kind = UnitKind.NORM if normalized else None
+            joined = self.bare.apply(self.function or name, parameters, values, groups, self.transposed, roles, kind)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
         if isinstance(joined, int):
@@ -326,6 +336,23 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
                 self.know(output, joined, chain)
             elif isinstance(joined, int) and chain != self.chain.get(memory):
                 self.views.setdefault(memory, {})[_view(output)] = chain
+
+    def _roles(self, func: Any, args: Any, kwargs: Any) -> dict[str, str]:
+        """The parameters and buffers that a normalization is given, each with its role."""
+        name = self.function or func.overloadpacket.__name__
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+        if "weight" not in given:
+            return {}
+        names = {argument: self._name(one) for argument, one in given.items() if isinstance(one, Tensor)}
+        return roles_given(name, {argument: name for argument, name in names.items() if name is not None})
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, if it is a whole one or is computed from one alone."""
+        name, size = self.named.get(_memory(tensor), (None, 0))
+        source = self.source.get(_memory(tensor))
+        if name is None and isinstance(source, frozenset) and len(source) == 1:
+            return next(iter(source))
+        return name if size == tensor.numel() else None
 
     def _given(self, tensor: Tensor) -> _Given | None:
         source = self.source.get(_memory(tensor))
@@ -413,7 +440,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             if not self.inside:
-                self.running = unit
+                self.running, self.normalization = unit, None
             given = (self._given(tensor) for tensor in _tensors((args, kwargs)))
             self.inside.append([one for one in given if one is not None])
 
@@ -422,7 +449,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
-                self.number[keys] = self.builder.unit(in_order(unit, self.transposed))
+                used = unit if self.normalization is None else self.bare.as_given(unit, *self.normalization)
+                self.number[keys] = self.builder.unit(in_order(used, self.transposed))
             node = self.builder.use(self.number[keys], [one.source for one in entered] or [INPUT])
             outputs = _tensors(result)
             before, own, chain = self._inside_of(module, entered, outputs)
@@ -483,6 +511,12 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in COMPOSITES:
             return self._tracer.call(func, args, kwargs or {})
+        if func in (F.instance_norm, torch.instance_norm):  # made of a batch norm of repeated parameters
+            self._tracer.function = "instance_norm"
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self._tracer.function = ""
         return func(*args, **(kwargs or {}))
 
 
