@@ -26,10 +26,10 @@ from torch import nn
 
 from caffe2torch.binding.graph import TensorReference, Unit
 from caffe2torch.binding.layout import stored
-from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
-from caffe2torch.recipe import LearnableBlob, NetRecipe
+from caffe2torch.recipe import NetRecipe
 from caffe2torch.wording import did_you_mean, listed, matches, shape_text
 
 __all__ = [
@@ -235,15 +235,15 @@ def _advice(key: str, value: object) -> str:
 def names_of(binding: Binding) -> dict[str, str]:
     """The ``names`` that lead to this very binding: layers where a module decides, blobs where it does not.
 
-    A module decides where all that it holds itself is one layer's, or a BatchNorm's and its Scale's.
+    A module decides where all it holds itself is one layer's, or a BatchNorm's and its Scale's, and some is learned.
     """
     modules: dict[str, set[str]] = {}
-    held: dict[str, list[LearnableBlob | None]] = {}  # by module; None: what no blob stands for
+    held: dict[str, list[BoundBlob | None]] = {}  # by module; None: what no blob stands for
     for bound in binding.blobs:
         if bound.name is not None:
             path = bound.name.rpartition(".")[0]
             modules.setdefault(bound.blob.layer, set()).add(path)
-            held.setdefault(path, []).append(bound.blob)
+            held.setdefault(path, []).append(bound)
     for one in binding.unclaimed:
         held.setdefault(one.name.rpartition(".")[0], []).append(None)
     names: dict[str, str] = {}
@@ -259,11 +259,12 @@ def names_of(binding: Binding) -> dict[str, str]:
     return names
 
 
-def _one_unit(blobs: Sequence[LearnableBlob | None]) -> bool:
-    known = [blob for blob in blobs if blob is not None]
-    layers = {blob.layer: blob.layer_type for blob in known}
+def _one_unit(held: Sequence[BoundBlob | None]) -> bool:
+    known = [bound for bound in held if bound is not None]
+    layers = {bound.blob.layer: bound.blob.layer_type for bound in known}
     single = len(layers) == 1 or sorted(layers.values()) == ["BatchNorm", "Scale"]
-    return single and len({blob.role for blob in known}) == len(blobs)
+    learned = any(bound.kind is Kind.PARAMETER for bound in known)
+    return single and learned and len({bound.blob.role for bound in known}) == len(held)
 
 
 # What the user states by name: layers to modules, blobs to tensors, layers to do without.
@@ -381,9 +382,9 @@ def _known(value: str, modules: Collection[str], tensors: Collection[str]) -> st
             return spelling
     inside = [path for path in modules if path.startswith(f"{value}.")]
     if inside:
-        raise BindingError(
-            f"names: module {value!r} holds no parameters itself", hint=f"name one of those inside: {_some(inside)}"
-        )
+        own = any(name.rpartition(".")[0] == value for name in tensors)
+        held = "holds the parameters of several layers" if own else "holds no parameters itself"
+        raise BindingError(f"names: module {value!r} {held}", hint=f"name one of those inside: {_some(inside)}")
     raise BindingError(
         f"names: the model has no module and no parameter {value!r}",
         hint=did_you_mean(value, [*modules, *tensors]) or f"modules with parameters: {_some([*modules])}",

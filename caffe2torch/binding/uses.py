@@ -119,9 +119,10 @@ class BareParameters:
             for name in names
         )
         before = self._builder.nodes[values[0]].unit if len(set(values)) == 1 else None
-        if before is not None and self._module.get(before) == module and operation in ("mul", "add"):
+        if before in self._module and operation in ("mul", "add"):
             unit = self._builder.units[before]
-            if all(unit.role(one.role) in (None, one) for one in own):
+            near = self._module[before] == module or (operation == "add" and _lacks_shift(unit, own))
+            if near and all(unit.role(one.role) in (None, one) for one in own):
                 new = tuple(one for one in own if unit.role(one.role) is None)
                 self._builder.units[before] = replace(unit, tensors=unit.tensors + new)
                 return values[0]
@@ -159,6 +160,12 @@ def _in_role(operation: str, tensor: TensorReference) -> TensorReference:
     if _BARE_KINDS.get(operation) in (UnitKind.MAP, UnitKind.TRANSPOSED):
         return replace(tensor, role="weight" if len(tensor.shape or ()) > 1 else "bias")
     return tensor
+
+
+def _lacks_shift(unit: Unit, own: Sequence[TensorReference]) -> bool:
+    """Whether a unit has no shift yet, and takes one of the size of ``own``: it may stand in another list than it."""
+    sizes = [prod(one.sizes) for one in own]
+    return unit.role("shift") is None and unit.role("bias") is None and sizes == [unit.sizes[0]]
 
 
 def _bare_unit(kind: UnitKind, groups: int, module: str, tensors: tuple[TensorReference, ...]) -> Unit:
