@@ -155,6 +155,32 @@ def test_what_a_batch_norm_is_given_says_what_each_tensor_is(how: str, where: st
     assert names(bind(recipe, model, names_of(binding))) == bound
 
 
+class OwnNorm(nn.Module):
+    """Looks like a scale and a shift by what it holds; the buffers' names say nothing."""
+
+    def __init__(self, *, with_kept: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+        self.register_buffer("v", torch.ones(4) if with_kept else None)
+        self.register_buffer("m", torch.zeros(4) if with_kept else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.m, self.v, self.weight, self.bias, self.training or self.m is None)
+
+
+@pytest.mark.parametrize("with_kept", [True, False])
+def test_a_module_that_calls_batch_norm_is_one(with_kept: bool) -> None:
+    ports = [nn.Conv2d(3, 4, 3, padding=1), OwnNorm(with_kept=with_kept), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)]
+    model = nn.Sequential(*ports, OwnNorm(with_kept=with_kept), nn.Flatten(), nn.Linear(256, 5))
+    recipe = recipe_of(IMAGE, *NORMED)
+    binding = bind(recipe, model)
+    for number, place in enumerate((1, 4)):
+        found = [names(binding)[f"n{number}/{blob}"] for blob in ("0", "1", "scale/0", "scale/1")]
+        kept = [f"{place}.m", f"{place}.v"] if with_kept else [None, None]
+        assert found == [*kept, f"{place}.weight", f"{place}.bias"]
+    assert names(bind(recipe, model, names_of(binding))) == names(binding)
+
+
 @pytest.mark.parametrize("where", ["root", "module", "lists"])
 @pytest.mark.parametrize("how", ["instance norm", "group norm", "layer norm"])
 def test_other_normalizations_of_parameters_are_a_scale_and_a_shift(how: str, where: str) -> None:
