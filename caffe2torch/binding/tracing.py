@@ -66,6 +66,8 @@ _INDEXED = {"max_unpool2d": 0, "max_unpool3d": 0, "scatter": -1}
 
 _OWN_ARITHMETIC = frozenset({"mul", "add", "sub", "div"})  # with a parameter: a scale, a shift, a bias
 
+_REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean"})
+
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
 
 _Source = int | frozenset[str]
@@ -159,6 +161,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.parameters = {name: tensor for name, tensor in tensors.items() if name in self.bare}
         self.named = {_memory(tensor): (name, tensor.numel()) for name, tensor in tensors.items()}
         self.function = ""  # the function that runs, where its operations do not show which it is
+        self.statistics: set[int] = set()  # memory of what is computed over a batch, for each channel
+        self.normalized: set[int] = set()  # memory of what such statistics were taken from, by no parameter so far
         self.normalization: tuple[str, dict[str, str]] | None = None  # what the running unit normalizes with
         for name, tensor in self.parameters.items():
             self.know(tensor, frozenset({name}))
@@ -240,6 +244,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if moves(func) and isinstance(source := self.source.get(_memory(inputs[0])), frozenset):
                 self.know(_tensors(result)[0], source)  # a parameter in another type or order
             outputs = inputs[:1] if func._schema.is_mutable else _tensors(result)
+            self._note_normalized(func, args, inputs, outputs)
             chain = self._computed(func, args, kwargs or {}, inputs, outputs)
             if chain is not None:
                 self.within.update((_memory(output), (output, chain)) for output in outputs)
@@ -299,6 +304,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if not known:
             return
         roles = self._roles(func, args, kwargs)
+        given_memory = {_memory(one) for one in inputs}
         count = len(self.builder.nodes)
         chain: Chain = ()
         computed = self._computed(func, args, kwargs, inputs, outputs) or ()
@@ -315,12 +321,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
                 name, groups = "conv_transpose" if args[6] else name, args[8]
-            chains = [operation for one in entered for operation in one.chain]
-            normalized = name == "mul" and any(operation.kind == "batch norm" for operation in chains)
-            kind = UnitKind.NORM if normalized else None
+            kind = UnitKind.NORM if name == "mul" and not given_memory.isdisjoint(self.normalized) else None
             joined = self.bare.apply(self.function or name, parameters, values, groups, self.transposed, roles, kind)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
+            self._note_normalized(func, args, inputs, outputs)
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
@@ -332,19 +337,40 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
                 self.part[memory] = part
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
-            elif func._schema.is_mutable or memory not in given:
+            elif func._schema.is_mutable or memory not in given_memory:
                 self.know(output, joined, chain)
             elif isinstance(joined, int) and chain != self.chain.get(memory):
                 self.views.setdefault(memory, {})[_view(output)] = chain
 
     def _roles(self, func: Any, args: Any, kwargs: Any) -> dict[str, str]:
         """The parameters and buffers that a normalization is given, each with its role."""
-        name = self.function or func.overloadpacket.__name__
-        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
-        if "weight" not in given:
+        roles = roles_given(self.function or func.overloadpacket.__name__)
+        if not roles:
             return {}
-        names = {argument: self._name(one) for argument, one in given.items() if isinstance(one, Tensor)}
-        return roles_given(name, {argument: name for argument, name in names.items() if name is not None})
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+        names = {argument: self._name(given[argument]) for argument in roles if given.get(argument) is not None}
+        return {name: roles[argument] for argument, name in names.items() if name is not None}
+
+    def _note_normalized(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Follow a batch normalization without parameters, or written by hand, to the scale and shift after it."""
+        name, memories = func.overloadpacket.__name__.rstrip("_"), {_memory(one) for one in inputs}
+        found: set[int] | None = None
+        if name in _REDUCTIONS:
+            dims = {dim % inputs[0].dim() for dim in args[1]} if len(args) > 1 and isinstance(args[1], list) else set()
+            found = self.statistics if 0 in dims and 1 not in dims else None
+        elif name.endswith("batch_norm"):
+            found = None if self.function or len(memories) > 1 else self.normalized
+        elif not memories.isdisjoint(self.statistics):
+            found = self.statistics if memories <= self.statistics else self.normalized
+        elif not memories.isdisjoint(self.normalized) and name in ("mul", "add"):
+            own = [one for one in map(self._name, inputs) if one is not None and one in self.bare]
+            if len(own) == 1 and self.inside:
+                before = {} if self.normalization is None else self.normalization[1]
+                self.normalization = "batch_norm", {**before, own[0]: "scale" if name == "mul" else "shift"}
+                found = self.normalized
+        if found is not None:
+            found.update(map(_memory, outputs))
+            self.alive += outputs
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter or buffer that a tensor is, if it is a whole one or is computed from one alone."""

@@ -55,16 +55,16 @@ _NORM_ROLES = {"weight": "scale", "bias": "shift", "running_mean": "mean", "runn
 """What a normalization is given, by the name of the argument."""
 
 
-def roles_given(operation: str, arguments: Mapping[str, str]) -> dict[str, str]:
-    """The roles of the tensors that a normalization is given; nothing of another operation.
+def roles_given(operation: str) -> Mapping[str, str]:
+    """The roles of the tensors that a normalization is given, by argument; none of another operation.
 
-    >>> roles_given("native_batch_norm", {"weight": "g1", "running_mean": "m1"})
-    {'g1': 'scale', 'm1': 'mean'}
+    >>> roles_given("native_layer_norm"), roles_given("convolution")
+    ({'weight': 'scale', 'bias': 'shift'}, {})
     """
     if _BARE_KINDS.get(operation) is UnitKind.NORM:
-        return {name: _NORM_ROLES[argument] for argument, name in arguments.items() if argument in _NORM_ROLES}
+        return _NORM_ROLES
     if _BARE_KINDS.get(operation) is UnitKind.SCALE and operation not in _BARE_ROLES:
-        return {name: _NORM_ROLES[argument] for argument, name in arguments.items() if argument in ("weight", "bias")}
+        return {argument: _NORM_ROLES[argument] for argument in ("weight", "bias")}
     return {}
 
 

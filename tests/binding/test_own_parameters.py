@@ -80,6 +80,12 @@ def test_a_scale_and_a_shift_that_forward_applies_after_a_batch_norm_are_its_own
         assert bound[f"n{number}/scale/1"] == f"{place}.beta"
 
 
+def of_the_batch(x: Tensor) -> Tensor:
+    """A batch normalization, written out."""
+    variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + 1e-5)
+
+
 class Normalized(nn.Module):
     """Convolutions, each with an operation ``how`` on parameters and buffers of any name, which stand anywhere."""
 
@@ -125,6 +131,14 @@ class Normalized(nn.Module):
                 return F.group_norm(x, 2, gain, offset)
             case "layer norm":
                 return F.layer_norm(x.movedim(1, -1), (4,), gain, offset).movedim(-1, 1)
+            case "by hand":
+                return of_the_batch(x) * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
+            case "over channels by hand":
+                x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+                return x * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
+            case "the batch's, scaled after it":
+                x = F.batch_norm(x, None, None, None, None, True)
+                return x * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
         x = F.batch_norm(x, centre, spread, None, None, self.training)
         return x * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
 
@@ -142,7 +156,9 @@ NORMED = conv("one", "data"), norm("n0", "one"), conv("two", "one"), norm("n1", 
 
 
 @pytest.mark.parametrize("where", ["root", "module", "lists"])
-@pytest.mark.parametrize("how", ["kept", "of the batch", "scaled after it"])
+@pytest.mark.parametrize(
+    "how", ["kept", "of the batch", "kept, scaled after it", "the batch's, scaled after it", "by hand"]
+)
 def test_what_a_batch_norm_is_given_says_what_each_tensor_is(how: str, where: str) -> None:
     model = Normalized(how, where)
     recipe = recipe_of(IMAGE, *NORMED)
@@ -150,7 +166,7 @@ def test_what_a_batch_norm_is_given_says_what_each_tensor_is(how: str, where: st
     bound = names(binding)
     for number in range(2):
         found = [bound[f"n{number}/{blob}"] for blob in ("0", "1", "scale/0", "scale/1")]
-        statistics = [None if how == "of the batch" else model.name(role, number) for role in ("centre", "spread")]
+        statistics = [model.name(role, number) if "kept" in how else None for role in ("centre", "spread")]
         assert found == [*statistics, model.name("gain", number), model.name("offset", number)]
     assert names(bind(recipe, model, names_of(binding))) == bound
 
@@ -158,20 +174,24 @@ def test_what_a_batch_norm_is_given_says_what_each_tensor_is(how: str, where: st
 class OwnNorm(nn.Module):
     """Looks like a scale and a shift by what it holds; the buffers' names say nothing."""
 
-    def __init__(self, *, with_kept: bool) -> None:
+    def __init__(self, *, with_kept: bool, by_hand: bool) -> None:
         super().__init__()
+        self.by_hand = by_hand
         self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
         self.register_buffer("v", torch.ones(4) if with_kept else None)
         self.register_buffer("m", torch.zeros(4) if with_kept else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.by_hand:
+            return of_the_batch(x) * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return F.batch_norm(x, self.m, self.v, self.weight, self.bias, self.training or self.m is None)
 
 
-@pytest.mark.parametrize("with_kept", [True, False])
-def test_a_module_that_calls_batch_norm_is_one(with_kept: bool) -> None:
-    ports = [nn.Conv2d(3, 4, 3, padding=1), OwnNorm(with_kept=with_kept), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)]
-    model = nn.Sequential(*ports, OwnNorm(with_kept=with_kept), nn.Flatten(), nn.Linear(256, 5))
+@pytest.mark.parametrize(("with_kept", "by_hand"), [(True, False), (False, False), (False, True)])
+def test_a_module_that_computes_a_batch_norm_is_one(with_kept: bool, by_hand: bool) -> None:
+    one, two = (OwnNorm(with_kept=with_kept, by_hand=by_hand) for _ in range(2))
+    convolutions = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(convolutions[0], one, nn.ReLU(), convolutions[1], two, nn.Flatten(), nn.Linear(256, 5))
     recipe = recipe_of(IMAGE, *NORMED)
     binding = bind(recipe, model)
     for number, place in enumerate((1, 4)):
@@ -182,7 +202,7 @@ def test_a_module_that_calls_batch_norm_is_one(with_kept: bool) -> None:
 
 
 @pytest.mark.parametrize("where", ["root", "module", "lists"])
-@pytest.mark.parametrize("how", ["instance norm", "group norm", "layer norm"])
+@pytest.mark.parametrize("how", ["instance norm", "group norm", "layer norm", "over channels by hand"])
 def test_other_normalizations_of_parameters_are_a_scale_and_a_shift(how: str, where: str) -> None:
     model = Normalized(how, where)
     scaled = [
