@@ -87,7 +87,7 @@ def bind(
         return built
     net, graph = net_graph(recipe), model_graph(model, recipe, input_shapes)
     tensors = graph.tensors
-    stated = resolve_names(recipe, names or {}, [part for unit in graph.units for part in unit.parts], tensors)
+    stated = resolve_names(recipe, names or {}, graph.modules, tensors)
     skipped, other_shape = read_blobs(recipe, skip, "skip"), read_blobs(recipe, reshaped, "reshaped")
     check_names(recipe, stated, net.units, tensors, other_shape)
     modules = stated.modules | _implied(recipe, graph, stated)
@@ -158,8 +158,9 @@ def _is_multiplier(value: object) -> bool:
 
 
 def _implied(recipe: NetRecipe, model: ModelGraph, stated: StatedNames) -> dict[str, str]:
-    """Layers whose blobs the user bound one by one, to tensors of one module: that is where the layer is."""
-    owner = {str(tensor.key): unit.parts[0] for unit in model.units for tensor in unit.tensors}
+    """Layers whose blobs the user bound one by one, to tensors of one unit: that is where the layer is."""
+    used = model.wiring.units if model.wiring is not None else ()
+    owner = {str(tensor.key): unit.parts[0] for unit in (*model.units, *used) for tensor in unit.tensors}
     paths: dict[str, set[str]] = {}
     for number, tensor in stated.tensors.items():
         paths.setdefault(recipe.blobs[number].layer, set()).add(owner[tensor])

@@ -60,6 +60,16 @@ class ModelGraph:
         used = self.wiring.units if self.wiring is not None else ()
         return {str(tensor.key): tensor for unit in (*self.units, *used) for tensor in unit.tensors}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What a layer can be bound to: modules, and for a module of several layers the first parameter of each."""
+        used = self.wiring.units if self.wiring is not None else ()
+        seen = {part for unit in used if unit.tensors for part in unit.parts}
+        keys = {tensor.key for unit in used for tensor in unit.tensors}
+        whole = [unit for unit in self.units if keys.isdisjoint(tensor.key for tensor in unit.tensors)]
+        tied = [unit for unit in self.units if not seen.isdisjoint(unit.parts)]
+        return tuple(dict.fromkeys((*(part for unit in (*whole, *tied) for part in unit.parts), *sorted(seen))))
+
 
 def model_graph(model: nn.Module, recipe: NetRecipe, input_shapes: InputShapes | None = None) -> ModelGraph:
     """Collect what binding reads of ``model``, without changing it.

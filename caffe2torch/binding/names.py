@@ -26,7 +26,7 @@ from torch import nn
 
 from caffe2torch.binding.graph import TensorReference, Unit
 from caffe2torch.binding.layout import stored
-from caffe2torch.binding.plan import Binding, Kind
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind
 from caffe2torch.binding.wrappers import WRAPPER_NAMES, unwrapped
 from caffe2torch.errors import BindingError, InputError
 from caffe2torch.recipe import NetRecipe
@@ -233,21 +233,38 @@ def _advice(key: str, value: object) -> str:
 
 
 def names_of(binding: Binding) -> dict[str, str]:
-    """The ``names`` that lead to this very binding: layers where a module decides, blobs where it does not."""
+    """The ``names`` that lead to this very binding: layers where a module decides, blobs where it does not.
+
+    A module decides where all it holds itself is one layer's, or a BatchNorm's and its Scale's, and some is learned.
+    """
     modules: dict[str, set[str]] = {}
+    held: dict[str, list[BoundBlob | None]] = {}  # by module; None: what no blob stands for
     for bound in binding.blobs:
         if bound.name is not None:
-            modules.setdefault(bound.blob.layer, set()).add(bound.name.rpartition(".")[0])
+            path = bound.name.rpartition(".")[0]
+            modules.setdefault(bound.blob.layer, set()).add(path)
+            held.setdefault(path, []).append(bound)
+    for one in binding.unclaimed:
+        held.setdefault(one.name.rpartition(".")[0], []).append(None)
     names: dict[str, str] = {}
     for bound in binding.blobs:
         if bound.name is None or bound.kind is Kind.NONE:
             continue
         paths = modules[bound.blob.layer]
-        if len(paths) == 1 and next(iter(paths)):
-            names[bound.blob.layer] = next(iter(paths))
+        path = next(iter(paths))
+        if len(paths) == 1 and path and _one_unit(held[path]):
+            names[bound.blob.layer] = path
         else:
             names[bound.blob.name] = bound.name
     return names
+
+
+def _one_unit(held: Sequence[BoundBlob | None]) -> bool:
+    known = [bound for bound in held if bound is not None]
+    layers = {bound.blob.layer: bound.blob.layer_type for bound in known}
+    single = len(layers) == 1 or sorted(layers.values()) == ["BatchNorm", "Scale"]
+    learned = any(bound.kind is Kind.PARAMETER for bound in known)
+    return single and learned and len({bound.blob.role for bound in known}) == len(held)
 
 
 # What the user states by name: layers to modules, blobs to tensors, layers to do without.
@@ -365,9 +382,9 @@ def _known(value: str, modules: Collection[str], tensors: Collection[str]) -> st
             return spelling
     inside = [path for path in modules if path.startswith(f"{value}.")]
     if inside:
-        raise BindingError(
-            f"names: module {value!r} holds no parameters itself", hint=f"name one of those inside: {_some(inside)}"
-        )
+        own = any(name.rpartition(".")[0] == value for name in tensors)
+        held = "holds the parameters of several layers" if own else "holds no parameters itself"
+        raise BindingError(f"names: module {value!r} {held}", hint=f"name one of those inside: {_some(inside)}")
     raise BindingError(
         f"names: the model has no module and no parameter {value!r}",
         hint=did_you_mean(value, [*modules, *tensors]) or f"modules with parameters: {_some([*modules])}",

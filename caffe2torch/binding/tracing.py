@@ -39,7 +39,7 @@ from caffe2torch.binding.computation import (
 )
 from caffe2torch.binding.graph import INPUT, Node, Op, Unit, UnitKind, Wiring, WiringBuilder
 from caffe2torch.binding.traced_operations import COMPOSITES, batch_norm_of, moves, read_call, read_operation
-from caffe2torch.binding.uses import BareParameters, in_order, opaque_modules
+from caffe2torch.binding.uses import BareParameters, in_order, opaque_modules, roles_given
 from caffe2torch.binding.wrappers import named_modules, named_tensors
 
 __all__ = ["REST", "trace"]
@@ -65,6 +65,8 @@ _INDEXED = {"max_unpool2d": 0, "max_unpool3d": 0, "scatter": -1}
 """Operations that put numbers where indices say: which input the numbers are."""
 
 _OWN_ARITHMETIC = frozenset({"mul", "add", "sub", "div"})  # with a parameter: a scale, a shift, a bias
+
+_REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean"})
 
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "matmul"})
 
@@ -139,7 +141,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def __init__(self, model: nn.Module, units: Sequence[Unit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.builder = WiringBuilder()
-        self.bare = BareParameters(units, self.builder)
+        tensors = dict(named_tensors(model))
+        self.bare = BareParameters(units, self.builder, {name: tuple(one.shape) for name, one in tensors.items()})
         self.source: dict[int, _Source] = {}
         self.part: dict[int, _Part] = {}  # by memory, of which inputs it is, and where in its node's value it begins
         self.alive: list[Tensor] = []  # no memory may be given to another tensor while it stands for a source
@@ -155,7 +158,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.number: dict[tuple[object, ...], int] = {}
         self.hooks: list[RemovableHandle] = []
         self.transposed: dict[str, bool] = {}  # by parameter, as products used it
-        self.parameters = {name: tensor for name, tensor in named_tensors(model) if name in self.bare}
+        self.parameters = {name: tensor for name, tensor in tensors.items() if name in self.bare}
+        self.named = {_memory(tensor): (name, tensor.numel()) for name, tensor in tensors.items()}
+        self.function = ""  # the function that runs, where its operations do not show which it is
+        self.statistics: set[int] = set()  # memory of what is computed over a batch, for each channel
+        self.normalized: set[int] = set()  # memory of what such statistics were taken from, by no parameter so far
+        self.normalization: tuple[str, dict[str, str]] | None = None  # what the running unit normalizes with
         for name, tensor in self.parameters.items():
             self.know(tensor, frozenset({name}))
         for module, unit in opaque_modules(model, units):
@@ -231,9 +239,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
             self._note_order(inputs[-1])
         if self.inside and not self.composite:
+            if roles := self._roles(func, args, kwargs or {}):
+                self.normalization = self.function or func.overloadpacket.__name__, roles
             if moves(func) and isinstance(source := self.source.get(_memory(inputs[0])), frozenset):
                 self.know(_tensors(result)[0], source)  # a parameter in another type or order
             outputs = inputs[:1] if func._schema.is_mutable else _tensors(result)
+            self._note_normalized(func, args, inputs, outputs)
             chain = self._computed(func, args, kwargs or {}, inputs, outputs)
             if chain is not None:
                 self.within.update((_memory(output), (output, chain)) for output in outputs)
@@ -292,6 +303,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         parameters = frozenset[str]().union(*(source for source in known if not isinstance(source, int)))
         if not known:
             return
+        roles = self._roles(func, args, kwargs)
+        given_memory = {_memory(one) for one in inputs}
         count = len(self.builder.nodes)
         chain: Chain = ()
         computed = self._computed(func, args, kwargs, inputs, outputs) or ()
@@ -304,13 +317,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             joined: _Source = parameters
             if not moves(func) or any(_memory(one) in self.altered for one in inputs):
                 self.altered.update(map(_memory, outputs))
-        elif parameters:
+        elif parameters or roles:
             groups = 1
             if name == "convolution":  # ..., stride, padding, dilation, transposed, output_padding, groups
                 name, groups = "conv_transpose" if args[6] else name, args[8]
-            joined = self.bare.apply(name, parameters, values, groups, self.transposed)
+            kind = UnitKind.NORM if name == "mul" and not given_memory.isdisjoint(self.normalized) else None
+            joined = self.bare.apply(self.function or name, parameters, values, groups, self.transposed, roles, kind)
         else:
             joined = self.builder.join(_JOINS.get(name, Op.JOINT), values)
+            self._note_normalized(func, args, inputs, outputs)
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
         given = {_memory(one) for one in inputs}
@@ -322,10 +337,48 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
                 self.part[memory] = part
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
-            elif func._schema.is_mutable or memory not in given:
+            elif func._schema.is_mutable or memory not in given_memory:
                 self.know(output, joined, chain)
             elif isinstance(joined, int) and chain != self.chain.get(memory):
                 self.views.setdefault(memory, {})[_view(output)] = chain
+
+    def _roles(self, func: Any, args: Any, kwargs: Any) -> dict[str, str]:
+        """The parameters and buffers that a normalization is given, each with its role."""
+        roles = roles_given(self.function or func.overloadpacket.__name__)
+        if not roles:
+            return {}
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+        names = {argument: self._name(given[argument]) for argument in roles if given.get(argument) is not None}
+        return {name: roles[argument] for argument, name in names.items() if name is not None}
+
+    def _note_normalized(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Follow a batch normalization without parameters, or written by hand, to the scale and shift after it."""
+        name, memories = func.overloadpacket.__name__.rstrip("_"), {_memory(one) for one in inputs}
+        found: set[int] | None = None
+        if name in _REDUCTIONS:
+            dims = {dim % inputs[0].dim() for dim in args[1]} if len(args) > 1 and isinstance(args[1], list) else set()
+            found = self.statistics if 0 in dims and 1 not in dims else None
+        elif name.endswith("batch_norm"):
+            found = None if self.function or len(memories) > 1 else self.normalized
+        elif not memories.isdisjoint(self.statistics):
+            found = self.statistics if memories <= self.statistics else self.normalized
+        elif not memories.isdisjoint(self.normalized) and name in ("mul", "add"):
+            own = [one for one in map(self._name, inputs) if one is not None and one in self.bare]
+            if len(own) == 1 and self.inside:
+                before = {} if self.normalization is None else self.normalization[1]
+                self.normalization = "batch_norm", {**before, own[0]: "scale" if name == "mul" else "shift"}
+                found = self.normalized
+        if found is not None:
+            found.update(map(_memory, outputs))
+            self.alive += outputs
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, if it is a whole one or is computed from one alone."""
+        name, size = self.named.get(_memory(tensor), (None, 0))
+        source = self.source.get(_memory(tensor))
+        if name is None and isinstance(source, frozenset) and len(source) == 1:
+            return next(iter(source))
+        return name if size == tensor.numel() else None
 
     def _given(self, tensor: Tensor) -> _Given | None:
         source = self.source.get(_memory(tensor))
@@ -413,7 +466,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             if not self.inside:
-                self.running = unit
+                self.running, self.normalization = unit, None
             given = (self._given(tensor) for tensor in _tensors((args, kwargs)))
             self.inside.append([one for one in given if one is not None])
 
@@ -422,7 +475,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if self.inside:
                 return  # part of a larger unit
             if keys not in self.number:
-                self.number[keys] = self.builder.unit(in_order(unit, self.transposed))
+                used = unit if self.normalization is None else self.bare.as_given(unit, *self.normalization)
+                self.number[keys] = self.builder.unit(in_order(used, self.transposed))
             node = self.builder.use(self.number[keys], [one.source for one in entered] or [INPUT])
             outputs = _tensors(result)
             before, own, chain = self._inside_of(module, entered, outputs)
@@ -483,6 +537,12 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in COMPOSITES:
             return self._tracer.call(func, args, kwargs or {})
+        if func in (F.instance_norm, torch.instance_norm):  # made of a batch norm of repeated parameters
+            self._tracer.function = "instance_norm"
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self._tracer.function = ""
         return func(*args, **(kwargs or {}))
 
 

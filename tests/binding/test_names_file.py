@@ -267,6 +267,24 @@ def test_two_layers_of_one_module_can_be_named_blob_by_blob() -> None:
     recipe = recipe_of(inputs, lstms, end)
     binding = bind(recipe, Stacked(), names=said, unclaimed=(0.0, 0.0))
     assert names(binding)["l1/2"] == "r.weight_hh_l1"
+    assert names(bind(recipe, Stacked(), names_of(binding), unclaimed=(0.0, 0.0))) == names(binding)
+
+
+def test_written_names_of_tied_parameters_are_read_back() -> None:
+    shared = 'param { name: "w" } param { name: "b" }'
+    recipe = recipe_of(IMAGE, conv("in", "data"), conv("l", "in", params=shared), conv("r", "l", params=shared))
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(size, 4, 3, padding=1) for size in (3, 4, 4))
+            self.c.weight, self.c.bias = self.b.weight, self.b.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x)))  # type: ignore[no-any-return]
+
+    binding = bind(recipe, Tied())
+    assert names(bind(recipe, Tied(), names_of(binding))) == names(binding)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")

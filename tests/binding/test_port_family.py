@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 import tomllib
+from typing import Any
 
 import pytest
-from nets import recipe_of
+from nets import names, recipe_of
 from port_family import Case, Port, certain, make_case, prototxt
 
 from caffe2torch.binding.bind import bind
+from caffe2torch.binding.names import names_of
 from caffe2torch.errors import BindingError
 
 SEED = int(os.environ.get("PORTS_SEED", time.time_ns() % 10**6))
@@ -77,3 +79,19 @@ def test_a_port_is_bound_as_far_as_it_is_certain_and_never_wrongly() -> None:
         case = make_case(SEED + number)
         failures += [f"seed {case.seed}, {case.edit}: {one}" for one in problems(case)]
     assert not failures, f"PORTS_SEED={SEED}: {len(failures)}\n" + "\n".join(failures[:40])
+
+
+def test_what_is_written_of_a_binding_is_read_back_as_the_same() -> None:
+    print(f"PORTS_SEED={SEED}")
+    for number in range(CASES // 2):
+        case = make_case(SEED + number)
+        recipe, port = recipe_of(prototxt(case)), Port(case)
+        without = [f"{case.layer(one)}n?" for one in case.dropped]
+        other_sizes = [case.layer(one) for one in case.reshaped]
+        options: dict[str, Any] = {"skip": without, "unclaimed": (1.0, 1.0), "reshaped": other_sizes}
+        try:
+            binding = bind(recipe, port, **options)
+        except BindingError:
+            continue  # what must bind is the law above
+        said = names_of(binding)
+        assert names(bind(recipe, port, said, **options)) == names(binding), (case.seed, said)
