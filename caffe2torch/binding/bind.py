@@ -96,8 +96,9 @@ def bind(
     def attempted(ends: frozenset[int] = frozenset()) -> Attempt:
         findings = find_counterparts(net, graph, modules, skipped | ends, other_shape)
         assignment = assign(net, findings, named, skipped | ends, other_shape)
-        left = {name: one for name, one in graph.parameters.items() if name not in assignment.bound}
-        given = _multipliers(unclaimed, {name: trains for name, (_, trains) in left.items()}, sorted(assignment.bound))
+        bound = assignment.bound
+        left = {name: one for name, one in graph.parameters.items() if name not in bound}
+        given = _multipliers(unclaimed, {name: trains for name, (_, trains) in left.items()}, sorted(bound))
         return Attempt(
             net,
             graph,

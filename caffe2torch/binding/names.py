@@ -18,6 +18,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
@@ -119,8 +120,10 @@ def _agreeing(net: Sequence[set[str]], model: Sequence[set[str]]) -> dict[int, i
     for units in (net, model):
         count = Counter(name for names in units for name in names)
         sides.append({name: number for number, names in enumerate(units) for name in names if count[name] == 1})
-    moved = renumbered(*sides)
-    certain = (sides[0].keys() & sides[1].keys()) - moved.keys() - set(moved.values())
+    certain = sides[0].keys() & sides[1].keys()
+    if certain and min(map(len, sides)) > len(certain):
+        moved = renumbered(*sides)
+        certain -= moved.keys() | set(moved.values())
     pairs = {(sides[0][name], sides[1][name]) for name in certain}
     return _one_to_one(pairs)
 
@@ -145,9 +148,9 @@ def renumbered(net: Iterable[str], model: Iterable[str]) -> dict[str, str]:
     sides: list[dict[str, dict[tuple[int, ...], str]]] = [{}, {}]
     for series, names in zip(sides, (net, model), strict=True):
         for name in names:
-            numbers = tuple(map(int, _DIGITS.findall(name)))
+            stem, numbers = _numbered(name)
             if numbers:
-                series.setdefault(_DIGITS.sub("#", name), {})[numbers] = name
+                series.setdefault(stem, {})[numbers] = name
     found: dict[str, str] = {}
     for stem in sides[0].keys() & sides[1].keys():
         ours, theirs = sides[0][stem], sides[1][stem]
@@ -167,6 +170,12 @@ def renumbered(net: Iterable[str], model: Iterable[str]) -> dict[str, str]:
 
 
 _DIGITS = re.compile(r"\d{1,9}")
+
+
+@lru_cache(10_000)
+def _numbered(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name without its numbers, and these."""
+    return _DIGITS.sub("#", name), tuple(map(int, _DIGITS.findall(name)))
 
 
 def _prefixes(paths: Iterable[Sequence[str]]) -> list[list[str]]:

@@ -328,12 +328,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self._note_normalized(func, args, inputs, outputs)
         if isinstance(joined, int):
             chain = self._arrive(joined, entered, computed, outputs, new=len(self.builder.nodes) > count)
-        given = {_memory(one) for one in inputs}
         new = isinstance(joined, int) and len(self.builder.nodes) > count
         part = _one_part(entered, concatenated=joined == INPUT and name == "cat") if not new else _WHOLE
         for output in outputs:
             memory = _memory(output)
-            if memory not in given:
+            if memory not in given_memory:
                 self.part[memory] = part
             if func._schema.is_mutable and not _whole(output):  # the rest of what is there stays as it was
                 self.know(output, joined, (*self.chain.get(memory, ()), UNKNOWN))
@@ -353,7 +352,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _note_normalized(self, func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Follow a batch normalization without parameters, or written by hand, to the scale and shift after it."""
-        name, memories = func.overloadpacket.__name__.rstrip("_"), {_memory(one) for one in inputs}
+        name = func.overloadpacket.__name__.rstrip("_")
+        if not (self.statistics or self.normalized or name in _REDUCTIONS or name.endswith("batch_norm")):
+            return
+        memories = {_memory(one) for one in inputs}
         found: set[int] | None = None
         if name in _REDUCTIONS:
             dims = {dim % inputs[0].dim() for dim in args[1]} if len(args) > 1 and isinstance(args[1], list) else set()
@@ -389,9 +391,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def _part(self, tensor: Tensor) -> _Part:
         """The inputs that the numbers are made from, and where in what their node gives they begin."""
         given, begins = self.part.get(_memory(tensor), _WHOLE)
-        if _whole(tensor):
-            return given, begins
         rest, found = int(tensor.storage_offset()), list[tuple[int, int]]()
+        if not rest:
+            return given, begins
         for axis, stride in sorted(enumerate(tensor.stride()), key=lambda item: -item[1]):
             if stride and rest >= stride:
                 found.append((axis, int(rest // stride)))
