@@ -227,7 +227,7 @@ class Observations:
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
     number by itself, and
     ``clip_scope`` what the norm is of, where it is not that of all gradients: ``each param group``, ``each parameter``,
-    ``unknown``. ``by_weights`` are parameters of which a number moves otherwise beside large weights.
+    ``unknown``; ``clips_decay`` says that it scales weight decay as well. ``by_weights`` are parameters of which a number moves otherwise beside large weights.
     ``precision`` is the spacing of numbers near 1 in what the probe tensors are made of. ``stated`` is what each param
     group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
     the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
@@ -254,6 +254,7 @@ class Observations:
     clip: float | None = None
     value_clip: float | None = None
     clip_scope: str = ""
+    clips_decay: bool = False
     by_weights: tuple[str, ...] = ()
     precision: float = 2.0**-52
     stated: tuple[tuple[float, float], ...] = ()

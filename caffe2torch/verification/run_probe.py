@@ -23,7 +23,7 @@ import torch
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import describe
 from caffe2torch.recipe import SolverSettings
-from caffe2torch.verification.clip_bound import REACH, clip_scope, clip_threshold
+from caffe2torch.verification.clip_bound import REACH, clip_scope, clip_threshold, clips_decay
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.follow_scheduler import OutOfReachError, advance, rates_of, setting_of
 from caffe2torch.verification.optimizer_copy import (
@@ -172,6 +172,7 @@ class _Run:
         self.clip: float | None = None
         self.value_clip: float | None = None
         self.clip_scope = ""
+        self.clips_decay = False
         self.by_weights: set[int] = set()
         self.problem = ""
         self.calls = 1
@@ -328,6 +329,8 @@ class _Run:
             with suppress(Exception):  # as one that does not expect a parameter without a gradient
                 self.clip_scope = "unknown"
                 self.clip, self.clip_scope = clip_scope(carrier, self.probed, window, self.clip, self.started)
+        if clip and self.clip and math.isfinite(self.clip) and not self.clip_scope and not self.not_elementwise:
+            self.clips_decay = clips_decay(carrier, self.probed, window, self.clip, self.started)
         return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
 
     def _scaled_by(self, carrier: OptimizerCopy, window: Window) -> dict[int, str]:
@@ -423,6 +426,7 @@ class _Run:
             clip=self.clip,
             value_clip=self.value_clip,
             clip_scope=self.clip_scope,
+            clips_decay=self.clips_decay,
             by_weights=tuple(name for name, tensor in tensors if id(tensor) in self.by_weights),
             precision=precision(self.probed),
             stated=self.stated,

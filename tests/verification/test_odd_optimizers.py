@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from emitted import load
 from mistakes import INPUT, Chain, Port, convolution, named, vgg, vgg_net
 from torch import Tensor, nn
 
 from caffe2torch.auditing import audit
+from caffe2torch.translation import translate
 from caffe2torch.verification.report import Check, Report
 
 SOLVER = "base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005 max_iter: 1000 "
@@ -408,3 +410,88 @@ def test_a_step_that_ends_while_its_calls_are_counted_is_judged_by_its_first_one
     report = audited(lambda model: Ending(groups(model), momentum=0.9))
     assert "could not be observed" not in str(report)
     assert "does not step as Caffe's SGD does" in check(report, "update rule").text
+
+
+# Clipping inside step().
+
+CLIPPED = FIXED + "clip_gradients: 5 "
+
+
+class ClippedSGD(torch.optim.SGD):
+    """Clips at ``bound``: its gradients, or with ``decay_first`` what they are with the weight decay."""
+
+    def __init__(self, params: Any, bound: float = 5.0, *, decay_first: bool = False) -> None:
+        super().__init__(params, momentum=0.9)
+        self.bound, self.decay_first = bound, decay_first
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        if self.decay_first:
+            for group in self.param_groups:
+                for p in (p for p in group["params"] if p.grad is not None):
+                    p.grad.add_(p, alpha=group["weight_decay"])
+                group["weight_decay"] = 0.0
+        torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.bound)
+        super().step()
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+@pytest.mark.parametrize(
+    ("solver", "bound", "decay_first", "said"),
+    [
+        (CLIPPED, 5.0, False, ""),
+        (CLIPPED, 5.0, True, "gradients at a norm of 5, and the weight decay with them; Caffe adds the decay after"),
+        (CLIPPED, 2.0, True, "gradients at a norm of 2, and the weight decay with them; Caffe's clip_gradients is 5"),
+        (CLIPPED.replace("0.0005", "0"), 5.0, True, ""),  # no decay that could be scaled
+        (CLIPPED, 1e9, True, "the step does not clip: your loop has to"),  # the clip never acts
+    ],
+)
+def test_a_clip_that_scales_the_decay_differs_and_is_said(
+    solver: str, bound: float, decay_first: bool, said: str
+) -> None:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        given = groups(model)
+        if "weight_decay: 0 " in solver:
+            given[0]["weight_decay"] = 0.0
+        return ClippedSGD(given, bound, decay_first=decay_first)
+
+    report = audited(make, solver)
+    clipping = check(report, "clipping")
+    assert not report.wrong
+    assert report.ok == (clipping.result != "differs") == ("decay" not in said)
+    assert said in clipping.text
+    assert clipping.result != "ok" or clipping.seen == "inside the step, at a norm of 5"
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_late_steps_of_an_optimizer_that_clips_are_looked_at(kind: str, tmp_path: Path) -> None:
+    momentum = " momentum: 0.9" if kind in ("SGD", "Nesterov", "AdaDelta", "Adam") else ""
+    text = f'type: "{kind}" base_lr: 0.01 weight_decay: 0.0005 max_iter: 1000 lr_policy: "fixed" clip_gradients: 5{momentum}'
+    recipe, model = Port(vgg_net(), vgg, groups, text).recipe(tmp_path), vgg()
+    ours = translate(recipe, model=model)
+    emitted = load(ours.source(), f"clipped_{kind}").build_optimizer(model)
+    for report in (ours.report, audit(recipe, model, ours.optimizer), audit(recipe, model, emitted)):
+        assert report.ok, str(report)
+        assert not [note.message for note in report.notes if "not looked at" in note.message]
+
+
+def test_what_an_optimizer_that_needs_all_parameters_does_late_is_seen(tmp_path: Path) -> None:
+    recipe, model = Port(vgg_net(), vgg, groups, CLIPPED).recipe(tmp_path), vgg()
+    ours = load(translate(recipe, model=model).source(), "clipped").build_optimizer(model)
+
+    class Forgetting(type(ours)):  # type: ignore[misc]  # the class of an optimizer is known when it is made
+        """Loses its history at step 100."""
+
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            if self.calls == 100:
+                self.state.clear()
+            return super().step(closure)
+
+    ours.__class__ = Forgetting
+    report = audit(recipe, model, ours)
+    assert "from step 100 on it moves otherwise than before" in check(report, "update rule").text
