@@ -89,7 +89,7 @@ def clip_scope(
 
 
 def clips_decay(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, bound: float, started: bool) -> bool:
-    """Whether a clip at ``bound`` scales weight decay, too: weights without a gradient beside one far beyond it show it.
+    """Whether a clip at ``bound`` scales weight decay, too: weights without a gradient beside a large one show it.
 
     The gradient comes at the second step, since an adaptive rule answers to sizes only by comparison.
     """

@@ -34,6 +34,7 @@ from caffe2torch.verification.optimizer_copy import (
     gradient_hooks,
     group_places,
     metric_of,
+    outside_lookup,
     runs_foreign_code,
     user_hooks,
     without_capturable,
@@ -103,7 +104,10 @@ def observe(
     watched = _Watched(model, keep=runs_foreign_code(optimizer, scheduler))
     with undisturbed(probed):
         try:
-            run.through(windows, optimizer, scheduler, solver.clip_gradients)
+            if outside := outside_lookup(optimizer):
+                run.problem = f"it looks parameters up in {outside}, where no copy of them is: keep it in an attribute"
+            else:
+                run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
             if "closure" in run.problem.lower():
@@ -329,7 +333,7 @@ class _Run:
             with suppress(Exception):  # as one that does not expect a parameter without a gradient
                 self.clip_scope = "unknown"
                 self.clip, self.clip_scope = clip_scope(carrier, self.probed, window, self.clip, self.started)
-        if clip and self.clip and math.isfinite(self.clip) and not self.clip_scope and not self.not_elementwise:
+        if self.clip and math.isfinite(self.clip) and not self.clip_scope and not self.not_elementwise:
             self.clips_decay = clips_decay(carrier, self.probed, window, self.clip, self.started)
         return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
 

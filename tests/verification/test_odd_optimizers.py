@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -433,7 +433,7 @@ class ClippedSGD(torch.optim.SGD):
                     p.grad.add_(p, alpha=group["weight_decay"])
                 group["weight_decay"] = 0.0
         torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.bound)
-        super().step()
+        super().step(closure)
         for group, decay in zip(self.param_groups, decays, strict=True):
             group["weight_decay"] = decay
 
@@ -468,11 +468,12 @@ def test_a_clip_that_scales_the_decay_differs_and_is_said(
 @pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
 def test_late_steps_of_an_optimizer_that_clips_are_looked_at(kind: str, tmp_path: Path) -> None:
     momentum = " momentum: 0.9" if kind in ("SGD", "Nesterov", "AdaDelta", "Adam") else ""
-    text = f'type: "{kind}" base_lr: 0.01 weight_decay: 0.0005 max_iter: 1000 lr_policy: "fixed" clip_gradients: 5{momentum}'
+    text = f'type: "{kind}" base_lr: 0.01 weight_decay: 0.0005 lr_policy: "fixed" max_iter: 1000 clip_gradients: 5'
+    text += momentum
     recipe, model = Port(vgg_net(), vgg, groups, text).recipe(tmp_path), vgg()
     ours = translate(recipe, model=model)
     emitted = load(ours.source(), f"clipped_{kind}").build_optimizer(model)
-    for report in (ours.report, audit(recipe, model, ours.optimizer), audit(recipe, model, emitted)):
+    for report in (ours.report, audit(recipe, model, emitted)):
         assert report.ok, str(report)
         assert not [note.message for note in report.notes if "not looked at" in note.message]
 
@@ -495,3 +496,133 @@ def test_what_an_optimizer_that_needs_all_parameters_does_late_is_seen(tmp_path:
     ours.__class__ = Forgetting
     report = audit(recipe, model, ours)
     assert "from step 100 on it moves otherwise than before" in check(report, "update rule").text
+
+
+# Multipliers that an optimizer finds by the parameter.
+
+
+class Table(NamedTuple):
+    """Parameters of twice the rate, however they are kept."""
+
+    twice: Any
+
+
+class LookedUp(torch.optim.SGD):
+    """Finds rate and decay of each parameter in what ``keep`` made of them, and takes ``id`` for the keys."""
+
+    def __init__(self, model: nn.Module, keep: Callable[[list[Any]], Any], *, by_id: bool = True) -> None:
+        super().__init__(model.parameters(), lr=0.01, momentum=0.9)
+        self.key: Callable[[Tensor], Any] = id if by_id else lambda p: p
+        self.kept = keep([self.key(p) for p in named(model, lambda name: name.endswith("bias"))])
+
+    def twice(self, p: Tensor) -> bool:
+        kept = self.kept.twice if isinstance(self.kept, Table) else self.kept
+        return any(self.key(p) is one or (isinstance(one, int) and one == self.key(p)) for one in kept)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            twice = self.twice(p)
+            history = self.state[p].setdefault("history", torch.zeros_like(p))
+            history.mul_(0.9).add_(p.grad if twice else p.grad + 0.0005 * p, alpha=0.02 if twice else 0.01)
+            p.sub_(history)
+
+
+KEPT: dict[str, Callable[[list[Any]], Any]] = {
+    "keys of a dict": lambda keys: dict.fromkeys(keys, 2.0),
+    "a set": set,
+    "a frozenset": frozenset,
+    "a list": list,
+    "a tuple": tuple,
+    "a set in a named tuple": lambda keys: Table(set(keys)),
+}
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+def test_multipliers_kept_by_parameter_or_by_its_id_are_found_for_the_copies(keep: Any, by_id: bool) -> None:
+    assert audited(lambda model: LookedUp(model, keep, by_id=by_id)).ok
+    none = audited(lambda model: LookedUp(model, lambda keys: keep(keys[:1]), by_id=by_id))
+    assert [row.name for row in none.wrong] == ["conv2.bias", "score.bias"]
+
+
+TWICE: set[int] = set()
+
+
+def is_twice(p: Tensor) -> bool:
+    return id(p) in TWICE
+
+
+class LookedUpOutside(LookedUp):
+    """Finds them in a variable of the module."""
+
+    def twice(self, p: Tensor) -> bool:
+        return is_twice(p)
+
+
+class LookedUpInTheClass(LookedUp):
+    """Finds them in an attribute of the class."""
+
+    known: ClassVar[dict[Tensor, float]] = {}
+
+    def twice(self, p: Tensor) -> bool:
+        return p in self.known
+
+
+def looked_up_around(model: nn.Module) -> torch.optim.Optimizer:
+    biases = {id(p): 2.0 for p in named(model, lambda name: name.endswith("bias"))}
+
+    class Around(LookedUp):
+        def twice(self, p: Tensor) -> bool:
+            return id(p) in biases
+
+    return Around(model, list)
+
+
+def looked_up_outside(model: nn.Module) -> torch.optim.Optimizer:
+    TWICE.clear()
+    TWICE.update(id(p) for p in named(model, lambda name: name.endswith("bias")))
+    return LookedUpOutside(model, list)
+
+
+def looked_up_in_the_class(model: nn.Module) -> torch.optim.Optimizer:
+    LookedUpInTheClass.known.update(dict.fromkeys(named(model, lambda name: name.endswith("bias")), 2.0))
+    return LookedUpInTheClass(model, list)
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (looked_up_around, "biases"),
+        (looked_up_outside, "TWICE"),
+        (looked_up_in_the_class, "LookedUpInTheClass.known"),
+    ],
+)
+def test_of_multipliers_kept_where_no_copy_is_found_nothing_is_claimed(make: Any, place: str) -> None:
+    report = audited(make)
+    (cause,) = report.causes
+    assert f"could not be observed: it looks parameters up in {place}, where no copy of them is" in cause.message
+    assert all(row.observed.lr is None for row in report.rows)
+
+
+def test_a_rule_by_the_number_of_axes_is_seen() -> None:
+    class Decaying(torch.optim.SGD):
+        """Decays what has several axes, as many ports do, at ``decay``."""
+
+        def __init__(self, params: Any, decay: float) -> None:
+            super().__init__(params, momentum=0.9)
+            self.decay = decay
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for p in (p for group in self.param_groups for p in group["params"]):
+                if p.ndim > 1:
+                    p.grad.add_(p, alpha=self.decay)
+            super().step(closure)
+
+    def made(decay: float) -> Report:
+        return audited(lambda model: Decaying([{**group, "weight_decay": 0.0} for group in groups(model)], decay))
+
+    assert made(0.0005).ok
+    assert {row.role for row in (row.blob for row in made(0.001).wrong)} == {"weight"}
