@@ -14,6 +14,7 @@ from mistakes import INPUT, Chain, Port, convolution, named, vgg, vgg_net
 from torch import Tensor, nn
 
 from caffe2torch.auditing import audit
+from caffe2torch.errors import ModelError
 from caffe2torch.translation import translate
 from caffe2torch.verification.report import Check, Report
 
@@ -626,3 +627,70 @@ def test_a_rule_by_the_number_of_axes_is_seen() -> None:
 
     assert made(0.0005).ok
     assert {row.role for row in (row.blob for row in made(0.001).wrong)} == {"weight"}
+
+
+# What is said of a run.
+
+
+def schedule_of(solver: str, scheduler: Callable[[Any], Any], **options: Any) -> str:
+    return check(
+        audited(lambda model: torch.optim.SGD(groups(model), momentum=0.9), solver, scheduler, **options),
+        "rate schedule",
+    ).text
+
+
+@pytest.mark.parametrize(
+    ("policy", "scheduler"),
+    [
+        ('lr_policy: "step" gamma: 0.1 stepsize: 100', lambda o: torch.optim.lr_scheduler.StepLR(o, 400)),
+        ('lr_policy: "poly" power: 0.9', lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 4000, power=0.9)),
+    ],
+)
+def test_a_scheduler_made_for_a_step_a_pass_is_named(policy: str, scheduler: Callable[[Any], Any]) -> None:
+    said = schedule_of(SOLVER + policy + " iter_size: 4", scheduler, accumulation="mean")
+    assert "the scheduler counts passes, of which Caffe's iterations have iter_size 4" in said
+
+
+def test_a_scheduler_that_never_changes_counts_no_passes() -> None:
+    policy = 'lr_policy: "step" gamma: 0.1 stepsize: 100 iter_size: 4'
+    said = schedule_of(SOLVER + policy, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0), accumulation="mean")
+    assert "the scheduler leaves the rate as it is" in said
+
+
+def test_one_rate_of_all_is_said_beside_caffes_and_a_factor_near_one_is_not_said() -> None:
+    policy = 'lr_policy: "step" gamma: 0.1 stepsize: 100'
+
+    def one_group(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005)
+
+    report = audited(one_group, SOLVER + policy, lambda o: torch.optim.lr_scheduler.StepLR(o, 50, 0.2))
+    assert "every lr 0.002, as there is one group; Caffe's are 0.01 and 0.02" in check(report, "rate schedule").text
+    slowly = schedule_of(SOLVER + policy, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10**7))
+    assert "1 times what it was" not in slowly
+
+
+def test_what_lightning_returns_is_refused_with_what_to_give() -> None:
+    def as_dict(model: nn.Module) -> Any:
+        return {"optimizer": torch.optim.SGD(groups(model), momentum=0.9)}
+
+    with pytest.raises(ModelError, match="the optimizer is a dict") as refused:
+        audited(as_dict)
+    assert 'configure_optimizers() returns give its "optimizer"' in str(refused.value)
+    with pytest.raises(ModelError, match="the optimizer is a list") as refused:
+        audited(lambda model: ([torch.optim.SGD(groups(model), momentum=0.9)], []))  # type: ignore[arg-type,return-value]  # what is refused
+    assert "give the first as the optimizer, the second as the scheduler" in str(refused.value)
+
+
+def test_what_is_wrong_with_several_is_said_of_several() -> None:
+    def without_biases(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups(model)[:1], momentum=0.9)
+
+    def frozen(model: nn.Module) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(groups(model), momentum=0.9)
+        for weight in made.param_groups[0]["params"][:2]:
+            weight.requires_grad_(False)
+        return made
+
+    assert audited(without_biases).causes[0].message.endswith("biases: no param group holds them")
+    said = "they are frozen, their requires_grad is False; Caffe trains them at lr 0.01"
+    assert said in audited(frozen).causes[0].message
