@@ -152,7 +152,7 @@ class _Run:
 
     def __init__(self, probed: Sequence[Probed], start: int, solver: SolverSettings) -> None:
         self.probed = probed
-        self.max_iter = solver.max_iter
+        self.max_iter, self.passes = solver.max_iter, max(solver.iter_size, 1)
         self.at = start
         # Where gradients must stay below a norm, many elements would make each of them too faint to tell much.
         self.elements = PROOF_LEAST
@@ -275,7 +275,8 @@ class _Run:
             carrier.optimizer, carrier.scheduler, {id(carrier.probe_tensors[key]): made for key, made in onto.items()}
         )
         rates = rates_of(ahead.scheduler)
-        until = min(self.at + SCOUTED, max(SCOUTED_LEAST, *(window.iteration for window in windows)))
+        farthest = max(window.iteration for window in windows) * self.passes  # it may be made for a step a pass
+        until = min(self.at + SCOUTED, max(SCOUTED_LEAST, farthest))
         for iteration in range(self.at + 1, until + 1):
             try:
                 ahead.scheduler.step()

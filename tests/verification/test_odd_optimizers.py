@@ -694,3 +694,15 @@ def test_what_is_wrong_with_several_is_said_of_several() -> None:
     assert audited(without_biases).causes[0].message.endswith("biases: no param group holds them")
     said = "they are frozen, their requires_grad is False; Caffe trains them at lr 0.01"
     assert said in audited(frozen).causes[0].message
+
+
+def test_a_stated_multiplier_is_the_users_and_not_caffes() -> None:
+    model = vgg()
+    model.register_parameter("extra", nn.Parameter(torch.zeros(2)))
+    optimizer = torch.optim.SGD([*groups(model), {"params": [model.extra], "lr": 0.02}], momentum=0.9)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Port(vgg_net(), vgg, groups, FIXED).recipe(Path(folder))
+    report = audit(recipe, model, optimizer, unclaimed={"extra": (1.0, 0.0)})
+    assert report.wrong[0].reason == "lr is 0.02, you stated 0.01 (2 times as much)"
+    held = audit(recipe, model, optimizer, unclaimed={"extra": (0.0, 0.0)})
+    assert held.wrong[0].reason == "it is trained at lr 0.02; you stated lr_mult 0"
