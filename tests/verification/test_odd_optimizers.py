@@ -706,3 +706,13 @@ def test_a_stated_multiplier_is_the_users_and_not_caffes() -> None:
     assert report.wrong[0].reason == "lr is 0.02, you stated 0.01 (2 times as much)"
     held = audit(recipe, model, optimizer, unclaimed={"extra": (0.0, 0.0)})
     assert held.wrong[0].reason == "it is trained at lr 0.02; you stated lr_mult 0"
+
+
+def test_how_many_parameters_there_are_does_not_count_buffers(tmp_path: Path) -> None:
+    net = INPUT + convolution("conv1", "data", 3) + 'layer { name: "bn" type: "BatchNorm" bottom: "conv1" top: "bn" }'
+    model = Chain(conv1=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3, affine=False))
+    recipe = Port(net, vgg, groups, FIXED).recipe(tmp_path)
+    assert "5 blobs, 2 parameters" in str(audit(recipe, model, torch.optim.SGD(groups(model), momentum=0.9)))
+    assert "all 2 parameters: lr 10 times as much" in [
+        cause.message for cause in audit(recipe, model, torch.optim.SGD(groups(model, 10), momentum=0.9)).causes
+    ]
