@@ -201,11 +201,11 @@ def _late(late: Mapping[str, Fault], caffes: int, observations: Observations, so
     at = [fault for fault in late.values() if fault.iteration == first]
     seen, due = {fault.seen for fault in at}, {fault.due for fault in at}
     ours = observations.first_change
-    if len(seen) == 1 < len(due) and seen != {0.0}:
-        groups = ", whatever its group says" if len(observations.stated) > 1 else ", as there is one group"
-        caffes_are = " and ".join(sorted(number(one) for one in due))
+    if len(seen) == 1 < len(due) and seen != {0.0} and len(observations.stated) > 1:
+        theirs = " and ".join(sorted(map(number, due)))
         return (
-            f"at iteration {first} the scheduler makes every lr {number(seen.pop())}{groups}; Caffe's are {caffes_are}"
+            f"at iteration {first} the scheduler makes every lr {number(seen.pop())}, whatever its group says; "
+            f"Caffe's are {theirs}"
         )
     if solver.iter_size > 1 and _counts_passes(solver, at[0], ours, caffes):
         return (

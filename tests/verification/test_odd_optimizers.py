@@ -657,14 +657,14 @@ def test_a_scheduler_that_never_changes_counts_no_passes() -> None:
     assert "the scheduler leaves the rate as it is" in said
 
 
-def test_one_rate_of_all_is_said_beside_caffes_and_a_factor_near_one_is_not_said() -> None:
+def test_the_rate_of_a_single_group_is_said_beside_caffes_and_a_factor_near_one_is_not_said() -> None:
     policy = 'lr_policy: "step" gamma: 0.1 stepsize: 100'
 
     def one_group(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005)
 
-    report = audited(one_group, SOLVER + policy, lambda o: torch.optim.lr_scheduler.StepLR(o, 50, 0.2))
-    assert "every lr 0.002, as there is one group; Caffe's are 0.01 and 0.02" in check(report, "rate schedule").text
+    report = audited(one_group, SOLVER + policy, lambda o: torch.optim.lr_scheduler.StepLR(o, 100, 0.2))
+    assert "at iteration 100 lr is 0.002, Caffe's is 0.001" in check(report, "rate schedule").text
     slowly = schedule_of(SOLVER + policy, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10**7))
     assert "1 times what it was" not in slowly
 
