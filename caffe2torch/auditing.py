@@ -251,6 +251,15 @@ def right_source(
     )
 
 
+_LIGHTNING: dict[type, str] = {
+    dict: 'of the dict that Lightning\'s configure_optimizers() returns give its "optimizer", and as the scheduler its '
+    '"lr_scheduler" (or that one\'s "scheduler")',
+    list: "of the two lists that Lightning's configure_optimizers() returns give the first as the optimizer, the "
+    "second as the scheduler",
+}
+"""What to give in place of what is no optimizer."""
+
+
 def _one(model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
     """Optimizer and scheduler, or several of them as one."""
     if not isinstance(optimizer, list | tuple):
@@ -277,6 +286,7 @@ def _check(model: object, optimizer: Any, scheduler: Any) -> None:
         raise ModelError(
             f"the optimizer is a {type(optimizer).__name__}, which has no param_groups and step()",
             expected="a torch.optim.Optimizer",
+            hint=_LIGHTNING.get(type(optimizer)),
         )
     if scheduler is None:
         return

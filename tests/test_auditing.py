@@ -251,7 +251,7 @@ OTHERS = {
             vgg_net(), vgg, two_groups, STEP,
             lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1, eta_min=0.005),
         ),
-        ["at iteration 1 the scheduler makes every lr 0.005, whatever its multiplier"],
+        ["at iteration 1 the scheduler makes every lr 0.005, whatever its group says; Caffe's are 0.01 and 0.02"],
     ),
     "AdamW for Adam": (
         Port(

@@ -131,7 +131,8 @@ def _to_know(settings: SolverSettings, message: Any) -> Iterator[Found]:
         if name in stated and name not in row.settings:
             yield name, f"{settings.type} does not read {name}"
     if settings.max_iter <= 0:
-        yield "max_iter", "max_iter is not above 0: Caffe's own train command would stop at once"
+        said = "is not above 0" if "max_iter" in stated else "is not stated"
+        yield "max_iter", f"max_iter {said}: Caffe's own train command would stop at once"
     if "rms_decay" in row.settings and "rms_decay" not in stated:
         yield "type", "rms_decay is not stated: BVLC's Caffe takes 0.99, forks that never gave it a default take 0"
     if policy.rampup_interval is not None:

@@ -261,7 +261,12 @@ def _clipping(
         expected += f" (clip_gradients {clip:g} / iter_size {solver.iter_size}, as the gradients are averaged)"
     if seen is None and not observations.value_clip:
         return Check("clipping", Result.NOT_SEEN, expected, seen="no gradient moves anything")
-    if not observations.clip_scope and close(seen or 0.0, wanted, 1e-3):
+    right = not observations.clip_scope and close(seen or 0.0, wanted, 1e-3)
+    if right and observations.clips_decay:
+        message = f"{what}, and the weight decay with them; Caffe adds the decay after it clips"
+        fix = "clip the gradients first, then add the decay, as torch's own weight_decay does inside step()"
+        return Check("clipping", Result.DIFFERS, expected, (Fault(FaultKind.CLIP, message),), fix=fix)
+    if right:
         return Check("clipping", Result.OK, expected, seen=f"inside the step, at a norm of {wanted:g}")
     if seen == math.inf and not observations.value_clip and not translating:
         said = f"the step does not clip: your loop has to, at a norm of {wanted:g} over all gradients"
@@ -270,7 +275,8 @@ def _clipping(
     if wanted == clip:
         caffes = f"Caffe's clip_gradients is {wanted:g}"
     over = ", over all gradients" if observations.value_clip or observations.clip_scope else ""
-    message = f"{what}; {caffes}{over}"
+    decay = ", and the weight decay with them" if observations.clips_decay else ""
+    message = f"{what}{decay}; {caffes}{over}"
     return Check("clipping", Result.DIFFERS, expected, (Fault(FaultKind.CLIP, message),), fix=AUDIT_FIX)
 
 

@@ -13,7 +13,7 @@ from caffe2torch.verification.optimizer_copy import OptimizerCopy
 from caffe2torch.verification.probe_sequence import ProbeSequence, Window
 from caffe2torch.verification.probe_tensors import Probed, run_window
 
-__all__ = ["REACH", "clip_scope", "clip_threshold"]
+__all__ = ["REACH", "clip_scope", "clip_threshold", "clips_decay"]
 
 REACH = 16.0  # how far beyond the expected norm is looked
 STEPS = 3
@@ -86,3 +86,25 @@ def clip_scope(
         if math.isfinite(bound) and close(beyond(group), due, 1e-3):
             return bound, scope
     return found, "unknown"
+
+
+def clips_decay(carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, bound: float, started: bool) -> bool:
+    """Whether a clip at ``bound`` scales weight decay, too: weights without a gradient beside a large one show it.
+
+    The gradient comes at the second step, since an adaptive rule answers to sizes only by comparison.
+    """
+    sequences = {sequence.name: sequence for sequence in window.sequences}
+    numbers = max(sum(one.trains for one in probed), 1)
+    weight = (sequences["decay"].weights[0] or 0.0) / 4  # whose decay stays below the bound
+
+    def decayed(norm: float) -> dict[int, torch.Tensor]:
+        gradients = (0.0, norm * bound / math.sqrt(numbers), *(0.0,) * (STEPS - 2))
+        lanes = (
+            ProbeSequence("decay", (weight,) * STEPS, (0.0,) * STEPS),
+            ProbeSequence("clip", (0.0,) * STEPS, gradients),
+        )
+        part = replace(window, steps=STEPS, sequences=lanes)
+        return {key: moved[0] for key, moved in run_window(carrier, probed, part, lanes, started=started).items()}
+
+    alone, beside = decayed(0.0), decayed(REACH)
+    return any(not torch.allclose(beside[key], moved, rtol=1e-3, atol=0.0) for key, moved in alone.items())

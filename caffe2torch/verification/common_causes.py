@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from caffe2torch.binding.plan import Kind
 from caffe2torch.recipe import LearnableBlob
 from caffe2torch.solver.float32 import number
 from caffe2torch.solver.lr_policy import rate, weight_decay_at
@@ -19,6 +21,15 @@ __all__ = ["explained", "whole_causes"]
 Row = ReportRow | UnclaimedRow
 
 _NUMBERS = {FaultKind.LR, FaultKind.WEIGHT_DECAY}
+
+_PLURAL = {
+    "it is a buffer": "they are buffers",
+    "it is": "they are",
+    "it stands": "they stand",
+    "its": "their",
+    "it": "them",
+}
+"""What stands for several in the place of one, tried one after the other."""
 
 
 def shared_causes(wrong: Sequence[ReportRow], rows: Sequence[ReportRow], found: Multiples) -> list[Cause]:
@@ -99,7 +110,7 @@ class Multiples:
             return f"lr {_tidy(1 / key.lr):g} times too small" if small else f"lr {key.lr:g} times as much"
         assert isinstance(key, _Treatment)
         if key.reasons:
-            return group[0].reason
+            return group[0].reason if _NUMBERS.issuperset(key.kinds) else _of_several(group[0].reason)
         parts = [f"lr x{key.lr[0]:g}"] if key.lr else []
         if key.decay:
             parts.append(f"decay x{key.decay[0]:g}" if key.decay[0] else "no decay")
@@ -125,13 +136,24 @@ class Multiples:
         return f", as if they were {_plural(*alike.most_common(1)[0][0])}" if alike else ""
 
 
+def _of_several(reason: str) -> str:
+    """What is wrong with one parameter, said of several.
+
+    >>> _of_several("it is frozen, its requires_grad is False; Caffe trains it at lr 0.01")
+    'they are frozen, their requires_grad is False; Caffe trains them at lr 0.01'
+    """
+    for pattern, words in _PLURAL.items():
+        reason = re.sub(rf"\b{pattern}\b", words, reason)
+    return reason
+
+
 def _stated(row: ReportRow) -> tuple[float, float]:
     return row.blob.lr_mult * row.factor, row.blob.decay_mult
 
 
 def _who(group: Sequence[ReportRow], rows: Iterable[ReportRow]) -> str:
     """``all 8 BatchNorm shifts``, ``8 of 12 BN shifts``, ``all 34 parameters``: the closest name for these rows."""
-    everyone = [row for row in rows if row.parameter is not None]
+    everyone = [row for row in rows if row.kind is Kind.PARAMETER or any(row is one for one in group)]
     classes = Counter(_class(row.blob) for row in everyone)
     mine = Counter(_class(row.blob) for row in group)
     if len(group) == len(everyone):

@@ -232,8 +232,8 @@ class _Comparing:
         if kind == "crop" or by_data or by_size:
             self._unread(key)
             return
-        place = self._between(key)
-        for x in xs:
+        place, nearest = self._between(key), self.net.layer_at(key)
+        for x in (one if one.name else replace(one, name=nearest.name, where=nearest.where) for one in xs):
             if OUTPUT in key and (kind == "softmax" or x.settings.get("function") in ("sigmoid", "tanh")):
                 continue  # a loss or what reads the output may do it
             self._differs(x.kind, f"no {named(x)}{place}", described(x), x, Operation(kind), key[1])

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import types
 from collections import ChainMap, OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "group_names",
     "group_places",
     "metric_of",
+    "outside_lookup",
     "runs_foreign_code",
     "step",
     "together",
@@ -79,6 +81,7 @@ def copy_optimizer(
         memo[id(inner.state)] = _history(inner, memo) if started else defaultdict(dict)
     optimizer_copy = _copy(optimizer, memo)
     follower = None if scheduler is None else _copy(scheduler, memo)
+    _carry_ids([optimizer_copy, follower], {key: id(tensor) for key, tensor in probe_tensors.items()}, set())
     return OptimizerCopy(optimizer_copy, follower, dict(probe_tensors))
 
 
@@ -285,6 +288,100 @@ def _copy(thing: Any, memo: dict[int, Any]) -> Any:
         else:
             optimizer_copy.__dict__[name] = copy.deepcopy(value, memo)
     return optimizer_copy
+
+
+def _carry_ids(thing: Any, ids: Mapping[int, int], seen: set[int]) -> Any:
+    """A copied ``thing`` in which every ``id`` of a parameter, as of ``{id(p): 2.0}``, is that of its copy.
+
+    What can be changed is changed where it is, as others may hold it as well.
+    """
+    if type(thing) is int:
+        return ids.get(thing, thing)
+    if isinstance(thing, tuple | frozenset):
+        items = [_carry_ids(item, ids, seen) for item in thing]
+        if all(map(operator.is_, items, thing)):
+            return thing
+        return type(thing)(*items) if hasattr(thing, "_fields") else type(thing)(items)
+    if id(thing) in seen:
+        return thing
+    seen.add(id(thing))
+    if isinstance(thing, dict):
+        pairs = [(_carry_ids(key, ids, seen), _carry_ids(value, ids, seen)) for key, value in thing.items()]
+        if not all(a is key and b is value for (a, b), (key, value) in zip(pairs, thing.items(), strict=True)):
+            thing.clear()
+            thing.update(pairs)
+    elif isinstance(thing, list):
+        thing[:] = [_carry_ids(item, ids, seen) for item in thing]
+    elif isinstance(thing, set):
+        if not ids.keys().isdisjoint(item for item in thing if type(item) is int):
+            items = [_carry_ids(item, ids, seen) for item in thing]
+            thing.clear()
+            thing.update(items)
+    elif _is_copied_whole(thing):
+        for name, value in vars(thing).items():
+            vars(thing)[name] = _carry_ids(value, ids, seen)
+    return thing
+
+
+def _is_copied_whole(thing: Any) -> bool:
+    """Whether ``copy.deepcopy`` makes a new object with new attributes of it; a module has no ``id`` of parameters."""
+    cls: Any = type(thing)
+    default = cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
+    atomic = isinstance(thing, type | types.FunctionType | types.ModuleType | torch.Tensor | torch.nn.Module)
+    return default and not atomic and hasattr(thing, "__dict__") and not hasattr(cls, "__deepcopy__")
+
+
+def outside_lookup(optimizer: torch.optim.Optimizer) -> str:
+    """The variable outside the optimizer in which code of its class finds parameters, or their ``id``, if any does.
+
+    A copy of the optimizer steps copies of the parameters, which are not found there.
+    """
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    seen: set[int] = set()
+    for inner in _inner_optimizers(optimizer):
+        met = {"__init__", "__dict__", "__weakref__"}
+        own = [value for value in vars(inner).values() if isinstance(value, types.FunctionType)]
+        for cls in type(inner).__mro__:
+            if cls.__module__.partition(".")[0] not in ("torch", "caffe2torch", "builtins", "typing"):
+                members = {name: value for name, value in vars(cls).items() if name not in met}
+                met |= members.keys() - {"step"}  # of other methods, those that the class overrides are hardly called
+                found = next((name for name, value in members.items() if _holds(value, known)), "")
+                if found:
+                    return f"{cls.__name__}.{found}"
+                own += [value for value in members.values() if isinstance(value, types.FunctionType)]
+        for function in own:
+            if found := _looked_up(function, known, seen):
+                return found
+    return ""
+
+
+def _looked_up(function: types.FunctionType, known: Collection[int], seen: set[int]) -> str:
+    """The variable with parameters that a function, or one that it calls, reads from around it."""
+    function = inspect.unwrap(function)
+    if id(function) in seen or not isinstance(function, types.FunctionType):
+        return ""
+    seen.add(id(function))
+    if (function.__module__ or "").partition(".")[0] in ("torch", "caffe2torch"):
+        return ""
+    try:
+        closure = inspect.getclosurevars(function)
+    except ValueError:  # of a cell that is empty
+        return ""
+    around = {**closure.globals, **closure.nonlocals}
+    for name, value in around.items():
+        if _holds(value, known):
+            return name
+    called = (value for value in around.values() if isinstance(value, types.FunctionType))
+    return next(filter(None, (_looked_up(value, known, seen) for value in called)), "")
+
+
+def _holds(thing: Any, known: Collection[int], depth: int = 2) -> bool:
+    """Whether a container has a parameter or the ``id`` of one, or holds one that has."""
+    if not depth or not isinstance(thing, dict | list | tuple | set | frozenset):
+        return False
+    if any((item if type(item) is int else id(item)) in known for item in thing):
+        return True
+    return any(_holds(item, known, depth - 1) for item in (thing.values() if isinstance(thing, dict) else thing))
 
 
 def _transplant_step(thing: Any, optimizer_copy: Any, step: types.FunctionType) -> None:

@@ -225,16 +225,15 @@ class Observations:
     names the tensors of the real model that it changed, which have been put back where ``restored``.
     ``clips`` is True where only faint gradients are looked at, since the optimizer clips others. ``clip`` is the norm
     beyond which it does, infinite where the solver has one and nothing is clipped; ``value_clip`` is the bound of each
-    number by itself, and
-    ``clip_scope`` what the norm is of, where it is not that of all gradients: ``each param group``, ``each parameter``,
-    ``unknown``. ``by_weights`` are parameters of which a number moves otherwise beside large weights.
-    ``precision`` is the spacing of numbers near 1 in what the probe tensors are made of. ``stated`` is what each param
-    group says at the first window, ``lr`` and ``weight_decay``, whatever the step makes of them. ``places`` are what
-    the param groups are called, ``metric`` is what a scheduler's ``step`` has to be given, which thus was not called.
-    ``long`` is the window of many steps that a few parameters took part in, if any could; ``kinds`` is of how many
-    kinds of param groups one did, and how many there are. ``gradient_hooks`` are the parameters of which a gradient
-    meets hooks, which were not run either. ``calls`` is how many calls of ``step()`` made one step here, since the
-    optimizer collects gradients itself.
+    number by itself, and ``clip_scope`` what the norm is of, where it is not that of all gradients: ``each param
+    group``, ``each parameter``, ``unknown``; ``clips_decay`` says that it scales weight decay as well. ``by_weights``
+    are parameters of which a number moves otherwise beside large weights. ``precision`` is the spacing of numbers near
+    1 in what the probe tensors are made of. ``stated`` is what each param group says at the first window, ``lr`` and
+    ``weight_decay``, whatever the step makes of them. ``places`` are what the param groups are called, ``metric`` is
+    what a scheduler's ``step`` has to be given, which thus was not called. ``long`` is the window of many steps that a
+    few parameters took part in, if any could; ``kinds`` is of how many kinds of param groups one did, and how many
+    there are. ``gradient_hooks`` are the parameters of which a gradient meets hooks, which were not run either.
+    ``calls`` is how many calls of ``step()`` made one step here, since the optimizer collects gradients itself.
     """
 
     windows: tuple[Window, ...]
@@ -254,6 +253,7 @@ class Observations:
     clip: float | None = None
     value_clip: float | None = None
     clip_scope: str = ""
+    clips_decay: bool = False
     by_weights: tuple[str, ...] = ()
     precision: float = 2.0**-52
     stated: tuple[tuple[float, float], ...] = ()

@@ -140,9 +140,19 @@ def run_long(
     """The movements of a few tensors through a window in which the sequences hold their weights; others take no part.
 
     The second is how many kinds of param groups there are, of each of which a tensor would have to take part.
-    This is ``run_window`` for hundreds of steps, at a cost that no audit shows.
+    This is ``run_window`` for hundreds of steps, at a cost that no audit shows. An optimizer that raises with a part of
+    its parameters alone, as one that clips by the norm of all does, keeps the others.
     """
-    optimizer, made, kinds = _on_a_few(carrier, probed, len(window.sequences), started)
+    try:
+        return _run_long(carrier, probed, window, started, keep=False)
+    except Exception:
+        return _run_long(carrier, probed, window, started, keep=True)
+
+
+def _run_long(
+    carrier: OptimizerCopy, probed: Sequence[Probed], window: Window, started: bool, *, keep: bool
+) -> tuple[dict[int, Movements], int]:
+    optimizer, made, kinds = _on_a_few(carrier, probed, len(window.sequences), started, keep=keep)
     gradients = torch.tensor([sequence.gradients for sequence in window.sequences], dtype=torch.float64).T.contiguous()
     weights = torch.tensor([sequence.weights[0] for sequence in window.sequences], dtype=torch.float64)
     probes = []
@@ -164,22 +174,27 @@ def run_long(
 
 
 def _on_a_few(
-    carrier: OptimizerCopy, probed: Sequence[Probed], numbers: int, started: bool
+    carrier: OptimizerCopy, probed: Sequence[Probed], numbers: int, started: bool, *, keep: bool = False
 ) -> tuple[torch.optim.Optimizer, dict[int, torch.Tensor], int]:
     """A copy of the optimizer that steps a few tensors, one for each kind of param group, and how many kinds there are.
 
-    Groups are of one kind where they say the same.
+    Groups are of one kind where they say the same. Others are removed from the groups, or, with ``keep``, frozen zeros
+    under gradients of zero.
     """
     groups = carrier.optimizer.param_groups
     settings = [repr({name: value for name, value in group.items() if name != "params"}) for group in groups]
     kinds = {settings[one.groups[0]]: one for one in reversed(probed) if one.trains and len(one.groups) == 1}
     few = list(reversed(kinds.values()))[:FEW]
     made = {id(one.tensor): one.probe_tensor(numbers) for one in few}
-    onto = {id(held): held for held in carrier.probe_tensors.values()}
+    others = {key: one.probe_tensor(1) for key, one in zip(carrier.probe_tensors, probed, strict=True)} if keep else {}
+    onto = {id(held): others.get(key, held) for key, held in carrier.probe_tensors.items()}
     onto |= {id(carrier.probe_tensors[key]): tensor for key, tensor in made.items()}
     optimizer = copy_optimizer(carrier.optimizer, carrier.scheduler, onto, started=started).optimizer
+    for other in others.values():
+        other.grad = torch.zeros_like(other)
+        other.requires_grad_(False)
     taking_part = {id(tensor) for tensor in made.values()}
-    for group in optimizer.param_groups:
+    for group in () if keep else optimizer.param_groups:
         group["params"] = [tensor for tensor in group["params"] if id(tensor) in taking_part]
     return optimizer, made, len(kinds)
 

@@ -201,8 +201,17 @@ def _late(late: Mapping[str, Fault], caffes: int, observations: Observations, so
     at = [fault for fault in late.values() if fault.iteration == first]
     seen, due = {fault.seen for fault in at}, {fault.due for fault in at}
     ours = observations.first_change
-    if len(seen) == 1 < len(due) and seen != {0.0}:
-        return f"at iteration {first} the scheduler makes every lr {number(seen.pop())}, whatever its multiplier"
+    if len(seen) == 1 < len(due) and seen != {0.0} and len(observations.stated) > 1:
+        theirs = " and ".join(sorted(map(number, due)))
+        return (
+            f"at iteration {first} the scheduler makes every lr {number(seen.pop())}, whatever its group says; "
+            f"Caffe's are {theirs}"
+        )
+    if solver.iter_size > 1 and _counts_passes(solver, at[0], ours, caffes):
+        return (
+            f"at iteration {first} lr is {number(at[0].seen)}, Caffe's is {number(at[0].due)}: the scheduler counts "
+            f"passes, of which Caffe's iterations have iter_size {solver.iter_size}"
+        )
     if ours is not None and ours < caffes:
         return _too_early(ours, caffes, observations.first_factor, solver)
     if ours is None and observations.followed >= caffes:
@@ -219,8 +228,21 @@ def _late(late: Mapping[str, Fault], caffes: int, observations: Observations, so
     )
 
 
+def _counts_passes(solver: SolverSettings, fault: Fault, ours: int | None, caffes: int) -> bool:
+    """Whether rates are those of a scheduler that is made for a step a pass, ``iter_size`` of them an iteration."""
+    if ours is not None and ours == caffes * solver.iter_size:
+        return True
+    if ours is None or fault.iteration is None or fault.seen is None or not fault.factor:
+        return False
+    done = fault.iteration // solver.iter_size
+    between = sorted(rate(solver.policy, i) for i in (done, done + 1))
+    own = fault.seen / fault.factor
+    return between[0] < between[1] and between[0] * (1 - 1e-6) <= own <= between[1] * (1 + 1e-6)
+
+
 def _too_early(ours: int, caffes: int, factor: float | None, solver: SolverSettings) -> str:
     message = f"the scheduler first changes the rate at iteration {ours}, Caffe's first at iteration {caffes}"
     if factor is None or not close(factor, solver.policy.gamma):
-        return message + ("" if factor is None else f"; it makes it {number(factor)} times what it was")
+        seen = "" if factor is None or number(factor) == "1" else f"; it makes it {number(factor)} times what it was"
+        return message + seen
     return f"{message}: it counts epochs where Caffe counts iterations, or is stepped too often"

@@ -23,7 +23,7 @@ import torch
 from caffe2torch.binding.wrappers import named_tensors
 from caffe2torch.errors import describe
 from caffe2torch.recipe import SolverSettings
-from caffe2torch.verification.clip_bound import REACH, clip_scope, clip_threshold
+from caffe2torch.verification.clip_bound import REACH, clip_scope, clip_threshold, clips_decay
 from caffe2torch.verification.fit import close
 from caffe2torch.verification.follow_scheduler import OutOfReachError, advance, rates_of, setting_of
 from caffe2torch.verification.optimizer_copy import (
@@ -34,6 +34,7 @@ from caffe2torch.verification.optimizer_copy import (
     gradient_hooks,
     group_places,
     metric_of,
+    outside_lookup,
     runs_foreign_code,
     user_hooks,
     without_capturable,
@@ -103,7 +104,10 @@ def observe(
     watched = _Watched(model, keep=runs_foreign_code(optimizer, scheduler))
     with undisturbed(probed):
         try:
-            run.through(windows, optimizer, scheduler, solver.clip_gradients)
+            if outside := outside_lookup(optimizer):
+                run.problem = f"it looks parameters up in {outside}, where no copy of them is: keep it in an attribute"
+            else:
+                run.through(windows, optimizer, scheduler, solver.clip_gradients)
         except Exception as error:  # anything at all may happen inside the user's step(), and it is the finding
             run.problem = describe(error)
             if "closure" in run.problem.lower():
@@ -148,7 +152,7 @@ class _Run:
 
     def __init__(self, probed: Sequence[Probed], start: int, solver: SolverSettings) -> None:
         self.probed = probed
-        self.max_iter = solver.max_iter
+        self.max_iter, self.passes = solver.max_iter, max(solver.iter_size, 1)
         self.at = start
         # Where gradients must stay below a norm, many elements would make each of them too faint to tell much.
         self.elements = PROOF_LEAST
@@ -172,6 +176,7 @@ class _Run:
         self.clip: float | None = None
         self.value_clip: float | None = None
         self.clip_scope = ""
+        self.clips_decay = False
         self.by_weights: set[int] = set()
         self.problem = ""
         self.calls = 1
@@ -270,7 +275,8 @@ class _Run:
             carrier.optimizer, carrier.scheduler, {id(carrier.probe_tensors[key]): made for key, made in onto.items()}
         )
         rates = rates_of(ahead.scheduler)
-        until = min(self.at + SCOUTED, max(SCOUTED_LEAST, *(window.iteration for window in windows)))
+        farthest = max(window.iteration for window in windows) * self.passes  # it may be made for a step a pass
+        until = min(self.at + SCOUTED, max(SCOUTED_LEAST, farthest))
         for iteration in range(self.at + 1, until + 1):
             try:
                 ahead.scheduler.step()
@@ -328,6 +334,8 @@ class _Run:
             with suppress(Exception):  # as one that does not expect a parameter without a gradient
                 self.clip_scope = "unknown"
                 self.clip, self.clip_scope = clip_scope(carrier, self.probed, window, self.clip, self.started)
+        if self.clip and math.isfinite(self.clip) and not self.clip_scope and not self.not_elementwise:
+            self.clips_decay = clips_decay(carrier, self.probed, window, self.clip, self.started)
         return (faint, alone_faintly or moved(faint)) if self.clips else (window, alone)
 
     def _scaled_by(self, carrier: OptimizerCopy, window: Window) -> dict[int, str]:
@@ -423,6 +431,7 @@ class _Run:
             clip=self.clip,
             value_clip=self.value_clip,
             clip_scope=self.clip_scope,
+            clips_decay=self.clips_decay,
             by_weights=tuple(name for name, tensor in tensors if id(tensor) in self.by_weights),
             precision=precision(self.probed),
             stated=self.stated,

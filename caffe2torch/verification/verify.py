@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from caffe2torch.binding.plan import Binding, BoundBlob, Evidence, GroupPlan, Kind, Unclaimed
 from caffe2torch.recipe import Accumulation, Note, Severity, TrainingRecipe
@@ -204,6 +205,7 @@ def _unclaimed(
     """A parameter without a blob: as its user said, where that was said; else it must not train."""
     if left.lr_mult is not None and left.decay_mult is not None:
         judgement, verdict = _held(judge, Multipliers(left.lr_mult, left.decay_mult), seen, observations)
+        judgement = replace(judgement, faults=tuple(map(_as_stated, judgement.faults)))
         if len(seen.groups) == 1 and left.lr_mult != 0 and judgement.observed.lr != 0 and not observations.problem:
             judged[seen.parameter] = judgement
     elif not seen.groups and not seen.requires_grad:
@@ -228,6 +230,12 @@ def _unclaimed(
         verdict=verdict,
         faults=judgement.faults,
     )
+
+
+def _as_stated(fault: Fault) -> Fault:
+    """A fault of a parameter that Caffe has no blob for: it departs from what its user stated."""
+    message = fault.message.replace("Caffe's is", "you stated").replace("Caffe trains it at", "you stated")
+    return replace(fault, message=message.replace("Caffe freezes it", "you stated lr_mult 0"))
 
 
 def _rounded(seen: Effective) -> Effective:

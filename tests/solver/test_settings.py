@@ -289,6 +289,13 @@ def test_an_ordinary_solver_is_not_warned_of(text: str) -> None:
     assert warnings(text) == []
 
 
+def test_a_max_iter_that_ends_at_once_is_named_as_it_was_written() -> None:
+    ending = "Caffe's own train command would stop at once"
+    for written, said in (("", "is not stated"), ("max_iter: 0", "is not above 0")):
+        _, notes = read('net: "n" base_lr: 0.1 lr_policy: "fixed" ' + written)
+        assert f"max_iter {said}: {ending}" in [note.message for note in notes]
+
+
 def test_what_is_not_read_is_noted() -> None:
     _, notes = read(PLAIN + "gamma: 0.1 power: 1 stepsize: 5 stepvalue: 5 momentum2: 0.9 delta: 1")
     assert [(note.where.column if note.where else 0, note.message) for note in notes] == [

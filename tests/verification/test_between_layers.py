@@ -429,7 +429,9 @@ def test_coefficients_of_a_sum_are_factors() -> None:
             y = m.a(x).relu()
             return m.s(joined(y, m.b(y)))
 
-        assert said(found(net, forward, s=nn.Conv2d(4, 2, 1))) == expected
+        check = found(net, forward, s=nn.Conv2d(4, 2, 1))
+        assert said(check) == expected
+        assert [one.name for one in check.differences] == ["b.scaling"] * len(expected)
 
 
 def test_an_output_of_rows_is_no_image_of_one_number() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+from emitted import load
 from mistakes import INPUT, Chain, Port, convolution, named, vgg, vgg_net
 from torch import Tensor, nn
 
 from caffe2torch.auditing import audit
+from caffe2torch.errors import ModelError
+from caffe2torch.translation import translate
 from caffe2torch.verification.report import Check, Report
 
 SOLVER = "base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005 max_iter: 1000 "
@@ -408,3 +411,308 @@ def test_a_step_that_ends_while_its_calls_are_counted_is_judged_by_its_first_one
     report = audited(lambda model: Ending(groups(model), momentum=0.9))
     assert "could not be observed" not in str(report)
     assert "does not step as Caffe's SGD does" in check(report, "update rule").text
+
+
+# Clipping inside step().
+
+CLIPPED = FIXED + "clip_gradients: 5 "
+
+
+class ClippedSGD(torch.optim.SGD):
+    """Clips at ``bound``: its gradients, or with ``decay_first`` what they are with the weight decay."""
+
+    def __init__(self, params: Any, bound: float = 5.0, *, decay_first: bool = False) -> None:
+        super().__init__(params, momentum=0.9)
+        self.bound, self.decay_first = bound, decay_first
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        if self.decay_first:
+            for group in self.param_groups:
+                for p in (p for p in group["params"] if p.grad is not None):
+                    p.grad.add_(p, alpha=group["weight_decay"])
+                group["weight_decay"] = 0.0
+        torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.bound)
+        super().step(closure)
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+@pytest.mark.parametrize(
+    ("solver", "bound", "decay_first", "said"),
+    [
+        (CLIPPED, 5.0, False, ""),
+        (CLIPPED, 5.0, True, "gradients at a norm of 5, and the weight decay with them; Caffe adds the decay after"),
+        (CLIPPED, 2.0, True, "gradients at a norm of 2, and the weight decay with them; Caffe's clip_gradients is 5"),
+        (CLIPPED.replace("0.0005", "0"), 5.0, True, ""),  # no decay that could be scaled
+        (CLIPPED, 1e9, True, "the step does not clip: your loop has to"),  # the clip never acts
+    ],
+)
+def test_a_clip_that_scales_the_decay_differs_and_is_said(
+    solver: str, bound: float, decay_first: bool, said: str
+) -> None:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        given = groups(model)
+        if "weight_decay: 0 " in solver:
+            given[0]["weight_decay"] = 0.0
+        return ClippedSGD(given, bound, decay_first=decay_first)
+
+    report = audited(make, solver)
+    clipping = check(report, "clipping")
+    assert not report.wrong
+    assert report.ok == (clipping.result != "differs") == ("decay" not in said)
+    assert said in clipping.text
+    assert clipping.result != "ok" or clipping.seen == "inside the step, at a norm of 5"
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_late_steps_of_an_optimizer_that_clips_are_looked_at(kind: str, tmp_path: Path) -> None:
+    momentum = " momentum: 0.9" if kind in ("SGD", "Nesterov", "AdaDelta", "Adam") else ""
+    text = f'type: "{kind}" base_lr: 0.01 weight_decay: 0.0005 lr_policy: "fixed" max_iter: 1000 clip_gradients: 5'
+    text += momentum
+    recipe, model = Port(vgg_net(), vgg, groups, text).recipe(tmp_path), vgg()
+    ours = translate(recipe, model=model)
+    emitted = load(ours.source(), f"clipped_{kind}").build_optimizer(model)
+    for report in (ours.report, audit(recipe, model, emitted)):
+        assert report.ok, str(report)
+        assert not [note.message for note in report.notes if "not looked at" in note.message]
+
+
+def test_what_an_optimizer_that_needs_all_parameters_does_late_is_seen(tmp_path: Path) -> None:
+    recipe, model = Port(vgg_net(), vgg, groups, CLIPPED).recipe(tmp_path), vgg()
+    ours = load(translate(recipe, model=model).source(), "clipped").build_optimizer(model)
+
+    class Forgetting(type(ours)):  # type: ignore[misc]  # the class of an optimizer is known when it is made
+        """Loses its history at step 100."""
+
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            if self.calls == 100:
+                self.state.clear()
+            return super().step(closure)
+
+    ours.__class__ = Forgetting
+    report = audit(recipe, model, ours)
+    assert "from step 100 on it moves otherwise than before" in check(report, "update rule").text
+
+
+# Multipliers that an optimizer finds by the parameter.
+
+
+class Table(NamedTuple):
+    """Parameters of twice the rate, however they are kept."""
+
+    twice: Any
+
+
+class LookedUp(torch.optim.SGD):
+    """Finds rate and decay of each parameter in what ``keep`` made of them, and takes ``id`` for the keys."""
+
+    def __init__(self, model: nn.Module, keep: Callable[[list[Any]], Any], *, by_id: bool = True) -> None:
+        super().__init__(model.parameters(), lr=0.01, momentum=0.9)
+        self.key: Callable[[Tensor], Any] = id if by_id else lambda p: p
+        self.kept = keep([self.key(p) for p in named(model, lambda name: name.endswith("bias"))])
+
+    def twice(self, p: Tensor) -> bool:
+        kept = self.kept.twice if isinstance(self.kept, Table) else self.kept
+        return any(self.key(p) is one or (isinstance(one, int) and one == self.key(p)) for one in kept)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            twice = self.twice(p)
+            history = self.state[p].setdefault("history", torch.zeros_like(p))
+            history.mul_(0.9).add_(p.grad if twice else p.grad + 0.0005 * p, alpha=0.02 if twice else 0.01)
+            p.sub_(history)
+
+
+KEPT: dict[str, Callable[[list[Any]], Any]] = {
+    "keys of a dict": lambda keys: dict.fromkeys(keys, 2.0),
+    "a set": set,
+    "a frozenset": frozenset,
+    "a list": list,
+    "a tuple": tuple,
+    "a set in a named tuple": lambda keys: Table(set(keys)),
+}
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+def test_multipliers_kept_by_parameter_or_by_its_id_are_found_for_the_copies(keep: Any, by_id: bool) -> None:
+    assert audited(lambda model: LookedUp(model, keep, by_id=by_id)).ok
+    none = audited(lambda model: LookedUp(model, lambda keys: keep(keys[:1]), by_id=by_id))
+    assert [row.name for row in none.wrong] == ["conv2.bias", "score.bias"]
+
+
+TWICE: set[int] = set()
+
+
+def is_twice(p: Tensor) -> bool:
+    return id(p) in TWICE
+
+
+class LookedUpOutside(LookedUp):
+    """Finds them in a variable of the module."""
+
+    def twice(self, p: Tensor) -> bool:
+        return is_twice(p)
+
+
+class LookedUpInTheClass(LookedUp):
+    """Finds them in an attribute of the class."""
+
+    known: ClassVar[dict[Tensor, float]] = {}
+
+    def twice(self, p: Tensor) -> bool:
+        return p in self.known
+
+
+def looked_up_around(model: nn.Module) -> torch.optim.Optimizer:
+    biases = {id(p): 2.0 for p in named(model, lambda name: name.endswith("bias"))}
+
+    class Around(LookedUp):
+        def twice(self, p: Tensor) -> bool:
+            return id(p) in biases
+
+    return Around(model, list)
+
+
+def looked_up_outside(model: nn.Module) -> torch.optim.Optimizer:
+    TWICE.clear()
+    TWICE.update(id(p) for p in named(model, lambda name: name.endswith("bias")))
+    return LookedUpOutside(model, list)
+
+
+def looked_up_in_the_class(model: nn.Module) -> torch.optim.Optimizer:
+    LookedUpInTheClass.known.update(dict.fromkeys(named(model, lambda name: name.endswith("bias")), 2.0))
+    return LookedUpInTheClass(model, list)
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (looked_up_around, "biases"),
+        (looked_up_outside, "TWICE"),
+        (looked_up_in_the_class, "LookedUpInTheClass.known"),
+    ],
+)
+def test_of_multipliers_kept_where_no_copy_is_found_nothing_is_claimed(make: Any, place: str) -> None:
+    report = audited(make)
+    (cause,) = report.causes
+    assert f"could not be observed: it looks parameters up in {place}, where no copy of them is" in cause.message
+    assert all(row.observed.lr is None for row in report.rows)
+
+
+def test_a_rule_by_the_number_of_axes_is_seen() -> None:
+    class Decaying(torch.optim.SGD):
+        """Decays what has several axes, as many ports do, at ``decay``."""
+
+        def __init__(self, params: Any, decay: float) -> None:
+            super().__init__(params, momentum=0.9)
+            self.decay = decay
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for p in (p for group in self.param_groups for p in group["params"]):
+                if p.ndim > 1:
+                    p.grad.add_(p, alpha=self.decay)
+            super().step(closure)
+
+    def made(decay: float) -> Report:
+        return audited(lambda model: Decaying([{**group, "weight_decay": 0.0} for group in groups(model)], decay))
+
+    assert made(0.0005).ok
+    assert {row.role for row in (row.blob for row in made(0.001).wrong)} == {"weight"}
+
+
+# What is said of a run.
+
+
+def schedule_of(solver: str, scheduler: Callable[[Any], Any], **options: Any) -> str:
+    return check(
+        audited(lambda model: torch.optim.SGD(groups(model), momentum=0.9), solver, scheduler, **options),
+        "rate schedule",
+    ).text
+
+
+@pytest.mark.parametrize(
+    ("policy", "scheduler"),
+    [
+        ('lr_policy: "step" gamma: 0.1 stepsize: 100', lambda o: torch.optim.lr_scheduler.StepLR(o, 400)),
+        ('lr_policy: "poly" power: 0.9', lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 4000, power=0.9)),
+    ],
+)
+def test_a_scheduler_made_for_a_step_a_pass_is_named(policy: str, scheduler: Callable[[Any], Any]) -> None:
+    said = schedule_of(SOLVER + policy + " iter_size: 4", scheduler, accumulation="mean")
+    assert "the scheduler counts passes, of which Caffe's iterations have iter_size 4" in said
+
+
+def test_a_scheduler_that_never_changes_counts_no_passes() -> None:
+    policy = 'lr_policy: "step" gamma: 0.1 stepsize: 100 iter_size: 4'
+    said = schedule_of(SOLVER + policy, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0), accumulation="mean")
+    assert "the scheduler leaves the rate as it is" in said
+
+
+def test_the_rate_of_a_single_group_is_said_beside_caffes_and_a_factor_near_one_is_not_said() -> None:
+    policy = 'lr_policy: "step" gamma: 0.1 stepsize: 100'
+
+    def one_group(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005)
+
+    report = audited(one_group, SOLVER + policy, lambda o: torch.optim.lr_scheduler.StepLR(o, 100, 0.2))
+    assert "at iteration 100 lr is 0.002, Caffe's is 0.001" in check(report, "rate schedule").text
+    slowly = schedule_of(SOLVER + policy, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10**7))
+    assert "1 times what it was" not in slowly
+
+
+def test_what_lightning_returns_is_refused_with_what_to_give() -> None:
+    def as_dict(model: nn.Module) -> Any:
+        return {"optimizer": torch.optim.SGD(groups(model), momentum=0.9)}
+
+    with pytest.raises(ModelError, match="the optimizer is a dict") as refused:
+        audited(as_dict)
+    assert 'configure_optimizers() returns give its "optimizer"' in str(refused.value)
+    with pytest.raises(ModelError, match="the optimizer is a list") as refused:
+        audited(lambda model: ([torch.optim.SGD(groups(model), momentum=0.9)], []))  # type: ignore[arg-type,return-value]  # what is refused
+    assert "give the first as the optimizer, the second as the scheduler" in str(refused.value)
+
+
+def test_what_is_wrong_with_several_is_said_of_several() -> None:
+    def without_biases(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups(model)[:1], momentum=0.9)
+
+    def frozen(model: nn.Module) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(groups(model), momentum=0.9)
+        for weight in made.param_groups[0]["params"][:2]:
+            weight.requires_grad_(False)
+        return made
+
+    assert audited(without_biases).causes[0].message.endswith("biases: no param group holds them")
+    said = "they are frozen, their requires_grad is False; Caffe trains them at lr 0.01"
+    assert said in audited(frozen).causes[0].message
+
+
+def test_a_stated_multiplier_is_the_users_and_not_caffes() -> None:
+    model = vgg()
+    model.register_parameter("extra", nn.Parameter(torch.zeros(2)))
+    optimizer = torch.optim.SGD([*groups(model), {"params": [model.extra], "lr": 0.02}], momentum=0.9)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Port(vgg_net(), vgg, groups, FIXED).recipe(Path(folder))
+    report = audit(recipe, model, optimizer, unclaimed={"extra": (1.0, 0.0)})
+    assert report.wrong[0].reason == "lr is 0.02, you stated 0.01 (2 times as much)"
+    held = audit(recipe, model, optimizer, unclaimed={"extra": (0.0, 0.0)})
+    assert held.wrong[0].reason == "it is trained at lr 0.02; you stated lr_mult 0"
+
+
+def test_how_many_parameters_there_are_does_not_count_buffers(tmp_path: Path) -> None:
+    net = INPUT + convolution("conv1", "data", 3) + 'layer { name: "bn" type: "BatchNorm" bottom: "conv1" top: "bn" }'
+    model = Chain(conv1=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3, affine=False))
+    recipe = Port(net, vgg, groups, FIXED).recipe(tmp_path)
+    assert "5 blobs, 2 parameters" in str(audit(recipe, model, torch.optim.SGD(groups(model), momentum=0.9)))
+    assert "all 2 parameters: lr 10 times as much" in [
+        cause.message for cause in audit(recipe, model, torch.optim.SGD(groups(model, 10), momentum=0.9)).causes
+    ]

@@ -82,7 +82,7 @@ def test_a_parameter_without_a_blob_must_be_meant() -> None:
     assert wrong(unmeant) == {"extra.weight": "mismatch"}
     assert unmeant.wrong[0].reason == "no blob of the net stands for it, and the optimizer trains it"
     other = report_with([], (Unclaimed("extra.weight", (1,), 2.0, 1.0),), torch.nn.PReLU())
-    assert other.wrong[0].reason == "lr is 0.1, Caffe's is 0.2 (2 times too small)"
+    assert other.wrong[0].reason == "lr is 0.1, you stated 0.2 (2 times too small)"
     model, meant = SmallNet(), SmallNet()
     for one, frozen in ((model, True), (meant, False)):
         one.extra = torch.nn.PReLU()
