@@ -12,7 +12,7 @@ from caffe2torch.binding.graph import Unit
 from caffe2torch.binding.names import names_of, toml_line
 from caffe2torch.binding.net_graph import layers_with_blobs
 from caffe2torch.binding.patterns import quoted
-from caffe2torch.binding.plan import Binding, BoundBlob, Kind
+from caffe2torch.binding.plan import Binding, BoundBlob, Kind, Unclaimed
 from caffe2torch.binding.tensor_matching import Assignment
 from caffe2torch.binding.typed import Advice, written
 from caffe2torch.wording import shape_text
@@ -56,10 +56,16 @@ def draft(attempt: Attempt, advice: Sequence[Advice]) -> str:
         Binding(
             model.name,
             tuple(
-                BoundBlob(recipe.blobs[number], Kind.PARAMETER, str(one.tensor.key), one.evidence)
+                BoundBlob(
+                    recipe.blobs[number],
+                    Kind.PARAMETER if one.tensor.trained else Kind.BUFFER,
+                    str(one.tensor.key),
+                    one.evidence,
+                )
                 for number, one in sorted(assignment.blobs.items())
                 if one.tensor is not None and not {recipe.blobs[number].layer} & (places.keys() | tied.keys())
             ),
+            tuple(Unclaimed(name, shape) for name, (shape, _) in attempt.left.items()),
         )
     )
     layers, parts = layers_with_blobs(recipe), {part for unit in attempt.net.units for part in unit.parts}
