@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,19 @@ class Marks:
             and not (_every(other, theirs) is None and _every(other, self.unknown[1]))
             for mine, theirs in (*self.kinds, self.inputs)
         )
+
+    def ranks(self, net: Sequence[Unit], model: Sequence[Unit]) -> Iterator[tuple[list[int], list[int]]]:
+        """For each kind of which all these differ, on either side: which place each has from the least to the most.
+
+        A pyramid of other dilations still has the least where the net has its least.
+        """
+        for mine, theirs in self.kinds:
+            sides = [[_every(unit, side) for unit in units] for units, side in ((net, mine), (model, theirs))]
+            if any(None in side or len(set(side)) < len(side) for side in sides) or set(sides[0]) == set(sides[1]):
+                continue
+            with contextlib.suppress(TypeError):  # names of functions, say, beside sizes
+                first, second = ([sorted(side).index(mark) for mark in side] for side in sides)  # type: ignore[type-var]
+                yield first, second
 
 
 def _every(unit: Unit, side: Side) -> Hashable:

@@ -341,16 +341,31 @@ class _Isomorphism:
             self.graphs, self.colours = start
             return True
         before = self.graphs, self.colours
-        ties = {one: others for ones, others in self._ties() for one in ones}
+        ties = list(self._ties())
         if not ties or not self._take_order():
             return False
         same = self._same()
-        net, model = (graph.wiring.units for graph in self.graphs)
-        for one, others in ties.items():
-            differing = {other: marks.differing(net[one], model[other]) for other in others}
-            least = min(differing[other] for other in same[one])
-            if named[one].isdisjoint(same[one]) if named[one] else least > min(differing.values()):
-                self.graphs, self.colours = before
+        if any(self._disputed(tie, named, same, marks) for tie in ties):
+            self.graphs, self.colours = before
+            return True
+        return False
+
+    def _disputed(self, tie: Tie, named: Mapping[int, set[int]], same: Sequence[set[int]], marks: Marks) -> bool:
+        """Whether names, or other candidates that differ in less, speak against what units are the ``same``."""
+        net, model = (
+            [graph.wiring.units[number] for number in side] for graph, side in zip(self.graphs, tie, strict=True)
+        )
+        ranks = list(marks.ranks(net, model))
+        for place, one in enumerate(tie[0]):
+            if named[one]:
+                if named[one].isdisjoint(same[one]):
+                    return True
+                continue
+            differing = {
+                other: marks.differing(net[place], model[at]) + sum(ours[place] != theirs[at] for ours, theirs in ranks)
+                for at, other in enumerate(tie[1])
+            }
+            if min(differing[other] for other in same[one]) > min(differing.values()):
                 return True
         return False
 

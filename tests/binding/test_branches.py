@@ -67,8 +67,14 @@ def test_other_dilations_in_the_same_order_are_no_other_branches() -> None:
     assert not rivals_of(binding)
 
 
-def test_dilations_that_partly_agree_in_another_place_leave_the_branches_open() -> None:
-    assert rivals_of(bind(pyramid((1, 2, 4)), Pyramid((2, 4, 8)))) == {"d1", "d2", "d4"}
+@pytest.mark.parametrize(("other", "open_ones"), [((2, 4, 8), set()), ((4, 8, 2), {"d1", "d2", "d4"})])
+def test_other_dilations_in_another_order_leave_the_branches_open(other: tuple[int, ...], open_ones: set[str]) -> None:
+    assert rivals_of(bind(pyramid((1, 2, 4)), Pyramid(other))) == open_ones
+
+
+@pytest.mark.parametrize(("other", "open_ones"), [((3, 5, 6), set()), ((6, 5, 3), {"d1", "d2", "d4"})])
+def test_the_least_of_other_dilations_is_the_least(other: tuple[int, ...], open_ones: set[str]) -> None:
+    assert rivals_of(bind(pyramid((1, 2, 4)), Pyramid(other))) == open_ones
 
 
 def two_inputs(join: str = "Concat") -> NetRecipe:
