@@ -245,4 +245,4 @@ def _too_early(ours: int, caffes: int, factor: float | None, solver: SolverSetti
     if factor is None or not close(factor, solver.policy.gamma):
         seen = "" if factor is None or number(factor) == "1" else f"; it makes it {number(factor)} times what it was"
         return message + seen
-    return f"{message}: it counts epochs where Caffe counts iterations, or is stepped too often"
+    return f"{message}: it may count epochs where Caffe counts iterations, or be stepped too often"
