@@ -61,6 +61,15 @@ class Marks:
             for mine, theirs in (*self.kinds, self.inputs)
         )
 
+    def unread(self, net: Sequence[Unit], model: Sequence[Unit]) -> bool:
+        """Whether something that tells these units of the net apart could be read of none of the model."""
+        if not all(_every(unit, self.unknown[1]) for unit in model):
+            return False
+        return any(
+            len({_every(unit, mine) for unit in net}) == len(net) and not any(_every(unit, theirs) for unit in model)
+            for mine, theirs in self.kinds
+        )
+
     def ranks(self, net: Sequence[Unit], model: Sequence[Unit]) -> Iterator[tuple[list[int], list[int]]]:
         """For each kind of which all these differ, on either side: which place each has from the least to the most.
 

@@ -355,6 +355,8 @@ class _Isomorphism:
         net, model = (
             [graph.wiring.units[number] for number in side] for graph, side in zip(self.graphs, tie, strict=True)
         )
+        if marks.unread(net, model) and not all(named[one] for one in tie[0]):
+            return True
         ranks = list(marks.ranks(net, model))
         for place, one in enumerate(tie[0]):
             if named[one]:

@@ -228,7 +228,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self.within[_memory(result)] = result, chain
         elif source is not None:
             self.know(result, source, chain)
-            self.part[_memory(result)] = self._part(x)
+            self.part[_memory(result)] = self._part(x, _memory(x))
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -383,17 +383,19 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         return name if size == tensor.numel() else None
 
     def _given(self, tensor: Tensor) -> _Given | None:
-        source = self.source.get(_memory(tensor))
+        memory = _memory(tensor)
+        source = self.source.get(memory)
         if not isinstance(source, int):
             return None
-        return _Given(source, self._chain_at(tensor) or (), tuple(tensor.shape), *self._part(tensor))
+        chain = self._chain_at(tensor) if memory in self.views else self.chain.get(memory)
+        return _Given(source, chain or (), tuple(tensor.shape), *self._part(tensor, memory))
 
-    def _part(self, tensor: Tensor) -> _Part:
+    def _part(self, tensor: Tensor, memory: int) -> _Part:
         """The inputs that the numbers are made from, and where in what their node gives they begin."""
-        given, begins = self.part.get(_memory(tensor), _WHOLE)
-        rest, found = int(tensor.storage_offset()), list[tuple[int, int]]()
+        part, rest = self.part.get(memory, _WHOLE), int(tensor.storage_offset())
         if not rest:
-            return given, begins
+            return part
+        (given, begins), found = part, list[tuple[int, int]]()
         for axis, stride in sorted(enumerate(tensor.stride()), key=lambda item: -item[1]):
             if stride and rest >= stride:
                 found.append((axis, int(rest // stride)))

@@ -293,6 +293,29 @@ def test_what_could_not_be_read_disputes_the_order(how: str) -> None:
     assert rivals_of(bind(recipe, Port())) == {"a", "b"}
 
 
+def test_what_tells_the_nets_branches_apart_and_was_not_read_of_the_models_disputes_the_order() -> None:
+    text = conv("s", "data", 4)
+    for name, window in (("a", 3), ("b", 5)):
+        settings = f"pooling_param {{ pool: AVE kernel_size: {window} stride: {window} }}"
+        text += layer("Pooling", f"{name}p", "s", f"{name}p", settings) + conv(name, f"{name}p", 4)
+        text += layer("Pooling", f"{name}g", name, f"{name}g", "pooling_param { pool: AVE global_pooling: true }")
+    recipe = recipe_of(IMAGE, text, layer("Concat", "j", "ag bg"), conv("out", "j", 2, 1))
+
+    class Port(Streams):
+        def __init__(self) -> None:
+            super().__init__()
+            self.s, self.l, self.r = (nn.Conv2d(n, 4, 3, padding=1) for n in (3, 4, 4))
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.s(image)  # 8 numbers by 3 or 5: windows of several sizes
+            ends = [nn.functional.adaptive_avg_pool2d(x, size) for size in (5, 3)]
+            parts = [part(end).mean((2, 3), keepdim=True) for part, end in zip((self.r, self.l), ends, strict=True)]
+            result: Tensor = self.head(torch.cat(parts, 1))
+            return result
+
+    assert rivals_of(bind(recipe, Port())) == {"a", "b"}
+
+
 def test_names_and_order_together_outweigh_a_setting() -> None:
     text = conv("l", "data", 4) + layer("ReLU", "rl", "l", "l") + conv("r", "data", 4)
     recipe = recipe_of(IMAGE, text, layer("Concat", "j", "l r"), conv("head", "j", 2, 1))
